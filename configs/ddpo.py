@@ -1,0 +1,115 @@
+"""DDPO on the embedded `shapes` model (Black et al. 2023, arXiv:2305.13301).
+
+  python -m jaxalign.main --config=configs/ddpo.py --workdir=runs/ddpo
+
+Not yet run.
+
+Variants, `--config=configs/ddpo.py:NAME`:
+  long       ten times the iterations
+  quicktest  two iterations in seconds, to see that everything works
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+  config = config_dict.ConfigDict()
+  config.flow = "align"
+  config.seed = 0
+  config.num_iterations = 30
+
+  # "shapes", a folder in the diffusers layout, or a hub id.
+  config.model = config_dict.ConfigDict({"path": "shapes"})
+  config.lora = config_dict.ConfigDict({
+    "rank": 8,  # 0 trains every parameter
+    "alpha": 8.0,  # the adapter counts alpha / rank times
+    # Layers to adapt: a regular expression over their slash-joined paths.
+    "targets": r"(to_q|to_k|to_v|to_out_0)$",
+  })
+
+  config.process = config_dict.ConfigDict({
+    "transition": "ddim",
+    "num_steps": 10,
+    "eta": 1.0,  # 1 is the ancestral sampler; 0 has no density and cannot be trained
+  })
+  config.guidance = config_dict.ConfigDict({"scale": 3.0})  # in rollout and update alike; 1 is none
+
+  config.data = config_dict.ConfigDict({"source": "shapes/train"})
+
+  # All sizes are global and per iteration.
+  config.batch = config_dict.ConfigDict({
+    "num_prompts": 16,
+    "images_per_prompt": 8,
+    "microbatch": 32,  # images per rollout program, transitions per gradient slice
+    "updates_per_epoch": 2,  # optimizer steps per pass over the images
+    "num_epochs": 1,  # passes over the images
+    "timestep_fraction": 0.5,  # share of each trajectory's steps that is trained
+  })
+
+  # Built-in names, or your own function as "package.module:function".
+  config.reward = config_dict.ConfigDict({
+    "names": ("shapes",),
+    "weights": (1.0,),
+    "kwargs": {},  # by name, for the rewards that take any
+    "normalize": "none",  # or "batch": each to mean 0 and std 1 before it is weighted
+  })
+  config.reward_pool = config_dict.ConfigDict({"num_threads": 1})
+
+  # per_prompt, group, group_global_std, batch or leave_one_out, each with its own fields.
+  config.advantage = config_dict.ConfigDict({
+    "name": "group_global_std",
+    "epsilon": 1e-4,
+    "limit": 5.0,  # advantages are clipped to this
+  })
+
+  config.method = config_dict.ConfigDict({
+    "name": "ddpo",
+    "clip_range": 1e-4,  # of the ratio of log-probabilities averaged over latent dimensions
+  })
+
+  config.optim = config_dict.ConfigDict({
+    "learning_rate": 1e-3,
+    "max_grad_norm": 1.0,
+    "weight_decay": 1e-4,
+    "b1": 0.9,
+    "b2": 0.999,
+    "epsilon": 1e-8,
+  })
+  config.ema_decay = 0.0  # 0 keeps no average
+
+  # Rollout and update may disagree about a log-probability by no more than this.
+  config.exactness = config_dict.ConfigDict({"max_log_prob_gap": 1e-5})
+
+  config.evaluation = config_dict.ConfigDict({
+    "source": "shapes/held_out",
+    "num_images": 192,
+    "rewards": ("shapes", "shapes_correct"),
+    "seed": 1234,
+    "every": 0,  # iterations; 0 evaluates at the end only
+  })
+  config.samples = config_dict.ConfigDict({"every": 10, "num_images": 16})
+  config.checkpoint = config_dict.ConfigDict({"every": 5, "keep": 2})
+  config.log = config_dict.ConfigDict({"wandb_project": ""})  # "" does not log there
+
+  return VARIANTS[variant](config)
+
+
+def _long(config):
+  config.num_iterations = 300
+  config.evaluation.every = 25
+  config.samples.every = 50
+  config.checkpoint.every = 25
+  return config
+
+
+def _quicktest(config):
+  config.num_iterations = 2
+  config.process.num_steps = 4
+  config.batch.update({"num_prompts": 2, "images_per_prompt": 2, "microbatch": 2})
+  config.evaluation.num_images = 4
+  config.samples.update({"every": 1, "num_images": 2})
+  config.checkpoint.every = 1
+  return config
+
+
+VARIANTS = {"": lambda config: config, "long": _long, "quicktest": _quicktest}

@@ -1,0 +1,134 @@
+"""The batch algebra of a run, solved once: images, microbatches, updates, slices."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+
+class BatchPlan(NamedTuple):
+  """Every count that follows from the config. All are global and per iteration.
+
+  images:            sampled images, `num_prompts * images_per_prompt`.
+  num_prompts:       different prompts among them.
+  images_per_prompt: the group size.
+  microbatch:        images in one call of the rollout, and transitions in one gradient slice.
+  microbatches:      rollout calls.
+  images_per_update: images whose trajectories one optimizer step sees.
+  timesteps:         trained steps of each trajectory, out of the S sampled ones.
+  slices:            gradient slices that one optimizer step accumulates.
+  num_epochs:        passes over the images.
+  updates:           optimizer steps.
+  """
+
+  images: int
+  num_prompts: int
+  images_per_prompt: int
+  microbatch: int
+  microbatches: int
+  images_per_update: int
+  timesteps: int
+  slices: int
+  num_epochs: int
+  updates: int
+
+  def describe(self, num_steps: int) -> str:
+    """Two lines for the start of a run."""
+    return (
+      f"rollout: {self.images} images = {self.num_prompts} prompts x {self.images_per_prompt}, "
+      f"in {self.microbatches} microbatches of {self.microbatch}\n"
+      f"update:  {self.updates} optimizer steps, each on {self.images_per_update} images x "
+      f"{self.timesteps} of {num_steps} timesteps, in {self.slices} slices of {self.microbatch}"
+    )
+
+
+def solve(
+  *,
+  num_prompts: int,
+  images_per_prompt: int,
+  microbatch: int,
+  updates_per_epoch: int,
+  num_epochs: int,
+  timestep_fraction: float,
+  num_steps: int,
+) -> BatchPlan:
+  """Solves the plan, or raises ValueError naming the field to change and values that fit."""
+  for name, value in (
+    ("num_prompts", num_prompts),
+    ("images_per_prompt", images_per_prompt),
+    ("microbatch", microbatch),
+    ("updates_per_epoch", updates_per_epoch),
+    ("num_epochs", num_epochs),
+  ):
+    if value < 1:
+      raise ValueError(f"config.batch.{name}: expected at least 1, got {value}")
+  if not 0.0 < timestep_fraction <= 1.0:
+    raise ValueError(
+      f"config.batch.timestep_fraction: expected a fraction in (0, 1], got {timestep_fraction}"
+    )
+  images = num_prompts * images_per_prompt
+  if images % (microbatch * updates_per_epoch):
+    raise ValueError(
+      f"config.batch: {images} images ({num_prompts} prompts x {images_per_prompt}) do not split "
+      f"into {updates_per_epoch} updates of whole microbatches of {microbatch}; "
+      f"{_fitting(images, microbatch, updates_per_epoch)}"
+    )
+  images_per_update = images // updates_per_epoch
+  timesteps = max(1, round(timestep_fraction * num_steps))
+  return BatchPlan(
+    images=images,
+    num_prompts=num_prompts,
+    images_per_prompt=images_per_prompt,
+    microbatch=microbatch,
+    microbatches=images // microbatch,
+    images_per_update=images_per_update,
+    timesteps=timesteps,
+    slices=images_per_update // microbatch * timesteps,
+    num_epochs=num_epochs,
+    updates=updates_per_epoch * num_epochs,
+  )
+
+
+def _fitting(images: int, microbatch: int, updates_per_epoch: int) -> str:
+  """Values that do split: of the microbatch if any, else of the updates with one microbatch."""
+  microbatches = _factors(images, updates_per_epoch)
+  if microbatches:
+    return f"microbatch can be one of {microbatches}"
+  nearest = math.gcd(images, microbatch)
+  updates = _factors(images, nearest)
+  also = "" if nearest == microbatch else f" with microbatch {nearest}"
+  return f"updates_per_epoch can be one of {updates}{also}"
+
+
+def _factors(images: int, other: int) -> list[int]:
+  return [value for value in range(1, images + 1) if images % (value * other) == 0]
+
+
+class Selection(NamedTuple):
+  """The transitions of one optimizer step: which image, and which step of its trajectory.
+
+  index, i: int32 `[slices, microbatch]`.
+  """
+
+  index: np.ndarray
+  i: np.ndarray
+
+
+def selections(plan: BatchPlan, num_steps: int, seed: int, iteration: int) -> list[Selection]:
+  """The shuffled transitions of every optimizer step of an iteration.
+
+  Images are shuffled anew in each epoch, and the timesteps of each image independently, of which
+  the first `plan.timesteps` are trained (the order of ddpo-pytorch). A pure function of the seed
+  and the iteration.
+  """
+  rng = np.random.default_rng([seed, iteration, 1])  # apart from the stream that draws prompts
+  result = []
+  for _ in range(plan.num_epochs):
+    order = rng.permutation(plan.images).astype(np.int32)
+    for part in np.split(order, plan.images // plan.images_per_update):
+      steps = np.stack([rng.permutation(num_steps)[: plan.timesteps] for _ in part])
+      index = np.repeat(part.reshape(-1, 1, plan.microbatch), plan.timesteps, axis=1)
+      steps = steps.reshape(-1, plan.microbatch, plan.timesteps).transpose(0, 2, 1)
+      shape = (plan.slices, plan.microbatch)
+      result.append(Selection(index.reshape(shape), steps.reshape(shape).astype(np.int32)))
+  return result

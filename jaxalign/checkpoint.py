@@ -1,0 +1,60 @@
+"""Checkpoints of the whole training state, through orbax."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Manager:
+  """Saves and restores the state of a run; a checkpoint is complete or absent, never half written.
+
+  Args:
+    workdir: the run's folder; checkpoints go to `workdir/checkpoints/<step>`.
+    every: save after each `every` iterations (and whenever `save` is called with force).
+    keep: how many of the newest to keep.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
+    options = ocp.CheckpointManagerOptions(
+      save_interval_steps=every, max_to_keep=keep, create=True, enable_async_checkpointing=True
+    )
+    self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+  def restore_latest(self, state: Any) -> Any:
+    """The newest checkpoint, shaped and placed like `state`; `state` itself if there is none."""
+    step = self._manager.latest_step()
+    if step is None:
+      return state
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    try:
+      return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    except (ValueError, KeyError, FileNotFoundError) as error:
+      first_line = str(error).strip().splitlines()[0]
+      raise ValueError(
+        f"checkpoint {self._manager.directory / str(step)} does not fit this run: {first_line}\n"
+        "It was written by another version or damaged; delete that folder to use the one before."
+      ) from error
+
+  def save(self, step: int, state: Any, *, force: bool = False) -> None:
+    """Saves in the background if `step` is due, or at once with `force`."""
+    if self._manager.latest_step() != step:
+      self._manager.save(step, args=ocp.args.StandardSave(state), force=force)
+
+  def close(self) -> None:
+    """Waits for pending writes."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def read_latest(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
+  """The newest checkpoint as `(step, nested dict of arrays)`, without a state to shape it by."""
+  folder = (workdir / "checkpoints").absolute()
+  step = None
+  if folder.is_dir():
+    with ocp.CheckpointManager(folder) as manager:
+      step = manager.latest_step()
+      if step is not None:
+        return step, manager.restore(step, args=ocp.args.StandardRestore())
+  raise ValueError(f"expected a checkpoint in {folder}, found none: has the run saved one yet?")

@@ -1,0 +1,37 @@
+"""Checks that turn a user's mistake into a message before anything expensive starts."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+def check_call(what: str, function: Callable, /, *args: Any, **kwargs: Any) -> None:
+  """Raises ValueError unless `function(*args, **kwargs)` fits its signature; does not call it.
+
+  A misspelt key is found here, at the start, and not after the first rollout.
+  """
+  signature = inspect.signature(function)
+  try:
+    signature.bind(*args, **kwargs)
+  except TypeError as error:
+    keys = list(signature.parameters)[len(args) :]
+    hint = "".join(closest(key, keys) for key in kwargs if key not in keys)
+    accepted = f"; valid keys: {', '.join(keys) or 'none'}"
+    raise ValueError(f"{what}: {error}{hint}{accepted}") from error
+
+
+def call_section(config: Mapping[str, Any], name: str, function: Callable, /, **given: Any) -> Any:
+  """`function(**given, **config[name])`: the section of a config goes to the one that owns it.
+
+  Raises ValueError naming the section, the key and its near miss if the two do not fit.
+  """
+  section = dict(config[name])
+  check_call(f"config.{name}", function, **given, **section)
+  return function(**given, **section)
+
+
+def closest(word: str, options: Iterable[str]) -> str:
+  """`; did you mean "..."?` for the nearest of the options, or nothing if none is near."""
+  matches = difflib.get_close_matches(word, list(options), n=1)
+  return f'; did you mean "{matches[0]}"?' if matches else ""

@@ -1,0 +1,1 @@
+"""Prompts, as records that rewards and metrics can read."""

@@ -1,0 +1,369 @@
+"""Step tables: what a schedule becomes once "S steps" is decided.
+
+Diffusion (alpha_t^2 + sigma_t^2 = 1, integer timesteps) and rectified flow (alpha_t = 1 - sigma_t)
+both end in a `StepTable`, so nothing above this file asks which one it has. Grids follow the
+schedulers of diffusers exactly, their rounding to float32 included.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.types import Array, expand_to
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepTable:
+  """The S reverse steps t -> s of a sampler, from noise to data; every field is float32 `[S]`.
+
+  `table[i]` has scalar fields for an int, `[B]` fields for an int32 array `[B]`, and is a shorter
+  table for a slice. x_t = alpha_t x_0 + sigma_t eps, and the same with s.
+  """
+
+  t: Array  # the time the network sees: 0..T-1 for diffusion, 1000 * sigma_t for flow
+  alpha_t: Array
+  sigma_t: Array
+  alpha_s: Array
+  sigma_s: Array
+  # Multiplies the transition's eta or noise_level: 1 as configured, 0 makes the step deterministic.
+  noise_scale: Array
+
+  @property
+  def num_steps(self) -> int:
+    return self.t.shape[0]
+
+  def __getitem__(self, i: Any) -> "StepTable":
+    traced = isinstance(i, jax.Array)  # numpy refuses a traced index
+    return jax.tree.map(lambda field: (jnp.asarray(field) if traced else field)[i], self)
+
+
+def add_noise(x_0: Array, eps: Array, alpha_t: Array, sigma_t: Array) -> Array:
+  """x_t = alpha_t x_0 + sigma_t eps, for `[B, *D]` arrays and scalar or `[B]` coefficients."""
+  return expand_to(alpha_t, x_0) * x_0 + expand_to(sigma_t, x_0) * eps
+
+
+# Diffusion grids
+
+
+def ddpm_alphas_cumprod(
+  *,
+  num_train_timesteps: int,
+  beta_start: float,
+  beta_end: float,
+  beta_schedule: str,
+  rescale_betas_zero_snr: bool = False,
+) -> np.ndarray:
+  """alpha_t^2 for t = 0..T-1, float32 `[T]`: the product of 1 - beta up to and including t.
+
+  `linear` is Ho et al. 2020 (arXiv:2006.11239), `scaled_linear` is linear in sqrt(beta) (Rombach et
+  al. 2022, arXiv:2112.10752), `squaredcos_cap_v2` is Nichol and Dhariwal 2021 (arXiv:2102.09672,
+  eq. 17). Zero terminal SNR is Lin et al. 2023 (arXiv:2305.08891, algorithm 1).
+  """
+  T = num_train_timesteps
+  if beta_schedule == "linear":
+    betas = np.linspace(beta_start, beta_end, T)
+  elif beta_schedule == "scaled_linear":
+    betas = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), T).astype(np.float32) ** 2
+  elif beta_schedule == "squaredcos_cap_v2":
+    level = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = np.minimum(1 - level[1:] / level[:-1], 0.999)
+  else:
+    raise ValueError(
+      f"beta_schedule: expected linear, scaled_linear or squaredcos_cap_v2; got {beta_schedule!r}"
+    )
+  # Rounded to float32 where diffusers rounds: at t = 0 one float32 step of alpha_t^2 is already
+  # 7e-5 of 1 - alpha_t^2, which would show in every standard deviation near the data.
+  alphas = 1 - betas.astype(np.float32)
+  if rescale_betas_zero_snr:
+    alphas = _rescale_to_zero_snr(alphas)
+  return _cumprod(alphas)
+
+
+def _cumprod(alphas: np.ndarray) -> np.ndarray:
+  return np.cumprod(alphas, dtype=np.float64).astype(np.float32)
+
+
+def _rescale_to_zero_snr(alphas: np.ndarray) -> np.ndarray:
+  root = np.sqrt(_cumprod(alphas))
+  root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+  alphas_cumprod = root**2
+  return np.concatenate([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
+
+
+def _timesteps(num_steps: int, T: int, timestep_spacing: str, steps_offset: int) -> np.ndarray:
+  """Decreasing integer timesteps `[S]` (Lin et al. 2023, arXiv:2305.08891, table 2)."""
+  if not 1 <= num_steps <= T:
+    raise ValueError(f"num_steps: expected 1 to {T} (num_train_timesteps); got {num_steps}")
+  if timestep_spacing == "linspace":
+    t = np.linspace(0, T - 1, num_steps).round()[::-1]
+  elif timestep_spacing == "leading":
+    t = np.arange(num_steps)[::-1] * (T // num_steps) + steps_offset
+  elif timestep_spacing == "trailing":
+    t = np.round(T - np.arange(num_steps) * (T / num_steps)) - 1
+  else:
+    raise ValueError(
+      f"timestep_spacing: expected leading, trailing or linspace; got {timestep_spacing!r}"
+    )
+  if t[0] >= T:
+    raise ValueError(
+      f"steps_offset={steps_offset} with {num_steps} steps asks for timestep {int(t[0])}, "
+      f"but the last one is {T - 1}; use fewer steps"
+    )
+  return t.astype(np.int64)
+
+
+def _diffusion_table(t: np.ndarray, square_t: np.ndarray, square_s: np.ndarray) -> StepTable:
+  """From timesteps and alpha^2 at t and s, all `[S]`."""
+  square_t, square_s = square_t.astype(np.float64), square_s.astype(np.float64)
+  fields = (t, square_t**0.5, (1 - square_t) ** 0.5, square_s**0.5, (1 - square_s) ** 0.5)
+  return StepTable(*(field.astype(np.float32) for field in fields), np.ones(len(t), np.float32))
+
+
+def ddim_table(
+  num_steps: int,
+  *,
+  num_train_timesteps: int = 1000,
+  beta_start: float,
+  beta_end: float,
+  beta_schedule: str,
+  timestep_spacing: str = "leading",
+  steps_offset: int = 0,
+  set_alpha_to_one: bool = True,
+  rescale_betas_zero_snr: bool = False,
+) -> StepTable:
+  """The grid of diffusers' DDIMScheduler; arguments are the fields of its scheduler_config.json.
+
+  Every s is t - T // S, whatever the spacing, so with `trailing` or `linspace` and an S that does
+  not divide T it is not quite the next t. Below zero, alpha_s is 1, or that of timestep 0 with
+  `set_alpha_to_one=False`; then the last step keeps a positive variance, which a likelihood needs.
+  """
+  T = num_train_timesteps
+  alphas_cumprod = ddpm_alphas_cumprod(
+    num_train_timesteps=T,
+    beta_start=beta_start,
+    beta_end=beta_end,
+    beta_schedule=beta_schedule,
+    rescale_betas_zero_snr=rescale_betas_zero_snr,
+  )
+  t = _timesteps(num_steps, T, timestep_spacing, steps_offset)
+  s = t - T // num_steps
+  final = 1.0 if set_alpha_to_one else alphas_cumprod[0]
+  return _diffusion_table(
+    t, alphas_cumprod[t], np.where(s >= 0, alphas_cumprod[np.maximum(s, 0)], final)
+  )
+
+
+def ddpm_table(
+  num_steps: int,
+  *,
+  num_train_timesteps: int = 1000,
+  beta_start: float,
+  beta_end: float,
+  beta_schedule: str,
+  timestep_spacing: str = "leading",
+  steps_offset: int = 0,
+  rescale_betas_zero_snr: bool = False,
+) -> StepTable:
+  """The grid of diffusers' DDPMScheduler: s is the next t, and the last step ends at alpha_s = 1.
+
+  The last step is therefore deterministic.
+  """
+  T = num_train_timesteps
+  alphas_cumprod = ddpm_alphas_cumprod(
+    num_train_timesteps=T,
+    beta_start=beta_start,
+    beta_end=beta_end,
+    beta_schedule=beta_schedule,
+    rescale_betas_zero_snr=rescale_betas_zero_snr,
+  )
+  t = _timesteps(num_steps, T, timestep_spacing, steps_offset)
+  square_t = alphas_cumprod[t]
+  return _diffusion_table(t, square_t, np.append(square_t[1:], 1.0))
+
+
+# Rectified-flow grids
+
+
+def resolution_mu(
+  image_seq_len: int,
+  *,
+  base_seq_len: int = 256,
+  max_seq_len: int = 4096,
+  base_shift: float = 0.5,
+  max_shift: float = 1.15,
+) -> float:
+  """The shift exponent mu for an image of `image_seq_len` tokens, linear in the token count.
+
+  Resolution-dependent shift of Esser et al. 2024 (arXiv:2403.03206, section 5.3.2) as FLUX uses it.
+  """
+  slope = (max_shift - base_shift) / (max_seq_len - base_seq_len)
+  return base_shift + slope * (image_seq_len - base_seq_len)
+
+
+def flow_table(
+  num_steps: int,
+  *,
+  shift: float = 1.0,
+  mu: float | None = None,
+  time_shift_type: str = "exponential",
+  shift_terminal: float | None = None,
+  sigma_min: float | None = None,
+  num_train_timesteps: int = 1000,
+) -> StepTable:
+  """The grid of diffusers' FlowMatchEulerDiscreteScheduler, ending at sigma_s = 0.
+
+    sigma -> shift sigma / (1 + (shift - 1) sigma)      (arXiv:2403.03206, eq. 23)
+
+  Args:
+    num_steps: S.
+    shift: the constant shift, used when `mu` is None.
+    mu: the resolution-dependent shift (`resolution_mu`): shift = exp(mu), or shift = mu when
+      `time_shift_type` is "linear".
+    time_shift_type: "exponential" or "linear".
+    shift_terminal: stretches the grid so that its last sigma_t is this.
+    sigma_min: last sigma_t before the shift. None is the scheduler's own choice, 1 / T, already
+      shifted once when the shift is constant; the FLUX pipeline asks for 1 / S.
+    num_train_timesteps: T; the network sees T * sigma_t.
+  """
+  if num_steps < 1:
+    raise ValueError(f"num_steps: expected at least 1; got {num_steps}")
+  if time_shift_type not in ("exponential", "linear"):
+    raise ValueError(f"time_shift_type: expected exponential or linear; got {time_shift_type!r}")
+  if sigma_min is None:
+    sigma_min = np.float32(1 / num_train_timesteps)
+    sigma_min = _shift(sigma_min, shift) if mu is None else sigma_min
+  sigma = np.linspace(1.0, float(np.float32(sigma_min)), num_steps)
+  if mu is not None:
+    shift = math.exp(mu) if time_shift_type == "exponential" else mu
+  sigma = _shift(sigma, shift)
+  if shift_terminal:
+    sigma = 1 - (1 - sigma) * (1 - shift_terminal) / (1 - sigma[-1])
+  sigma_t = sigma.astype(np.float32)
+  sigma_s = np.append(sigma_t[1:], np.float32(0))
+  t = sigma_t * np.float32(num_train_timesteps)
+  return StepTable(t, 1 - sigma_t, sigma_t, 1 - sigma_s, sigma_s, np.ones_like(t))
+
+
+def _shift(sigma: Any, shift: float) -> Any:
+  return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+# diffusers' scheduler_config.json
+
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+
+_DIFFUSION_FIELDS = {  # with the defaults diffusers gives to a missing key
+  "num_train_timesteps": 1000,
+  "beta_start": 0.0001,
+  "beta_end": 0.02,
+  "beta_schedule": "linear",
+  "timestep_spacing": "leading",
+  "steps_offset": 0,
+  "rescale_betas_zero_snr": False,
+}
+
+# class: (table builder, its fields and their defaults)
+_DIFFUSION_CLASSES = {
+  "DDIMScheduler": (ddim_table, {**_DIFFUSION_FIELDS, "set_alpha_to_one": True}),
+  "DDPMScheduler": (ddpm_table, _DIFFUSION_FIELDS),
+  "PNDMScheduler": (ddim_table, {**_DIFFUSION_FIELDS, "set_alpha_to_one": False}),
+  "EulerDiscreteScheduler": (
+    ddim_table,
+    {**_DIFFUSION_FIELDS, "set_alpha_to_one": True, "timestep_spacing": "linspace"},
+  ),
+}
+
+# Fields that would change the numbers in a way this file does not implement.
+_SUPPORTED_VALUES = {
+  "trained_betas": (None,),
+  "thresholding": (False, None),
+  "variance_type": ("fixed_small", "fixed_small_log"),
+  "use_karras_sigmas": (False, None),
+  "use_exponential_sigmas": (False, None),
+  "use_beta_sigmas": (False, None),
+  "timestep_type": ("discrete",),
+  "invert_sigmas": (False, None),
+  "stochastic_sampling": (False, None),
+}
+
+
+def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
+  """Whether the config describes rectified flow; raises ValueError on what is not supported."""
+  name = scheduler_config.get("_class_name")
+  classes = (*_DIFFUSION_CLASSES, _FLOW)
+  if name not in classes:
+    raise ValueError(f"scheduler _class_name: expected one of {', '.join(classes)}; got {name!r}")
+  for field, supported in _SUPPORTED_VALUES.items():
+    value = scheduler_config.get(field, supported[0])
+    if value not in supported:
+      raise ValueError(f"{name}.{field}: expected {supported[0]!r}; got {value!r}")
+  return name == _FLOW
+
+
+def from_config(
+  scheduler_config: Mapping[str, Any], num_steps: int, *, image_seq_len: int | None = None
+) -> StepTable:
+  """The step table of a diffusers scheduler_config.json, read as a dict.
+
+  DDIMScheduler, DDPMScheduler and FlowMatchEulerDiscreteScheduler give their own grids.
+  PNDMScheduler and EulerDiscreteScheduler are multi-step or differently scaled solvers of the same
+  process; they become the DDIM grid with the same noise schedule, with a warning. A missing key
+  has the default of its diffusers class. `image_seq_len` (tokens per image) is needed when the
+  config uses dynamic shifting.
+  """
+  if is_flow(scheduler_config):
+    return _flow_from_config(scheduler_config, num_steps, image_seq_len)
+  name = scheduler_config["_class_name"]
+  if name in ("PNDMScheduler", "EulerDiscreteScheduler"):
+    warnings.warn(f"{name} is sampled as DDIM on the same noise schedule", stacklevel=2)
+  table, fields = _DIFFUSION_CLASSES[name]
+  return table(num_steps, **{k: scheduler_config.get(k, v) for k, v in fields.items()})
+
+
+def _flow_from_config(
+  config: Mapping[str, Any], num_steps: int, image_seq_len: int | None
+) -> StepTable:
+  mu = None
+  if config.get("use_dynamic_shifting", False):
+    if image_seq_len is None:
+      raise ValueError(
+        f"{_FLOW}.use_dynamic_shifting: expected image_seq_len, the number of tokens of an image; "
+        "got None"
+      )
+    mu = resolution_mu(
+      image_seq_len,
+      base_seq_len=config.get("base_image_seq_len", 256),
+      max_seq_len=config.get("max_image_seq_len", 4096),
+      base_shift=config.get("base_shift", 0.5),
+      max_shift=config.get("max_shift", 1.15),
+    )
+  return flow_table(
+    num_steps,
+    shift=config.get("shift", 1.0),
+    mu=mu,
+    time_shift_type=config.get("time_shift_type", "exponential"),
+    shift_terminal=config.get("shift_terminal"),
+    num_train_timesteps=config.get("num_train_timesteps", 1000),
+  )
+
+
+def training_table(scheduler_config: Mapping[str, Any]) -> StepTable:
+  """All T noise levels a network was trained on, in increasing order: row i is the i-th level.
+
+  For diffusion row t is timestep t. For flow the levels carry the constant shift, as in diffusers'
+  training scripts; dynamic shifting belongs to sampling and is left out.
+  """
+  T = scheduler_config.get("num_train_timesteps", 1000)
+  if is_flow(scheduler_config):
+    dynamic = scheduler_config.get("use_dynamic_shifting", False)
+    shift = 1.0 if dynamic else scheduler_config.get("shift", 1.0)
+    return flow_table(T, shift=shift, sigma_min=1 / T, num_train_timesteps=T)[::-1]
+  every = {**scheduler_config, "timestep_spacing": "leading", "steps_offset": 0}
+  return from_config(every, T)[::-1]

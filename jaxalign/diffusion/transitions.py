@@ -1,0 +1,225 @@
+"""One reverse step as a Gaussian: transition(x_t, prediction, step) -> (mean, std) of x_s.
+
+Every function takes x_t and prediction `[B, *D]` and a `step` (a row of a `StepTable`) whose fields
+are scalars or `[B]`, and returns a mean `[B, *D]` and a std that broadcasts against it. The std
+depends on the schedule alone, never on the network. Everything is float32.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.diffusion import predictions, schedules
+from jaxalign.diffusion.schedules import StepTable
+from jaxalign.types import Array, expand_to
+
+Moments = tuple[Array, Array]  # mean [B, *D], std broadcastable to it
+
+
+def ddim(
+  x_t: Array,
+  prediction: Array,
+  step: StepTable,
+  *,
+  prediction_type: str,
+  eta: float,
+  clip_x_0: float | None = None,
+) -> Moments:
+  """DDIM with churn (Song et al. 2021, arXiv:2010.02502, eqs. 12 and 16).
+
+    std  = eta sigma_s sqrt(1 - q^2),      q = alpha_t sigma_s / (alpha_s sigma_t)
+    mean = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps
+
+  `eta` in [0, 1]; 1 is the DDPM posterior. `clip_x_0` limits the predicted x_0 to
+  [-clip_x_0, clip_x_0] and leaves eps alone, as diffusers does; it is for pixel models.
+  """
+  step = _expand(step, x_t)
+  x_0, eps = _x_0_and_eps(x_t, prediction, step, prediction_type, clip_x_0)
+  return _churn(x_0, eps, step, eta)
+
+
+def ddpm(
+  x_t: Array,
+  prediction: Array,
+  step: StepTable,
+  *,
+  prediction_type: str,
+  clip_x_0: float | None = None,
+) -> Moments:
+  """Ancestral sampling: the posterior of x_s given x_t and x_0 (arXiv:2006.11239, eqs. 6 and 7).
+
+  It is DDIM at eta = 1 with eps recomputed from the clipped x_0, so without clipping the two agree.
+  """
+  step = _expand(step, x_t)
+  x_0, _ = _x_0_and_eps(x_t, prediction, step, prediction_type, clip_x_0)
+  return _churn(x_0, (x_t - step.alpha_t * x_0) / step.sigma_t, step, 1.0)
+
+
+def euler(x_t: Array, prediction: Array, step: StepTable, *, prediction_type: str) -> Moments:
+  """The ODE of rectified flow: mean = x_t + (sigma_s - sigma_t) velocity, std = 0."""
+  return dance_sde(x_t, prediction, step, prediction_type=prediction_type, eta=0.0)
+
+
+def flow_sde(
+  x_t: Array, prediction: Array, step: StepTable, *, prediction_type: str, noise_level: float
+) -> Moments:
+  """Flow-GRPO's SDE, g = noise_level sqrt(sigma_t / (1 - sigma_t)) (arXiv:2505.05470).
+
+  Where sigma_t = 1 the denominator takes sigma_s, the next value of the grid, as in the official
+  code.
+  """
+  step = _expand(step, x_t)
+  remaining = 1.0 - jnp.where(step.sigma_t == 1.0, step.sigma_s, step.sigma_t)
+  g = noise_level * step.noise_scale * jnp.sqrt(step.sigma_t / remaining)
+  return _reverse_sde(x_t, prediction, step, prediction_type, g)
+
+
+def dance_sde(
+  x_t: Array, prediction: Array, step: StepTable, *, prediction_type: str, eta: float
+) -> Moments:
+  """DanceGRPO's SDE, g = eta at every step (arXiv:2505.07818)."""
+  step = _expand(step, x_t)
+  return _reverse_sde(x_t, prediction, step, prediction_type, eta * step.noise_scale)
+
+
+def cps(
+  x_t: Array, prediction: Array, step: StepTable, *, prediction_type: str, noise_level: float
+) -> Moments:
+  """Coefficient-preserving sampling (arXiv:2509.05952).
+
+    std  = sigma_s sin(noise_level pi / 2)
+    mean = alpha_s x_0 + sigma_s cos(noise_level pi / 2) eps
+
+  `noise_level` in [0, 1]. The total noise coefficient stays sigma_s, and std is 0 where sigma_s is.
+  """
+  step = _expand(step, x_t)
+  x_0, eps = _x_0_and_eps(x_t, prediction, step, prediction_type, None)
+  angle = noise_level * step.noise_scale * (math.pi / 2)
+  mean = step.alpha_s * x_0 + step.sigma_s * jnp.cos(angle) * eps
+  return mean, step.sigma_s * jnp.sin(angle)
+
+
+def _expand(step: StepTable, x_t: Array) -> StepTable:
+  return jax.tree.map(lambda field: expand_to(field, x_t), step)
+
+
+def _x_0_and_eps(x_t, prediction, step, prediction_type, clip_x_0):
+  x_0, eps = predictions.to_x_0_and_eps(
+    prediction, x_t, step.alpha_t, step.sigma_t, prediction_type
+  )
+  return (x_0 if clip_x_0 is None else jnp.clip(x_0, -clip_x_0, clip_x_0)), eps
+
+
+def _churn(x_0: Array, eps: Array, step: StepTable, eta: float) -> Moments:
+  # sqrt(sigma_s^2 - std^2) is written as sigma_s sqrt(1 - eta^2 + eta^2 q^2): the difference of
+  # squares would be rounding noise where std is close to sigma_s, that is near zero SNR.
+  eta = eta * step.noise_scale
+  q = step.alpha_t * step.sigma_s / (step.alpha_s * step.sigma_t)
+  std = eta * step.sigma_s * jnp.sqrt((1.0 - q) * (1.0 + q))
+  kept = step.sigma_s * jnp.sqrt((1.0 - eta) * (1.0 + eta) + jnp.square(eta * q))
+  return step.alpha_s * x_0 + kept * eps, std
+
+
+def _reverse_sde(
+  x_t: Array, prediction: Array, step: StepTable, prediction_type: str, g: Array
+) -> Moments:
+  """Euler-Maruyama for the reverse SDE with the marginals of the flow, at any noise g.
+
+  mean = x_t + (velocity - g^2 score / 2) dt,      score = -(x_t + (1 - sigma_t) velocity) / sigma_t
+  std  = g sqrt(-dt),                              dt = sigma_s - sigma_t < 0
+  """
+  velocity = predictions.to_velocity(prediction, x_t, step.alpha_t, step.sigma_t, prediction_type)
+  dt = step.sigma_s - step.sigma_t
+  half = g**2 / (2.0 * step.sigma_t)
+  mean = x_t * (1.0 + half * dt) + velocity * (1.0 + half * (1.0 - step.sigma_t)) * dt
+  return mean, g * jnp.sqrt(-dt)
+
+
+class Process(NamedTuple):
+  """A step table and the transition that goes with it; what rollouts and losses share."""
+
+  table: StepTable
+  transition: Callable[[Array, Array, StepTable], Moments]
+
+
+class _Kind(NamedTuple):
+  transition: Callable[..., Moments]
+  knob: str | None  # its noise hyper-parameter
+  knob_max: float
+  needs_flow: bool
+
+
+TRANSITIONS = {
+  "ddim": _Kind(ddim, "eta", 1.0, False),
+  "ddpm": _Kind(ddpm, None, 0.0, False),
+  "euler": _Kind(euler, None, 0.0, True),
+  "flow_sde": _Kind(flow_sde, "noise_level", math.inf, True),
+  "dance_sde": _Kind(dance_sde, "eta", math.inf, True),
+  "cps": _Kind(cps, "noise_level", 1.0, False),
+}
+
+
+def make_process(
+  scheduler_config: Mapping[str, Any],
+  *,
+  num_steps: int,
+  transition: str = "ddim",
+  image_seq_len: int | None = None,
+  **knobs: float,
+) -> Process:
+  """The process of a diffusers scheduler_config.json, sampled in `num_steps` steps.
+
+  `knobs` is the one noise hyper-parameter of the transition: `eta` for ddim and dance_sde,
+  `noise_level` for flow_sde and cps, none for ddpm and euler. `image_seq_len` as in
+  `schedules.from_config`. The prediction type and the clipping of x_0 come from the config.
+  """
+  if transition not in TRANSITIONS:
+    raise ValueError(f"transition: expected one of {', '.join(TRANSITIONS)}; got {transition!r}")
+  kind = TRANSITIONS[transition]
+  _check_knobs(transition, kind, knobs)
+  flow = schedules.is_flow(scheduler_config)
+  if kind.needs_flow and not flow:
+    raise ValueError(
+      f"transition {transition!r}: expected a FlowMatchEulerDiscreteScheduler; got "
+      f"{scheduler_config['_class_name']}; use ddim, ddpm or cps"
+    )
+  table = schedules.from_config(scheduler_config, num_steps, image_seq_len=image_seq_len)
+  prediction_type = "velocity" if flow else _prediction_type(scheduler_config)
+  if prediction_type == "eps" and (table.alpha_t == 0).any():
+    raise ValueError(
+      "prediction_type: expected v_prediction or sample, because the first step has zero SNR "
+      "(rescale_betas_zero_snr); got epsilon, which says nothing about x_0 there"
+    )
+  if transition in ("ddim", "ddpm") and _clips(scheduler_config):
+    knobs["clip_x_0"] = scheduler_config.get("clip_sample_range", 1.0)
+  bound = functools.partial(kind.transition, prediction_type=prediction_type, **knobs)
+  return Process(table, bound)
+
+
+def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, float]) -> None:
+  expected = {kind.knob} if kind.knob else set()
+  if set(knobs) != expected:
+    raise ValueError(
+      f"transition {transition!r}: expected {kind.knob or 'no noise argument'}; "
+      f"got {', '.join(knobs) or 'none'}"
+    )
+  for name, value in knobs.items():
+    if not 0.0 <= value <= kind.knob_max:
+      raise ValueError(f"{name} of {transition!r}: expected 0 to {kind.knob_max}; got {value}")
+
+
+def _prediction_type(scheduler_config: Mapping[str, Any]) -> str:
+  name = scheduler_config.get("prediction_type", "epsilon")
+  if name not in predictions.FROM_DIFFUSERS:
+    names = ", ".join(predictions.FROM_DIFFUSERS)
+    raise ValueError(f"prediction_type: expected one of {names}; got {name!r}")
+  return predictions.FROM_DIFFUSERS[name]
+
+
+def _clips(scheduler_config: Mapping[str, Any]) -> bool:
+  clipping = ("DDIMScheduler", "DDPMScheduler")  # with diffusers' default; the others never clip
+  return scheduler_config["_class_name"] in clipping and scheduler_config.get("clip_sample", True)

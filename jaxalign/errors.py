@@ -1,0 +1,34 @@
+"""How a command ends: a user's mistake is a message of a few lines, never a traceback."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+# What a user can cause and mend. Anything else is our bug and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, flags.Error)
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Parses flags and calls `main`, like `absl.app.run`, and exits with 1 on a user's mistake."""
+  logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
+  try:
+    app.run(main, flags_parser=_parse)
+  except USER_ERRORS as error:
+    if flags.FLAGS.is_parsed() and _DEBUG.value:
+      raise
+    message = str(error).strip() or type(error).__name__
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except (AttributeError, KeyError, TypeError) as error:  # a locked config refuses a key
+    raise flags.Error(f"config: {error.args[0] if error.args else error}") from error
+  if len(rest) > 1:
+    raise flags.Error(f"expected flags only, got {' '.join(rest[1:])}")
+  return rest

@@ -1,0 +1,72 @@
+"""Evaluates a run against its base model, or one model by itself, on held-out prompts.
+
+  python -m jaxalign.evaluate --workdir=runs/ddpo
+  python -m jaxalign.evaluate --model=shapes --rewards=shapes_correct --prompts=shapes/held_out
+"""
+
+import pathlib
+
+from absl import flags
+
+from jaxalign import errors, run, system
+from jaxalign import evaluation as evaluation_lib
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run; writes its evaluation.json anew.")
+_MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
+_REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/held_out, a .txt or .jsonl file, ...")
+_NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Denoising steps of --model.")
+_GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", 5.0, "Guidance of --model; 1 is none.")
+_ETA = flags.DEFINE_float("eta", 0.0, "DDIM's noise of --model, 0 to 1.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of prompts and noise, with --model.")
+_MICROBATCH = flags.DEFINE_integer("microbatch", 16, "Images sampled at once, with --model.")
+
+
+def main(argv):
+  del argv
+  if (_MODEL.value is None) == (_WORKDIR.value is None):
+    raise flags.Error("expected one of --model and --workdir")
+  if _WORKDIR.value is not None:
+    evaluate_run(pathlib.Path(_WORKDIR.value))
+  else:
+    evaluate_model()
+
+
+def evaluate_run(workdir: pathlib.Path) -> None:
+  """Compares a run's newest checkpoint with its base model, as the run itself does at its end."""
+  found = run.load(workdir)
+  evaluation = evaluation_lib.make_evaluation(**{**found.config["evaluation"], **_given()})
+  comparison = evaluation.compare_with_base(
+    found.system, found.params, found.config["batch"]["microbatch"]
+  )
+  comparison.write(workdir)
+  print(f"iteration {found.step}\n{comparison.table()}")
+
+
+def evaluate_model() -> None:
+  """Prints the mean rewards of a model."""
+  given = _given()
+  if "rewards" not in given or "source" not in given:
+    raise flags.Error("with --model, expected --rewards=NAME,... and --prompts=NAME_OR_FILE")
+  evaluation = evaluation_lib.make_evaluation(**{"num_images": 96, "seed": _SEED.value, **given})
+  sys = system.make_system(
+    seed=0,
+    model={"path": _MODEL.value},
+    lora=system.NO_LORA,
+    process={"transition": "ddim", "num_steps": _NUM_STEPS.value, "eta": _ETA.value},
+    guidance={"scale": _GUIDANCE_SCALE.value},
+  )
+  scores = evaluation.run(sys, sys.policy.params, _MICROBATCH.value)
+  for name, mean in scores.means("").items():
+    print(f"{name:24}{mean:8.3f}")
+
+
+def _given() -> dict:
+  """The parts of an evaluation that flags name."""
+  parts = {"rewards": _REWARDS.value, "source": _PROMPTS.value, "num_images": _NUM_IMAGES.value}
+  return {name: value for name, value in parts.items() if value is not None}
+
+
+if __name__ == "__main__":
+  errors.run(main)

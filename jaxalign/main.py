@@ -1,0 +1,49 @@
+"""The main command.
+
+  python -m jaxalign.main --config=configs/ddpo.py --workdir=runs/ddpo
+"""
+
+import os
+import pathlib
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from jaxalign import errors, pretrain, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; starting again continues it.")
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Compile, print batch sizes, memory and speed, and stop."
+)
+
+FLOWS = ("align", "pretrain")
+
+
+def main(argv):
+  del argv
+  config = _CONFIG.value
+  if config is None or (_WORKDIR.value is None and not _DRY_RUN.value):
+    raise flags.Error("expected --config=FILE and --workdir=FOLDER, e.g. --config=configs/ddpo.py")
+  workdir = pathlib.Path(_WORKDIR.value or ".")
+  use_compilation_cache()
+  if config.flow not in FLOWS:
+    raise ValueError(f"config.flow: expected one of {', '.join(FLOWS)}; got {config.flow!r}")
+  if config.flow == "align":
+    train.train(config, workdir, dry_run=_DRY_RUN.value)
+  elif _DRY_RUN.value:
+    raise flags.Error("--dry_run: expected a config that aligns a model; this one pretrains")
+  else:
+    pretrain.pretrain(config, workdir)
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already."""
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "jaxalign", "xla"))
+
+
+if __name__ == "__main__":
+  errors.run(main)

@@ -1,0 +1,179 @@
+"""The CLIP text encoder: token ids to one vector per token and one per prompt.
+
+The transformer of Radford et al. 2021 (arXiv:2103.00020, section 2.4), under the parameter names
+of transformers' `CLIPTextModel` as published checkpoints store them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxalign.models import layers
+from jaxalign.types import Array
+
+
+def quick_gelu(x: Array) -> Array:
+  """`x * sigmoid(1.702 x)`, the approximation that OpenAI's checkpoints were trained with."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Array) -> Array:
+  """`x * Phi(x)`, exact."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+# Configs written before transformers 4.32 say 2, whatever the vocabulary's end-of-text id is.
+_LEGACY_EOS_TOKEN_ID = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig:
+  """The fields of `text_encoder/config.json` that shape the network or its pooling."""
+
+  vocab_size: int = 49408
+  hidden_size: int = 512
+  intermediate_size: int = 2048
+  num_hidden_layers: int = 12
+  num_attention_heads: int = 8
+  max_position_embeddings: int = 77
+  hidden_act: str = "quick_gelu"
+  layer_norm_eps: float = 1e-5
+  eos_token_id: int = 49407
+
+  def __post_init__(self):
+    if self.hidden_act not in _ACTIVATIONS:
+      raise ValueError(
+        f"text encoder config: expected hidden_act in {sorted(_ACTIVATIONS)}, "
+        f"found {self.hidden_act!r}"
+      )
+    if self.hidden_size % self.num_attention_heads:
+      raise ValueError(
+        f"text encoder config: hidden_size {self.hidden_size} not divisible by "
+        f"num_attention_heads {self.num_attention_heads}"
+      )
+
+  @classmethod
+  def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
+    """Reads the parsed `text_encoder/config.json`; other entries are left alone."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in config.items() if name in names})
+
+
+class CLIPTextModel(nn.Module):
+  """The text encoder; a shell around `text_model`, because published names start with it."""
+
+  config: CLIPTextConfig
+
+  @nn.compact
+  def __call__(self, token_ids: Array) -> tuple[Array, Array]:
+    """Encodes prompts that are already padded to one length.
+
+    Args:
+      token_ids: `[B, N]` int, N at most `max_position_embeddings`.
+
+    Returns:
+      `(hidden [B, N, D] after the final layer norm, pooled [B, D])`; pooled is the hidden state at
+      the end-of-text token.
+    """
+    if token_ids.shape[-1] > self.config.max_position_embeddings:
+      raise ValueError(
+        f"expected at most {self.config.max_position_embeddings} tokens per prompt, found "
+        f"{token_ids.shape[-1]}; truncate the prompts"
+      )
+    hidden = TextTransformer(self.config, name="text_model")(token_ids)
+    end = _end_positions(token_ids, self.config.eos_token_id)
+    return hidden, jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+
+
+def _end_positions(token_ids: Array, eos_token_id: int) -> Array:  # [B, N] -> [B]
+  """The first end-of-text token of each prompt (padding often repeats it)."""
+  if eos_token_id == _LEGACY_EOS_TOKEN_ID:
+    return jnp.argmax(token_ids, axis=-1)  # end-of-text is the last entry of CLIP's vocabulary
+  return jnp.argmax(token_ids == eos_token_id, axis=-1)
+
+
+class TextTransformer(nn.Module):
+  """Embeddings, causal transformer, final layer norm: `[B, N]` -> `[B, N, D]`."""
+
+  config: CLIPTextConfig
+
+  @nn.compact
+  def __call__(self, token_ids: Array) -> Array:
+    x = Embeddings(self.config, name="embeddings")(token_ids)
+    x = Encoder(self.config, name="encoder")(x)
+    return layers.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)
+
+
+class Embeddings(nn.Module):
+  """Token plus position embeddings."""
+
+  config: CLIPTextConfig
+
+  @nn.compact
+  def __call__(self, token_ids: Array) -> Array:
+    config = self.config
+    tokens = layers.Embed(config.vocab_size, config.hidden_size, name="token_embedding")
+    positions = layers.Embed(
+      config.max_position_embeddings, config.hidden_size, name="position_embedding"
+    )
+    return tokens(token_ids) + positions(jnp.arange(token_ids.shape[-1]))
+
+
+class Encoder(nn.Module):
+  """The stack of layers under one causal mask."""
+
+  config: CLIPTextConfig
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    length = x.shape[1]
+    mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    for i in range(self.config.num_hidden_layers):
+      x = EncoderLayer(self.config, name=f"layers_{i}")(x, mask)
+    return x
+
+
+class EncoderLayer(nn.Module):
+  """Pre-norm self-attention and MLP, each with a residual connection."""
+
+  config: CLIPTextConfig
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array) -> Array:
+    config = self.config
+    h = layers.LayerNorm(config.layer_norm_eps, name="layer_norm1")(x)
+    x = x + SelfAttention(config.num_attention_heads, name="self_attn")(h, mask)
+    h = layers.LayerNorm(config.layer_norm_eps, name="layer_norm2")(x)
+    return x + MLP(config, name="mlp")(h)
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention with biases everywhere."""
+
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array) -> Array:
+    features = x.shape[-1]
+    query, key, value = (
+      layers.Dense(features, name=name)(x).reshape(*x.shape[:2], self.num_heads, -1)
+      for name in ("q_proj", "k_proj", "v_proj")
+    )
+    return layers.Dense(features, name="out_proj")(layers.attention(query, key, value, mask))
+
+
+class MLP(nn.Module):
+  """`fc2(act(fc1(x)))`."""
+
+  config: CLIPTextConfig
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    h = layers.Dense(self.config.intermediate_size, name="fc1")(x)
+    return layers.Dense(x.shape[-1], name="fc2")(_ACTIVATIONS[self.config.hidden_act](h))

@@ -1,0 +1,139 @@
+"""The layers every network here is made of: linear maps with a LoRA side path, norms, attention.
+
+A layer finds its adapter in the variable collection "lora". Without that collection the layer is
+the base layer, bit for bit, which is why the reference of a LoRA run costs no memory.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxalign.types import Array
+
+
+class Dense(nn.Module):
+  """`x @ kernel + bias`, plus `(x @ a) @ b` when an adapter is present.
+
+  The side path never forms `a @ b`, so no gradient of the full kernel is formed either
+  (Hu et al. 2021, arXiv:2106.09685).
+  """
+
+  features: int
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # [..., D_in] -> [..., features]
+    kernel_init = nn.initializers.lecun_normal()
+    kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features))
+    y = x @ kernel.astype(x.dtype)
+    if self.use_bias:
+      y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+    if self.has_variable("lora", "a"):
+      a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+      y = y + (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+    return y
+
+
+class Conv(nn.Module):
+  """2-D convolution, NHWC, kernel `[k, k, C_in, C_out]`; LoRA as k x k to rank, then 1 x 1.
+
+  `padding` is symmetric when an int, else ((top, bottom), (left, right)).
+  """
+
+  features: int
+  kernel_size: int = 3
+  stride: int = 1
+  padding: int | tuple[tuple[int, int], tuple[int, int]] = 1
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # [B, H, W, C_in] -> [B, H', W', features]
+    k = self.kernel_size
+    kernel_init = nn.initializers.lecun_normal()
+    kernel = self.param("kernel", kernel_init, (k, k, x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    y = self._convolve(x, kernel) + bias.astype(x.dtype)
+    if self.has_variable("lora", "a"):
+      a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+      y = y + self._convolve(x, a) @ b.astype(x.dtype)
+    return y
+
+  def _convolve(self, x: Array, kernel: Array) -> Array:
+    kernel = kernel.astype(x.dtype)
+    if self.kernel_size == 1 and self.stride == 1 and self.padding == 0:
+      return x @ kernel[0, 0]  # a matrix product is faster than a 1 x 1 convolution everywhere
+    padding = self.padding
+    if isinstance(padding, int):
+      padding = ((padding, padding), (padding, padding))
+    return jax.lax.conv_general_dilated(
+      x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class GroupNorm(nn.Module):
+  """Group normalisation over space and the channels of each group, statistics in float32."""
+
+  num_groups: int
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # [B, ..., C]
+    channels = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    x_32 = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)  # [B, HW, C]
+    mean = self._per_channel(jnp.mean(x_32, axis=1))
+    # Two passes: the one-pass form E[x^2] - E[x]^2 loses half the digits when |mean| >> std.
+    variance = self._per_channel(jnp.mean(jnp.square(x_32 - mean), axis=1))
+    y = (x_32 - mean) * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
+    return y.reshape(x.shape).astype(x.dtype)
+
+  def _per_channel(self, channel_mean: Array) -> Array:  # [B, C] -> [B, 1, C]
+    """Averages per-channel means over each group and spreads them over its channels again."""
+    batch, channels = channel_mean.shape
+    size = channels // self.num_groups
+    group_mean = jnp.mean(channel_mean.reshape(batch, self.num_groups, size), axis=-1)
+    return jnp.repeat(group_mean, size, axis=-1)[:, None]
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation over the last axis, statistics in float32."""
+
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # [..., D]
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    x_32 = x.astype(jnp.float32)
+    mean = jnp.mean(x_32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x_32 - mean), axis=-1, keepdims=True)
+    y = (x_32 - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+    return y.astype(x.dtype)
+
+
+class Embed(nn.Module):
+  """A table of `num_embeddings` rows, looked up by index."""
+
+  num_embeddings: int
+  features: int
+
+  @nn.compact
+  def __call__(self, indices: Array) -> Array:  # [...] int -> [..., features]
+    init = nn.initializers.normal(0.02)
+    table = self.param("embedding", init, (self.num_embeddings, self.features))
+    return jnp.asarray(table)[indices]  # numpy, as read from a file, refuses traced indices
+
+
+def attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
+  """Scaled dot-product attention over heads, the one place where its implementation is chosen.
+
+  Args:
+    query: `[B, T, H, D]`.
+    key, value: `[B, N, H, D]`.
+    mask: bool, broadcastable to `[B, H, T, N]`; True where attention is allowed.
+
+  Returns:
+    `[B, T, H * D]`.
+  """
+  out = jax.nn.dot_product_attention(query, key, value, mask=mask)
+  return out.reshape(*out.shape[:2], -1)

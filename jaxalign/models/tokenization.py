@@ -1,0 +1,80 @@
+"""Prompts to token ids, with the tokenizer that a model's folder holds."""
+
+import functools
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxalign.models.weights import files
+
+_FILES = (
+  "vocab.json",
+  "merges.txt",
+  "special_tokens_map.json",
+  "tokenizer_config.json",
+  "tokenizer.json",
+)
+
+_truncation_warned = False
+
+
+def tokenize(
+  folder: str | os.PathLike, prompts: Sequence[str], context_length: int
+) -> np.ndarray:  # int32 [B, N]
+  """Token ids of each prompt between start and end, padded with the tokenizer's own padding token.
+
+  A longer prompt loses its tail, as it does in diffusers; the first one in a process is reported.
+  """
+  tokenizer = _load(pathlib.Path(folder))
+  length = min(tokenizer.model_max_length, context_length)
+  rows = list(prompts)
+  if not rows:
+    return np.zeros((0, length), np.int32)
+  longest = max(len(ids) for ids in tokenizer(rows, verbose=False)["input_ids"])
+  if longest > length:
+    _warn_truncated(longest, length)
+  encoded = tokenizer(rows, padding="max_length", max_length=length, truncation=True)
+  return np.asarray(encoded["input_ids"], np.int32)
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+  """Raises ValueError unless `folder` holds a tokenizer's vocabulary."""
+  folder = pathlib.Path(folder)
+  if not ((folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()):
+    raise ValueError(f"expected the tokenizer's {folder / 'vocab.json'}, found none")
+
+
+def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+  """Copies the tokenizer's files; copying a folder onto itself does nothing."""
+  source, target = pathlib.Path(source), pathlib.Path(target)
+  check_folder(source)
+  target.mkdir(parents=True, exist_ok=True)
+  if source.resolve() == target.resolve():
+    return
+  for name in _FILES:
+    if (source / name).is_file():
+      with files.replacing(target / name) as temporary:
+        shutil.copyfile(source / name, temporary)
+
+
+@functools.lru_cache(maxsize=8)
+def _load(folder: pathlib.Path):
+  import transformers
+
+  check_folder(folder)
+  return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def _warn_truncated(longest: int, length: int) -> None:
+  global _truncation_warned
+  if not _truncation_warned:
+    _truncation_warned = True
+    warnings.warn(
+      f"a prompt has {longest} tokens, the text encoder reads {length}: the rest is cut off "
+      f"(reported once)",
+      stacklevel=3,
+    )

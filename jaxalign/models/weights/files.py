@@ -1,0 +1,39 @@
+"""Small files read with clear errors and written so that a killed process leaves no half of one."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(file: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a temporary name next to `file`, which takes its place once the block has succeeded."""
+  file = pathlib.Path(file)
+  temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+  try:
+    yield temporary
+    os.replace(temporary, file)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read_json(file: str | os.PathLike) -> dict[str, Any]:
+  """Parses a JSON object; ValueError naming the file if it is missing or something else."""
+  try:
+    content = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise ValueError(f"expected the file {file}, found none; check the model's folder") from None
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{file} is not valid JSON ({error}); download it again") from None
+  if not isinstance(content, dict):
+    raise ValueError(f"{file}: expected a JSON object, found a {type(content).__name__}")
+  return content
+
+
+def write_json(file: str | os.PathLike, content: Mapping[str, Any]) -> None:
+  """Writes a JSON object atomically."""
+  with replacing(file) as temporary:
+    temporary.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,159 @@
+"""Several rewards by weight, in two stages.
+
+`score` runs on the images of one microbatch and returns raw rewards by name; `total` runs once per
+iteration on the rewards of the whole batch, because a normalisation over a microbatch would depend
+on how the batch was cut. Everything here is numpy: a device computation would queue behind the
+rollout that is under way.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxalign import rewards as rewards_lib
+from jaxalign.checks import check_call, closest
+from jaxalign.rewards.contract import (
+  Prompt,
+  Reward,
+  RewardError,
+  check_rewards,
+)
+
+
+def _standardize(values: np.ndarray) -> np.ndarray:
+  """`(r - mean) / std` over the batch; zero where all are equal."""
+  deviation = values - values.mean()
+  std = values.std()
+  return deviation / std if std > 0.0 else np.zeros_like(deviation)
+
+
+NORMALIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+  "none": lambda values: values,
+  "batch": _standardize,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedRewards:
+  """`total = sum_k weight_k * normalize(reward_k)`."""
+
+  rewards: tuple[Reward, ...]
+  weights: tuple[float, ...]
+  normalize: str
+
+  def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+    """Raw rewards `{name: [b]}` of images `[b, H, W, 3]` in [0, 1]. Safe to call from threads."""
+    if len(images) != len(prompts):
+      raise ValueError(f"expected one prompt per image, got {len(prompts)} for {len(images)}")
+    _check_images(images)
+    return {reward.name: _call(reward, images, prompts) for reward in self.rewards}
+
+  def total(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
+    """float32 `[B]` from the raw rewards `{name: [B]}` of one whole iteration."""
+    normalize = NORMALIZERS[self.normalize]
+    terms = [
+      weight * normalize(np.asarray(named[reward.name], np.float64))
+      for reward, weight in zip(self.rewards, self.weights, strict=True)
+    ]
+    total = np.sum(terms, axis=0)
+    return check_rewards("total", total, len(total))
+
+  def __call__(
+    self, images: np.ndarray, prompts: Sequence[Prompt]
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """`(total [B], {name: [B]})` for a batch that is scored in one piece."""
+    named = self.score(images, prompts)
+    return self.total(named), named
+
+
+def make_total(
+  rewards: Sequence[Mapping[str, Any]],
+  *,
+  normalize: str,
+) -> WeightedRewards:
+  """Builds the weighted sum from entries `{"name": ..., "weight": ..., "kwargs": {...}}`.
+
+  `weight` defaults to 1 and `kwargs` to none. `normalize` says what each reward goes through before
+  it is weighted: "none", or "batch" for mean 0 and std 1 (ddof 0) over the iteration's batch.
+  """
+  if normalize not in NORMALIZERS:
+    raise ValueError(
+      f'expected normalize to be one of {", ".join(NORMALIZERS)}, got "{normalize}"'
+      f"{closest(str(normalize), NORMALIZERS)}"
+    )
+  if not rewards:
+    raise ValueError(f"expected at least one reward; valid names: {', '.join(rewards_lib.REWARDS)}")
+  pairs = []
+  for entry in rewards:
+    check_call(f"reward entry {dict(entry)}", _weighted, **entry)
+    pairs.append(_weighted(**entry))
+  names = [reward.name for reward, _ in pairs]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise ValueError(f"expected each reward once, got {', '.join(twice)} several times")
+  built, weights = zip(*pairs, strict=True)
+  return WeightedRewards(built, weights, normalize)
+
+
+def from_names(
+  names: Sequence[str],
+  *,
+  weights: Sequence[float] | None = None,
+  kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+  normalize: str = "none",
+) -> WeightedRewards:
+  """`make_total` from parallel lists, the form of a config that flags can override.
+
+  Args:
+    names: of the rewards.
+    weights: one for each name; 1 by default.
+    kwargs: by name, for the rewards that take any.
+    normalize: as for `make_total`.
+  """
+  weights = [1.0] * len(names) if weights is None else weights
+  if len(weights) != len(names):
+    raise ValueError(
+      f"reward: expected one weight for each name, got weights {tuple(weights)} for "
+      f"{', '.join(names)}"
+    )
+  kwargs = kwargs or {}
+  unused = sorted(kwargs.keys() - set(names))
+  if unused:
+    raise ValueError(f"reward: kwargs for {', '.join(unused)}, but names are {', '.join(names)}")
+  entries = [
+    {"name": name, "weight": weight, "kwargs": kwargs.get(name)}
+    for name, weight in zip(names, weights, strict=True)
+  ]
+  return make_total(entries, normalize=normalize)
+
+
+def _weighted(
+  *, name: str, weight: float = 1.0, kwargs: Mapping[str, Any] | None = None
+) -> tuple[Reward, float]:
+  if not (isinstance(weight, numbers.Real) and math.isfinite(weight)):
+    raise ValueError(f'reward "{name}": expected a finite number as weight, got {weight!r}')
+  return rewards_lib.make(name, **(kwargs or {})), float(weight)
+
+
+def _check_images(images: np.ndarray) -> None:
+  """Without this a NaN image becomes a black one, which the JPEG reward loves."""
+  bad = ~np.isfinite(images).all(axis=(1, 2, 3))
+  if bad.any():
+    index = int(bad.argmax())
+    message = f"expected finite images, got {bad.sum()} of {len(images)} with NaN or inf"
+    error = RewardError(f"{message}; the first is at index {index}", index=index)
+    error.image = images[index]
+    raise error
+
+
+def _call(reward: Reward, images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+  try:
+    return check_rewards(reward.name, reward.fn(images, prompts), len(images))
+  except RewardError as error:
+    if error.index is not None:
+      error.image = images[error.index]
+    raise

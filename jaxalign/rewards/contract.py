@@ -1,0 +1,58 @@
+"""What a reward is, and the check on what it returns."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Prompt = Mapping[str, Any]  # {"prompt": str, **metadata}
+# fn(images, prompts) -> [B]; images [B, H, W, 3] float32 in [0, 1]; higher is better
+RewardFn = Callable[[np.ndarray, Sequence[Prompt]], np.ndarray]
+
+
+class Reward(NamedTuple):
+  """A named reward that runs on the host. `name` is what metrics and messages call it."""
+
+  name: str
+  fn: RewardFn
+
+
+class RewardError(ValueError):
+  """A reward or an image that must not reach the update.
+
+  index: the first offending example of the batch, or None if the whole batch is at fault.
+  image: that example's image `[H, W, 3]`, once the batch of images is known, so that the run can
+    save it before it stops.
+  """
+
+  def __init__(self, message: str, *, index: int | None = None):
+    super().__init__(message)
+    self.index = index
+    self.image: np.ndarray | None = None
+
+
+def check_rewards(name: str, values: Any, batch_size: int) -> np.ndarray:
+  """Returns `values` as float32 `[batch_size]`, or raises RewardError saying what is wrong."""
+  try:
+    array = np.asarray(values)
+  except ValueError as error:  # nested lists of unequal lengths
+    raise RewardError(f'reward "{name}": expected an array, got {error}') from error
+  if array.dtype.kind not in "iuf":
+    raise RewardError(
+      f'reward "{name}": expected numbers, got dtype {array.dtype}; return float32 [B]'
+    )
+  if array.shape != (batch_size,):
+    raise RewardError(
+      f'reward "{name}": expected shape ({batch_size},), one number per image, got {array.shape}'
+    )
+  with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is reported below
+    array = array.astype(np.float32)
+  bad = np.flatnonzero(~np.isfinite(array))
+  if bad.size:
+    index = int(bad[0])
+    raise RewardError(
+      f'reward "{name}": {bad.size} of {batch_size} values are not finite; the first is '
+      f"{array[index]} at index {index}",
+      index=index,
+    )
+  return array

@@ -1,0 +1,105 @@
+"""Samples images from a model, or from a run.
+
+  python -m jaxalign.sample --model=shapes --prompt="a red circle and a blue square"
+  python -m jaxalign.sample --workdir=runs/ddpo --prompt="two rings" --output=pictures
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from jaxalign import errors, pictures, run, system
+from jaxalign.types import Params
+
+_MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run, instead of --model.")
+_PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Denoising steps; 20, or those of the run.")
+_GUIDANCE_SCALE = flags.DEFINE_float(
+  "guidance_scale", None, "Classifier-free guidance; 1 is none. 5, or that of the run."
+)
+_ETA = flags.DEFINE_float("eta", None, "DDIM's noise, 0 to 1. 0, or that of the run.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the initial noise and of the sampler's.")
+_LATENTS = flags.DEFINE_string(
+  "latents", None, ".npy with the initial noise, float32 NHWC, one row for each prompt."
+)
+_OUTPUT = flags.DEFINE_string("output", "samples", "Folder to write to; made if needed.")
+_OUTPUT_TYPE = flags.DEFINE_enum(
+  "output_type", "png", ["png", "npy"], "One PNG an image, or one images.npy in [0, 1]."
+)
+
+
+def main(argv):
+  del argv
+  if not _PROMPT.value:
+    raise flags.Error('expected at least one --prompt="..."')
+  sys, params = load_system()
+  token_ids = sys.model.tokenize(_PROMPT.value)
+  x_T, key = initial_noise(sys, len(token_ids))
+  images = np.asarray(jax.jit(sys.sample)(params, sys.frozen, token_ids, x_T, key).images)
+  for path in write(images, pathlib.Path(_OUTPUT.value)):
+    print(path)
+
+
+def load_system() -> tuple[system.System, Params]:
+  """The system that the flags describe, and the parameters to sample with."""
+  if (_MODEL.value is None) == (_WORKDIR.value is None):
+    raise flags.Error("expected one of --model and --workdir")
+  if _WORKDIR.value is not None:
+    workdir = pathlib.Path(_WORKDIR.value)
+    found = run.load(workdir, process=_given_process(), guidance=_given_scale())
+    return found.system, found.params
+  sys = system.make_system(
+    seed=0,
+    model={"path": _MODEL.value},
+    lora=system.NO_LORA,
+    process={"num_steps": 20, "eta": 0.0, "transition": "ddim", **_given_process()},
+    guidance={"scale": 5.0, **_given_scale()},
+  )
+  return sys, sys.policy.params
+
+
+def _given_process() -> dict:
+  flags_given = {"num_steps": _NUM_STEPS.value, "eta": _ETA.value}
+  return {name: value for name, value in flags_given.items() if value is not None}
+
+
+def _given_scale() -> dict:
+  return {} if _GUIDANCE_SCALE.value is None else {"scale": _GUIDANCE_SCALE.value}
+
+
+def initial_noise(sys: system.System, num_images: int) -> tuple[np.ndarray, jax.Array]:
+  """x_T `[num_images, h, w, C]` from --latents or --seed, and the key of the sampler's noise."""
+  key_start, key_steps = jax.random.split(jax.random.key(_SEED.value))
+  shape = (num_images, *sys.model.latent_shape)
+  if _LATENTS.value is None:
+    return jax.random.normal(key_start, shape), key_steps
+  try:
+    x_T = np.load(_LATENTS.value, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise ValueError(f"--latents: could not read {_LATENTS.value} as .npy: {error}") from error
+  if x_T.shape != shape or x_T.dtype != np.float32:
+    raise ValueError(
+      f"--latents: expected float32 {list(shape)} (NHWC), got {x_T.dtype} {list(x_T.shape)}"
+    )
+  return x_T, key_steps
+
+
+def write(images: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes `[M, H, W, 3]` in [0, 1] as --output_type says, and returns the paths."""
+  folder.mkdir(parents=True, exist_ok=True)
+  if _OUTPUT_TYPE.value == "npy":
+    paths = [folder / "images.npy"]
+    np.save(paths[0], images)
+  else:
+    paths = [folder / f"{index:04d}.png" for index in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+      Image.fromarray(pictures.to_uint8(image)).save(path)
+  return paths
+
+
+if __name__ == "__main__":
+  errors.run(main)

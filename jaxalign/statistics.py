@@ -1,0 +1,50 @@
+"""Paired comparison of two models on the same prompts and noise."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+NUM_RESAMPLES = 10_000
+
+
+def compare(
+  base: np.ndarray, aligned: np.ndarray, prompt_ids: np.ndarray
+) -> dict[str, float | list[float]]:
+  """Means, their paired difference with a 95 % bootstrap interval, and the win rate.
+
+  Images of one prompt are not independent, so prompts are resampled, not images. A tie counts half
+  a win.
+
+  Args:
+    base, aligned: `[N]` rewards of the two models on the same prompts and noise.
+    prompt_ids: `[N]`, which prompt each belongs to.
+  """
+  difference = np.asarray(aligned, np.float64) - np.asarray(base, np.float64)
+  low, high = bootstrap_interval(difference, prompt_ids)
+  return {
+    "base": float(np.mean(base)),
+    "aligned": float(np.mean(aligned)),
+    "difference": float(difference.mean()),
+    "interval_95": [low, high],
+    "win_rate": float(np.mean((difference > 0) + 0.5 * (difference == 0))),
+  }
+
+
+def bootstrap_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+  """The 2.5 and 97.5 percentiles of the mean of `values` `[N]`, resampling whole clusters."""
+  _, inverse = np.unique(clusters, return_inverse=True)
+  totals = np.bincount(inverse, weights=values)
+  sizes = np.bincount(inverse)
+  rng = np.random.default_rng(0)
+  drawn = rng.integers(len(totals), size=(NUM_RESAMPLES, len(totals)))
+  means = totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+  low, high = np.percentile(means, [2.5, 97.5])
+  return float(low), float(high)
+
+
+def by_category(
+  values: np.ndarray, categories: list[str]
+) -> Mapping[str, float]:
+  """Mean of `values` `[N]` in each category, in order of first appearance."""
+  labels = np.array(categories)
+  return {name: float(values[labels == name].mean()) for name in dict.fromkeys(categories)}

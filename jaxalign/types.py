@@ -1,0 +1,33 @@
+"""Array types and the one shape check that every loss starts with."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key, as made by jax.random.key
+Params = Mapping[str, Any]  # nested dict of arrays
+
+# denoise_fn(params, x_t [B, *D], t [B], cond) -> prediction [B, *D]
+DenoiseFn = Callable[[Params, Array, Array, Any], Array]
+
+
+def check_same_shape(**arrays: Array) -> None:
+  """Raises ValueError, naming the arguments, unless all arrays have one shape.
+
+  Without it `[B] - [B, 1]` broadcasts to `[B, B]` and still gives a finite loss.
+  """
+  shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+  if len(set(shapes.values())) > 1:
+    raise ValueError(f"expected equal shapes, got {shapes}")
+
+
+def expand_to(per_example: Array, like: Array) -> Array:
+  """Adds trailing axes of size one, so that `[B]` broadcasts against `[B, *D]`.
+
+  A scalar is returned as it is.
+  """
+  if per_example.ndim == 0:
+    return per_example
+  return per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))

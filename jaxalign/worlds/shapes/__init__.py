@@ -1,0 +1,1 @@
+"""Coloured shapes on coloured grounds: `scene` draws, `prompts` describes, `judge` decides."""

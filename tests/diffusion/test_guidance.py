@@ -1,0 +1,75 @@
+"""Classifier-free guidance: identities, the doubled batch, what is evaluated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.diffusion import guidance
+
+B = 3
+
+
+def make_inputs():
+  rng = np.random.default_rng(0)
+  x_t = jnp.array(rng.normal(size=(B, 5, 3, 2)), jnp.float32)
+  cond = {"text": jnp.array(rng.normal(size=(B, 4, 2)), jnp.float32), "pooled": jnp.arange(3.0)}
+  uncond = {"text": jnp.array(rng.normal(size=(1, 4, 2)), jnp.float32), "pooled": jnp.ones(1)}
+  return x_t, jnp.array([10.0, 20.0, 30.0]), guidance.Guided(cond, uncond)
+
+
+class Network:
+  """Mixes everything it is given, within an example only, and records the batch sizes it saw."""
+
+  def __init__(self):
+    self.batches = []
+
+  def __call__(self, params, x_t, t, cond):
+    self.batches.append(x_t.shape[0])
+    text = cond["text"].mean(1)[:, None, None]
+    return params["w"] * x_t * text + (t * cond["pooled"])[:, None, None, None]
+
+
+PARAMS = {"w": jnp.float32(0.7)}
+
+
+def branches(x_t, t, cond):
+  network = Network()
+  uncond = jax.tree.map(lambda u, c: jnp.broadcast_to(u, c.shape), cond.uncond, cond.cond)
+  return network(PARAMS, x_t, t, uncond), network(PARAMS, x_t, t, cond.cond)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.5, 7.5])
+def test_is_the_combination_of_two_separate_evaluations(scale):
+  x_t, t, cond = make_inputs()
+  network = Network()
+  ours = guidance.classifier_free(network, scale)(PARAMS, x_t, t, cond)
+  uncond_prediction, cond_prediction = branches(x_t, t, cond)
+  expected = (1 - scale) * uncond_prediction + scale * cond_prediction
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+  assert network.batches == [2 * B]
+
+
+def test_scale_one_evaluates_the_conditional_branch_only():
+  x_t, t, cond = make_inputs()
+  network = Network()
+  ours = guidance.classifier_free(network, 1.0)(PARAMS, x_t, t, cond)
+  np.testing.assert_array_equal(ours, branches(x_t, t, cond)[1])
+  assert network.batches == [B]
+
+
+def test_equal_branches_make_the_scale_irrelevant():
+  x_t, t, cond = make_inputs()
+  same = guidance.Guided(cond.cond, cond.cond)
+  ours = guidance.classifier_free(Network(), 7.5)(PARAMS, x_t, t, same)
+  np.testing.assert_array_equal(ours, branches(x_t, t, cond)[1])
+
+
+def test_gradient_flows_through_both_branches():
+  x_t, t, cond = make_inputs()
+  guided = guidance.classifier_free(Network(), 3.0)
+  ours = jax.grad(lambda p: guided(p, x_t, t, cond).sum())(PARAMS)["w"]
+  text = cond.uncond["text"].mean(1) + 3.0 * (
+    cond.cond["text"].mean(1) - cond.uncond["text"].mean(1)
+  )
+  np.testing.assert_allclose(ours, (x_t * text[:, None, None]).sum(), rtol=1e-4)

@@ -1,0 +1,302 @@
+"""Names, layouts and every way in which a weight file can be wrong."""
+
+import fnmatch
+import json
+import os
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from jaxalign.models.weights import files, hub, names, safetensors_io
+
+FILE = "diffusion_pytorch_model.safetensors"
+
+NAMES = {
+  ("down_blocks_0", "resnets_1", "conv1", "kernel"): "down_blocks.0.resnets.1.conv1.weight",
+  ("time_embedding", "linear_1", "kernel"): "time_embedding.linear_1.weight",
+  ("mid_block", "attentions_0", "to_out_0", "bias"): "mid_block.attentions.0.to_out.0.bias",
+  ("up_blocks_3", "attentions_0", "transformer_blocks_12", "ff", "net_2", "kernel"): (
+    "up_blocks.3.attentions.0.transformer_blocks.12.ff.net.2.weight"
+  ),
+  ("encoder", "layers_10", "layer_norm1", "scale"): "encoder.layers.10.layer_norm1.weight",
+  ("embeddings", "token_embedding", "embedding"): "embeddings.token_embedding.weight",
+  ("up_blocks_0", "upsamplers_0", "conv", "bias"): "up_blocks.0.upsamplers.0.conv.bias",
+  ("vision_model", "embeddings", "class_embedding"): "vision_model.embeddings.class_embedding",
+}
+
+
+def make_tree():
+  rng = np.random.default_rng(0)
+
+  def draw(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+  return {
+    "conv_in": {"kernel": draw(3, 3, 2, 4), "bias": draw(4)},
+    "down_blocks_0": {
+      "resnets_0": {
+        "conv_shortcut": {"kernel": draw(1, 1, 4, 5)},
+        "norm1": {"scale": draw(4), "bias": draw(4)},
+      },
+      "attentions_0": {"to_q": {"kernel": draw(4, 6)}},
+    },
+    "token_embedding": {"embedding": draw(7, 3)},
+  }
+
+
+def stored(folder):
+  return safetensors.numpy.load_file(folder / FILE)
+
+
+def store(folder, tensors, name=FILE):
+  safetensors.numpy.save_file(
+    {key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / name
+  )
+
+
+@pytest.fixture
+def folder(tmp_path):
+  safetensors_io.write_component(tmp_path, make_tree(), {"sample_size": 8})
+  return tmp_path
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_torch_name(path):
+  assert names.torch_name(path) == NAMES[path]
+
+
+def test_layout_by_hand():
+  linear = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], np.float32)  # [in=2, out=3]
+  np.testing.assert_array_equal(names.to_torch(("kernel",), linear), linear.T)
+  conv = np.zeros((3, 5, 2, 4), np.float32)  # [kh, kw, in, out]
+  conv[0, 4, 1, 3] = 7.0
+  assert names.to_torch(("kernel",), conv)[3, 1, 0, 4] == 7.0
+  assert names.torch_shape(("kernel",), conv.shape) == (4, 2, 3, 5)
+  assert names.torch_shape(("embedding",), (7, 3)) == (7, 3)
+
+
+def test_a_one_by_one_convolution_stays_a_convolution(folder):
+  assert stored(folder)["down_blocks.0.resnets.0.conv_shortcut.weight"].shape == (5, 4, 1, 1)
+  assert stored(folder)["down_blocks.0.attentions.0.to_q.weight"].shape == (6, 4)
+
+
+def test_round_trip_is_bit_exact(folder):
+  tree = make_tree()
+  tree["conv_in"]["bias"][:] = [np.float32(1e-42), -0.0, np.inf, np.pi]  # 1e-42 is subnormal
+  safetensors_io.write_component(folder, tree, {})
+  again = safetensors_io.read_component(folder, tree)
+  assert jax.tree.structure(again) == jax.tree.structure(tree)
+  for found, expected in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_config_is_written_verbatim_and_nothing_else_is_left(folder):
+  assert json.loads((folder / "config.json").read_text()) == {"sample_size": 8}
+  assert {file.name for file in folder.iterdir()} == {"config.json", FILE}
+  with safetensors.safe_open(folder / FILE, framework="numpy") as opened:
+    assert opened.metadata() == {"format": "pt"}
+
+
+def test_jax_arrays_are_written_and_shapes_suffice_to_read(folder):
+  tree = jax.tree.map(jax.numpy.asarray, make_tree())
+  safetensors_io.write_component(folder, tree, {})
+  again = safetensors_io.read_component(folder, jax.eval_shape(lambda: tree))
+  jax.tree.map(np.testing.assert_array_equal, again, make_tree())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_as_float32(folder, dtype):
+  halves = {name: array.astype(dtype) for name, array in stored(folder).items()}
+  (folder / FILE).unlink()
+  store(folder, halves, "model.fp16.safetensors")
+  again = safetensors_io.read_component(folder, make_tree())
+  expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), make_tree())
+  jax.tree.map(np.testing.assert_array_equal, again, expected)
+  assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype(np.float32)}
+
+
+def test_full_precision_is_preferred(folder):
+  store(folder, {"wrong": np.zeros(1)}, "diffusion_pytorch_model.fp16.safetensors")
+  assert safetensors_io.find_weights(folder).name == FILE
+
+
+def test_text_encoder_without_prefix_and_with_buffer(tmp_path):
+  expected = {"text_model": {"final_layer_norm": {"scale": np.zeros(2), "bias": np.zeros(2)}}}
+  for prefix in ("", "text_model."):
+    store(
+      tmp_path,
+      {
+        prefix + "final_layer_norm.weight": np.float32([1, 2]),
+        prefix + "final_layer_norm.bias": np.float32([3, 4]),
+        prefix + "embeddings.position_ids": np.arange(5)[None],
+      },
+    )
+    tree = safetensors_io.read_component(tmp_path, expected)
+    np.testing.assert_array_equal(tree["text_model"]["final_layer_norm"]["scale"], [1, 2])
+    np.testing.assert_array_equal(tree["text_model"]["final_layer_norm"]["bias"], [3, 4])
+
+
+def test_old_attention_names(tmp_path):
+  old = ("query", "key", "value", "proj_attn")
+  new = ("to_q", "to_k", "to_v", "to_out_0")
+  layer = {name: {"kernel": np.zeros((2, 2)), "bias": np.zeros(2)} for name in new}
+  tensors = {}
+  for i, name in enumerate(old):
+    tensors[f"mid_block.attentions.0.{name}.weight"] = np.float32([[i, 10], [20, 30]])
+    tensors[f"mid_block.attentions.0.{name}.bias"] = np.float32([i, -i])
+  store(tmp_path, tensors)
+  tree = safetensors_io.read_component(tmp_path, {"mid_block": {"attentions_0": layer}})
+  for i, name in enumerate(new):
+    found = tree["mid_block"]["attentions_0"][name]
+    np.testing.assert_array_equal(found["kernel"], [[i, 20], [10, 30]])
+    np.testing.assert_array_equal(found["bias"], [i, -i])
+
+
+def test_all_misfits_are_listed_at_once(folder):
+  tensors = stored(folder)
+  del tensors["token_embedding.weight"], tensors["conv_in.bias"]
+  tensors["conv_in.weight"] = tensors["conv_in.weight"].reshape(2, 4, 3, 3)
+  for i in range(8):
+    tensors[f"extra.{i}"] = np.zeros(1, np.float32)
+  store(folder, tensors)
+  with pytest.raises(ValueError) as caught:
+    safetensors_io.read_component(folder, make_tree())
+  message = str(caught.value)
+  assert len(message.splitlines()) == 3
+  assert FILE in message
+  assert "2 missing: conv_in.bias, token_embedding.weight" in message
+  assert "8 unexpected: extra.0, extra.1, extra.2, extra.3, extra.4, and 3 more" in message
+  assert "1 misshapen: conv_in.weight (2, 4, 3, 3) instead of (4, 2, 3, 3)" in message
+
+
+def test_square_kernel_stored_as_convolution_is_misshapen(folder):
+  tensors = stored(folder)
+  name = "down_blocks.0.attentions.0.to_q.weight"
+  tensors[name] = tensors[name][:, :, None, None]
+  store(folder, tensors)
+  with pytest.raises(ValueError, match=r"1 misshapen: .*to_q.weight \(6, 4, 1, 1\)"):
+    safetensors_io.read_component(folder, make_tree())
+
+
+@pytest.mark.parametrize("keep", [0, 7, 200, -1])
+def test_truncated_file(folder, keep):
+  content = (folder / FILE).read_bytes()
+  (folder / FILE).write_bytes(content[:keep])
+  with pytest.raises(ValueError, match=rf"{FILE} is cut short .*download it again"):
+    safetensors_io.read_component(folder, make_tree())
+
+
+def test_pointer_instead_of_weights(folder):
+  (folder / FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+  with pytest.raises(ValueError, match=rf"{FILE} .*no safetensors file .*download it again"):
+    safetensors_io.read_component(folder, make_tree())
+
+
+def test_missing_file_and_folder(tmp_path):
+  with pytest.raises(ValueError, match=rf"expected {tmp_path / FILE} .*found neither"):
+    safetensors_io.read_component(tmp_path, make_tree())
+  with pytest.raises(ValueError, match=rf"expected {tmp_path / 'no' / FILE} .*no such folder"):
+    safetensors_io.read_component(tmp_path / "no", make_tree())
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.ckpt"])
+def test_pickle_is_refused(tmp_path, name):
+  (tmp_path / name).write_bytes(b"\x80\x04")
+  with pytest.raises(ValueError, match=rf"(?s)only {name}, a pickle.*safe_serialization=True"):
+    safetensors_io.read_component(tmp_path, make_tree())
+
+
+def test_failed_write_leaves_the_old_file(folder, monkeypatch):
+  before = (folder / FILE).read_bytes()
+
+  def fail(tensors, filename, metadata):
+    filename.write_bytes(b"half")
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+  with pytest.raises(OSError, match="no space"):
+    safetensors_io.write_component(folder, {"norm": {"scale": np.ones(3)}}, {"changed": True})
+  assert (folder / FILE).read_bytes() == before
+  assert files.read_json(folder / "config.json") == {"sample_size": 8}
+  assert {file.name for file in folder.iterdir()} == {"config.json", FILE}
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [(None, "found none"), (b"{", "not valid JSON"), (b"\xff\xfe\x00", "JSON"), (b"[1]", "a list")],
+)
+def test_bad_json(tmp_path, content, words):
+  file = tmp_path / "config.json"
+  if content is not None:
+    file.write_bytes(content)
+  with pytest.raises(ValueError, match=f"config.json.*{words}"):
+    files.read_json(file)
+
+
+def test_folder_names(tmp_path, monkeypatch):
+  assert hub.find_folder(tmp_path) == tmp_path
+  assert hub.find_folder("shapes").parts[-3:] == ("worlds", "assets", "shapes")
+  with pytest.raises(ValueError, match=r"no model folder at .*nothing.*'shapes'"):
+    hub.find_folder(tmp_path / "nothing")
+  with pytest.raises(ValueError, match="no model folder"):
+    hub.find_folder("./nothing")
+  checkpoint = tmp_path / "v1-5.safetensors"
+  checkpoint.touch()
+  with pytest.raises(ValueError, match=r"single file.*from_single_file"):
+    hub.find_folder(checkpoint)
+
+
+class _Hub:
+  """Stands in for huggingface_hub: repositories hold the given files, all of them empty."""
+
+  def __init__(self, folder, contents, error=None):
+    self.folder, self.contents, self.error, self.calls = folder, contents, error, []
+
+  def snapshot_download(self, repo_id, allow_patterns):
+    if self.error:
+      raise self.error
+    self.calls.append(allow_patterns)
+    for name in self.contents:
+      if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).touch()
+    return os.fspath(self.folder)
+
+
+REPOSITORY = [
+  "model_index.json",
+  "v1-5-pruned.ckpt",
+  "unet/config.json",
+  "unet/diffusion_pytorch_model{}.safetensors",
+  "unet/diffusion_pytorch_model.bin",
+  "vae/diffusion_pytorch_model{}.safetensors",
+  "text_encoder/model{}.safetensors",
+  "safety_checker/model{}.safetensors",
+  "tokenizer/vocab.json",
+]
+
+
+@pytest.mark.parametrize(("variant", "num_calls"), [("", 1), (".fp16", 2)])
+def test_hub_download_takes_only_what_is_read(tmp_path, monkeypatch, variant, num_calls):
+  stand_in = _Hub(tmp_path, [name.format(variant) for name in REPOSITORY])
+  monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+  assert hub.find_folder("owner/name") == tmp_path
+  assert len(stand_in.calls) == num_calls
+  fetched = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*") if file.is_file()}
+  unwanted = {REPOSITORY[1], REPOSITORY[4], REPOSITORY[7].format(variant)}
+  assert fetched == {name.format(variant) for name in REPOSITORY} - unwanted
+
+
+def test_hub_failure_is_a_short_value_error(tmp_path, monkeypatch):
+  stand_in = _Hub(tmp_path, [], error=ConnectionError("no route\nto host\nat all"))
+  monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+  with pytest.raises(ValueError, match="'owner/name'") as caught:
+    hub.find_folder("owner/name")
+  assert len(str(caught.value).splitlines()) == 3
+  assert "ConnectionError: no route" in str(caught.value)

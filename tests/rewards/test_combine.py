@@ -1,0 +1,120 @@
+import ml_collections
+import numpy as np
+import pytest
+
+from jaxalign.rewards import combine, contract
+
+IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
+PROMPTS = [{"prompt": "a dog"}] * 4
+A = np.float32([1, 2, 3, 6])
+B = np.float32([10, 30, 10, 30])
+
+
+def weighted(normalize, weights=(1.0, -0.5), fns=(lambda i, p: A, lambda i, p: B)):
+  built = tuple(contract.Reward(name, fn) for name, fn in zip("ab", fns, strict=True))
+  return combine.WeightedRewards(built, weights, normalize)
+
+
+def test_none_is_the_weighted_sum_of_raw_rewards():
+  total, named = weighted("none")(IMAGES, PROMPTS)
+  np.testing.assert_array_equal(total, [-4, -13, -2, -9])
+  assert total.dtype == np.float32
+  assert list(named) == ["a", "b"]
+  np.testing.assert_array_equal(named["a"], A)
+  np.testing.assert_array_equal(named["b"], B)
+
+
+def test_batch_standardises_each_reward_before_weighting():
+  total, named = weighted("batch")(IMAGES, PROMPTS)
+  # a: mean 3, squares 4 + 1 + 0 + 9 = 14, std sqrt(3.5). b: mean 20, std 10.
+  expected = np.array([-2, -1, 0, 3]) / np.sqrt(3.5) - 0.5 * np.array([-1, 1, -1, 1])
+  np.testing.assert_allclose(total, expected, rtol=1e-6)
+  np.testing.assert_array_equal(named["b"], B)  # raw rewards are what is logged
+
+
+def test_batch_ignores_scale_and_offset_and_none_does_not():
+  scaled = weighted("batch", fns=(lambda i, p: 100 * A + 7, lambda i, p: B))
+  np.testing.assert_allclose(
+    scaled(IMAGES, PROMPTS)[0], weighted("batch")(IMAGES, PROMPTS)[0], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7])
+def test_a_constant_reward_adds_nothing_under_batch(value):
+  constant = weighted("batch", fns=(lambda i, p: np.full(4, value, np.float32), lambda i, p: B))
+  np.testing.assert_array_equal(constant(IMAGES, PROMPTS)[0], [0.5, -0.5, 0.5, -0.5])
+
+
+def test_microbatches_combine_to_the_whole_batch():
+  entries = [
+    {"name": "jpeg_compressibility", "weight": 2.0},
+    {"name": "jpeg_incompressibility", "weight": 0.5, "kwargs": {}},
+  ]
+  total = combine.make_total(entries, normalize="batch")
+  whole, _ = total(IMAGES, PROMPTS)
+  parts = [total.score(IMAGES[i : i + 2], PROMPTS[i : i + 2]) for i in (0, 2)]
+  named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  np.testing.assert_array_equal(total.total(named), whole)
+  assert np.abs(whole).max() > 0.1
+
+
+def test_entries_of_a_config_dict():
+  config = ml_collections.ConfigDict({"name": "jpeg_compressibility", "kwargs": {}})
+  total = combine.make_total([config], normalize="none")
+  assert total.weights == (1.0,)
+  assert total.rewards[0].name == "jpeg_compressibility"
+
+
+JPEG = {"name": "jpeg_compressibility"}
+
+
+@pytest.mark.parametrize(
+  "entries, normalize, message",
+  [
+    ([], "none", "at least one reward; valid names: .*shapes"),
+    ([JPEG], "bath", 'none, batch, got "bath"; did you mean "batch"'),
+    ([JPEG, JPEG], "none", "expected each reward once, got jpeg_compressibility"),
+    ([{**JPEG, "wieght": 2.0}], "none", 'did you mean "weight".*valid keys: name, weight, kwargs'),
+    ([{"weight": 2.0}], "none", "missing a required.*'name'"),
+    ([{**JPEG, "weight": float("nan")}], "none", "expected a finite number as weight, got nan"),
+    ([{**JPEG, "weight": "2"}], "none", "expected a finite number as weight, got '2'"),
+    ([{"name": "jpegs"}], "none", 'unknown reward "jpegs"'),
+    ([{"name": "shapes", "kwargs": {"kin": 1}}], "none", "valid keys: none"),
+  ],
+)
+def test_a_wrong_config_is_named(entries, normalize, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    combine.make_total(entries, normalize=normalize)
+  assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_non_finite_reward_comes_with_its_image():
+  bad = weighted("none", fns=(lambda i, p: A, lambda i, p: np.array([1, 2, np.nan, 4])))
+  with pytest.raises(contract.RewardError, match=r'reward "b": 1 of 4 .*index 2') as caught:
+    bad.score(IMAGES, PROMPTS)
+  assert caught.value.index == 2
+  np.testing.assert_array_equal(caught.value.image, IMAGES[2])
+
+
+def test_a_nan_image_is_refused_rather_than_scored_as_black():
+  images = IMAGES.copy()
+  images[1, 3, 2, 0] = np.nan
+  with pytest.raises(contract.RewardError, match=r"1 of 4 with NaN or inf.*index 1") as caught:
+    combine.make_total([JPEG], normalize="none").score(images, PROMPTS)
+  np.testing.assert_array_equal(caught.value.image, images[1])
+
+
+def test_a_wrong_shape_names_the_reward():
+  bad = weighted("none", fns=(lambda i, p: A, lambda i, p: B[:3]))
+  with pytest.raises(contract.RewardError, match=r'reward "b": expected shape \(4,\)'):
+    bad.score(IMAGES, PROMPTS)
+
+
+def test_one_prompt_per_image():
+  with pytest.raises(ValueError, match="expected one prompt per image, got 3 for 4"):
+    weighted("none").score(IMAGES, PROMPTS[:3])
+
+
+def test_a_total_that_overflows_is_an_error():
+  with pytest.raises(contract.RewardError, match='"total": 4 of 4 values are not finite'):
+    weighted("none", weights=(1e39, 0.0))(IMAGES, PROMPTS)

@@ -1,0 +1,134 @@
+import threading
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.rewards import combine, contract, pool
+
+MICROBATCH = 2
+
+
+def total_of(fn, normalize="none"):
+  return combine.WeightedRewards((contract.Reward("mine", fn),), (2.0,), normalize)
+
+
+def microbatch(i):
+  """Two images whose first pixel says which they are, and their prompts."""
+  first = MICROBATCH * i
+  images = np.broadcast_to(np.float32([first, first + 1])[:, None, None, None], (2, 4, 4, 3)) / 100
+  return images, [{"prompt": "x", "id": first + j} for j in range(MICROBATCH)]
+
+
+def read_index(images, prompts):
+  np.testing.assert_allclose(images[:, 0, 0, 0] * 100, [p["id"] for p in prompts], atol=1e-4)
+  return np.round(images[:, 0, 0, 0] * 100)
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+@pytest.mark.parametrize("normalize", ["none", "batch"])
+def test_order_is_kept_under_random_delays(num_threads, normalize):
+  rng = np.random.default_rng(0)
+  delays = {2 * i: d for i, d in enumerate(rng.uniform(0, 0.02, 12))}
+  finished = []
+
+  def slow(images, prompts):
+    time.sleep(delays[prompts[0]["id"]])
+    finished.append(prompts[0]["id"])
+    return read_index(images, prompts)
+
+  total = total_of(slow, normalize)
+  with pool.RewardPool(total, num_threads) as workers:
+    pending = [workers.submit(*microbatch(i)) for i in range(12)]
+    rewards, named = workers.gather(pending)
+  if num_threads > 1:
+    assert finished != sorted(finished)  # they really did overtake one another
+  np.testing.assert_array_equal(named["mine"], np.arange(24))
+  np.testing.assert_array_equal(rewards, total.total({"mine": np.arange(24, dtype=np.float32)}))
+
+
+def test_submit_returns_while_the_reward_is_running():
+  release = threading.Event()
+
+  def waits(images, prompts):
+    assert release.wait(10)
+    return read_index(images, prompts)
+
+  with pool.RewardPool(total_of(waits), num_threads=1) as workers:
+    pending = [workers.submit(*microbatch(i)) for i in range(3)]
+    assert not any(future.done() for future in pending)
+    release.set()
+    rewards, _ = workers.gather(pending)
+  np.testing.assert_array_equal(rewards, 2.0 * np.arange(6))
+
+
+def test_the_copy_to_the_host_is_made_in_the_worker():
+  class Images:
+    def __array__(self, dtype=None, copy=None):
+      copied_in.append(threading.current_thread())
+      return microbatch(0)[0].astype(dtype)
+
+  copied_in = []
+  with pool.RewardPool(total_of(read_index), num_threads=1) as workers:
+    workers.gather([workers.submit(Images(), microbatch(0)[1])])
+  assert copied_in and threading.main_thread() not in copied_in
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_device_arrays_arrive_as_float32_numpy(dtype):
+  def checks(images, prompts):
+    assert type(images) is np.ndarray and images.dtype == np.float32
+    return images.mean(axis=(1, 2, 3))
+
+  images = jnp.full((2, 4, 4, 3), 0.25, dtype)
+  with pool.RewardPool(total_of(checks), num_threads=2) as workers:
+    rewards, _ = workers.gather([workers.submit(images, [{"prompt": "x"}] * 2)])
+  np.testing.assert_array_equal(rewards, [0.5, 0.5])
+
+
+def test_an_exception_comes_out_of_result_and_of_gather():
+  def fails(images, prompts):
+    if prompts[0]["id"] == 2:
+      raise RuntimeError("server is gone")
+    return read_index(images, prompts)
+
+  with pool.RewardPool(total_of(fails), num_threads=2) as workers:
+    pending = [workers.submit(*microbatch(i)) for i in range(3)]
+    with pytest.raises(RuntimeError, match="server is gone"):
+      workers.gather(pending)
+    assert pending[0].result()["mine"].tolist() == [0.0, 1.0]
+    with pytest.raises(RuntimeError, match="server is gone"):
+      pending[1].result()
+
+
+def test_a_non_finite_reward_brings_its_image_across_the_thread():
+  images, prompts = microbatch(3)
+  bad = total_of(lambda i, p: np.array([0.0, np.inf]))
+  with pool.RewardPool(bad, num_threads=1) as workers:
+    future = workers.submit(images, prompts)
+    with pytest.raises(contract.RewardError, match='"mine": 1 of 2') as caught:
+      future.result()
+  assert caught.value.index == 1
+  np.testing.assert_array_equal(caught.value.image, images[1])
+
+
+def test_leaving_the_block_drops_what_waits_and_ends_the_threads():
+  started, release = threading.Event(), threading.Event()
+
+  def waits(images, prompts):
+    started.set()
+    assert release.wait(10)
+    return read_index(images, prompts)
+
+  threads_before = threading.active_count()
+  with pytest.raises(KeyError), pool.RewardPool(total_of(waits), num_threads=1) as workers:
+    pending = [workers.submit(*microbatch(i)) for i in range(3)]
+    assert started.wait(10)
+    threading.Timer(0.05, release.set).start()
+    raise KeyError("the training loop failed")
+  assert pending[0].done() and not pending[0].cancelled()
+  assert pending[1].cancelled() and pending[2].cancelled()
+  assert threading.active_count() <= threads_before + 1  # the timer may still be on its way out
+  with pytest.raises(RuntimeError):
+    workers.submit(*microbatch(0))

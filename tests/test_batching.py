@@ -1,0 +1,158 @@
+"""The batch algebra by hand, and that an iteration trains every transition it should, once."""
+
+import ast
+import collections
+import re
+
+import numpy as np
+import pytest
+
+from jaxalign import batching
+
+NUM_STEPS = 5
+FITTING = dict(
+  num_prompts=4,
+  images_per_prompt=6,
+  microbatch=3,
+  updates_per_epoch=2,
+  num_epochs=3,
+  timestep_fraction=0.6,
+  num_steps=NUM_STEPS,
+)
+
+
+def solve(**changes):
+  return batching.solve(**{**FITTING, **changes})
+
+
+def test_a_plan_by_hand():
+  # 24 images; 8 rollout calls; 12 images and 0.6 * 5 = 3 timesteps an update, 36 / 3 slices.
+  assert solve() == batching.BatchPlan(
+    images=24,
+    num_prompts=4,
+    images_per_prompt=6,
+    microbatch=3,
+    microbatches=8,
+    images_per_update=12,
+    timesteps=3,
+    slices=12,
+    num_epochs=3,
+    updates=6,
+  )
+
+
+@pytest.mark.parametrize(
+  "fraction, num_steps, timesteps", [(1.0, 7, 7), (0.5, 10, 5), (0.6, 4, 2), (0.01, 50, 1)]
+)
+def test_timesteps_are_rounded_and_at_least_one(fraction, num_steps, timesteps):
+  assert solve(timestep_fraction=fraction, num_steps=num_steps).timesteps == timesteps
+
+
+def test_describe_says_the_counts():
+  first, second = solve().describe(NUM_STEPS).splitlines()
+  assert "24 images = 4 prompts x 6" in first and "8 microbatches of 3" in first
+  assert "6 optimizer steps" in second and "12 images x 3 of 5 timesteps" in second
+  assert "12 slices of 3" in second
+
+
+@pytest.mark.parametrize(
+  "field", ["num_prompts", "images_per_prompt", "microbatch", "updates_per_epoch", "num_epochs"]
+)
+@pytest.mark.parametrize("value", [0, -2])
+def test_a_count_below_one_is_named_and_one_works(field, value):
+  with pytest.raises(ValueError, match=rf"config\.batch\.{field}: expected at least 1, got {value}"):
+    solve(**{field: value})
+  assert solve(**{"microbatch": 1, "updates_per_epoch": 1, field: 1})
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.01, float("nan")])
+def test_a_fraction_outside_is_named_and_the_bound_works(value):
+  with pytest.raises(ValueError, match=r"config\.batch\.timestep_fraction: .* in \(0, 1\], got"):
+    solve(timestep_fraction=value)
+  assert solve(timestep_fraction=1.0).timesteps == NUM_STEPS
+
+
+@pytest.mark.parametrize(
+  "microbatch, updates",
+  [(5, 2), (24, 2), (7, 1), (100, 3), (3, 5), (5, 7), (9, 16), (3, 24), (1, 25)],
+)
+def test_what_does_not_split_is_told_with_values_that_do(microbatch, updates):
+  with pytest.raises(ValueError, match=r"config\.batch: 24 images \(4 prompts x 6\)") as caught:
+    solve(microbatch=microbatch, updates_per_epoch=updates)
+  message = str(caught.value)
+  assert len(message.splitlines()) <= 3
+  field, values = re.search(r"(\w+) can be one of (\[.*?\])", message).groups()
+  suggested = dict(microbatch=microbatch, updates_per_epoch=updates)
+  also = re.search(r"with microbatch (\d+)", message)
+  if also:
+    suggested["microbatch"] = int(also[1])
+  assert ast.literal_eval(values)
+  for value in ast.literal_eval(values):
+    assert solve(**{**suggested, field: value})
+  missing = [v for v in range(1, 25) if v not in ast.literal_eval(values)]
+  for value in missing:  # the list is complete
+    with pytest.raises(ValueError):
+      solve(**{**suggested, field: value})
+
+
+# ---- the selections of an iteration
+
+
+def test_every_transition_is_trained_once_in_each_epoch():
+  plan = solve(timestep_fraction=1.0)
+  chosen = batching.selections(plan, NUM_STEPS, seed=3, iteration=8)
+  assert len(chosen) == plan.updates == 6
+  every = {(image, i) for image in range(plan.images) for i in range(NUM_STEPS)}
+  for epoch in (chosen[0:2], chosen[2:4], chosen[4:6]):
+    pairs = [
+      pair for s in epoch for pair in zip(s.index.ravel().tolist(), s.i.ravel().tolist(), strict=True)
+    ]
+    assert len(pairs) == len(every) and set(pairs) == every
+
+
+def test_part_of_the_timesteps_are_distinct_and_drawn_for_each_image():
+  plan = solve()
+  first, second = batching.selections(plan, NUM_STEPS, seed=0, iteration=0)[:2]
+  by_image = collections.defaultdict(list)
+  for s in (first, second):
+    assert s.index.shape == s.i.shape == (plan.slices, plan.microbatch)
+    assert s.index.dtype == s.i.dtype == np.int32
+    for image, i in zip(s.index.ravel().tolist(), s.i.ravel().tolist(), strict=True):
+      by_image[image].append(i)
+  assert sorted(by_image) == list(range(plan.images))
+  assert all(len(set(steps)) == len(steps) == plan.timesteps for steps in by_image.values())
+  assert all(0 <= i < NUM_STEPS for steps in by_image.values() for i in steps)
+  assert len({tuple(steps) for steps in by_image.values()}) > 5  # not one choice for all
+
+
+def test_one_image_is_in_one_update_and_at_most_once_in_a_slice():
+  plan = solve()
+  first, second = batching.selections(plan, NUM_STEPS, seed=0, iteration=0)[:2]
+  assert not set(first.index.ravel().tolist()) & set(second.index.ravel().tolist())
+  for s in (first, second):
+    assert all(len(set(row.tolist())) == plan.microbatch for row in s.index)
+
+
+def test_all_timesteps_are_trained_equally_often():
+  plan = solve(num_prompts=100, num_epochs=1)  # 600 images, 3 of 5 steps each
+  counts = sum(
+    np.bincount(s.i.ravel(), minlength=NUM_STEPS)
+    for s in batching.selections(plan, NUM_STEPS, seed=1, iteration=0)
+  )
+  # Expected 360 each, standard deviation sqrt(600 * 0.6 * 0.4) = 12.
+  assert counts.sum() == 1800 and np.abs(counts - 360).max() < 5 * 12
+
+
+def test_a_pure_function_of_seed_and_iteration():
+  def flat(seed, iteration):
+    chosen = batching.selections(solve(), NUM_STEPS, seed=seed, iteration=iteration)
+    return np.concatenate([np.concatenate([s.index, s.i]) for s in chosen])
+
+  np.testing.assert_array_equal(flat(5, 2), flat(5, 2))
+  for other in (flat(5, 3), flat(6, 2), flat(2, 5)):
+    assert (flat(5, 2) != other).mean() > 0.3
+
+
+def test_epochs_are_shuffled_anew():
+  chosen = batching.selections(solve(updates_per_epoch=1), NUM_STEPS, seed=0, iteration=0)
+  assert (chosen[0].index != chosen[1].index).any() and (chosen[0].i != chosen[1].i).any()

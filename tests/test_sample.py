@@ -1,0 +1,58 @@
+"""`python -m jaxalign.sample`, and its pictures against diffusers' own pipeline."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxalign import sample, system
+from jaxalign.models.weights import hub
+
+PROMPT = "a red circle left of a blue square"
+
+
+def command(module, *flags, cwd):
+  return subprocess.run(
+    [sys.executable, "-m", f"jaxalign.{module}", *flags], capture_output=True, text=True, cwd=cwd
+  )
+
+
+@pytest.mark.parametrize("guidance_scale,num_steps", [(5.0, 12), (1.0, 7)])
+def test_the_embedded_model_gives_the_same_image_in_diffusers(
+  tmp_path, guidance_scale, num_steps
+):
+  """Same folder, prompt, initial latents, steps and guidance, DDIM without noise."""
+  diffusers = pytest.importorskip("diffusers")
+  torch = pytest.importorskip("torch")
+  latents = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
+  prompts = ["a purple ring above a cross", "three squares"]
+
+  sys_ = system.make_system(
+    seed=0,
+    model={"path": "shapes"},
+    lora=system.NO_LORA,
+    process={"transition": "ddim", "num_steps": num_steps, "eta": 0.0},
+    guidance={"scale": guidance_scale},
+  )
+  import jax
+
+  token_ids = sys_.model.tokenize(prompts)
+  ours = jax.jit(sys_.sample)(sys_.policy.params, sys_.frozen, token_ids, latents, jax.random.key(0))
+
+  pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+    hub.find_folder("shapes"), safety_checker=None
+  )
+  pipeline.set_progress_bar_config(disable=True)
+  theirs = pipeline(
+    prompts,
+    latents=torch.from_numpy(latents.transpose(0, 3, 1, 2)),
+    num_inference_steps=num_steps,
+    guidance_scale=guidance_scale,
+    eta=0.0,
+    height=64,
+    width=64,
+    output_type="np",
+  ).images
+  assert np.abs(np.asarray(ours.images) - theirs).max() < 1e-3
+  assert np.asarray(ours.images).std() > 0.05  # two flat pictures would agree too

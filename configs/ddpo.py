@@ -4,9 +4,12 @@
 
 Not yet run.
 
-Variants, `--config=configs/ddpo.py:NAME`:
-  long       ten times the iterations
-  quicktest  two iterations in seconds, to see that everything works
+Variants, `--config=configs/ddpo.py:NAME[,NAME]`:
+  long            ten times the iterations
+  full            every parameter of the UNet is trained, not an adapter
+  per_prompt      running statistics of each prompt's rewards, as in ddpo-pytorch
+  score_function  DDPO-SF: plain REINFORCE, one update a rollout
+  quicktest       two iterations in seconds, to see that everything works
 """
 
 from ml_collections import config_dict
@@ -91,7 +94,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.checkpoint = config_dict.ConfigDict({"every": 5, "keep": 2})
   config.log = config_dict.ConfigDict({"wandb_project": ""})  # "" does not log there
 
-  return VARIANTS[variant](config)
+  for name in variant.split(",") if variant else ():
+    if name not in VARIANTS:
+      raise ValueError(f"configs/ddpo.py: unknown variant {name!r}; known: {', '.join(VARIANTS)}")
+    VARIANTS[name](config)
+  return config
 
 
 def _long(config):
@@ -99,7 +106,6 @@ def _long(config):
   config.evaluation.every = 25
   config.samples.every = 50
   config.checkpoint.every = 25
-  return config
 
 
 def _quicktest(config):
@@ -109,7 +115,32 @@ def _quicktest(config):
   config.evaluation.num_images = 4
   config.samples.update({"every": 1, "num_images": 2})
   config.checkpoint.every = 1
-  return config
 
 
-VARIANTS = {"": lambda config: config, "long": _long, "quicktest": _quicktest}
+def _full(config):
+  config.lora.rank = 0
+  config.optim.learning_rate = 1e-4
+
+
+def _per_prompt(config):
+  config.advantage = {
+    "name": "per_prompt",
+    "buffer_size": 32,  # rewards remembered of each prompt
+    "min_count": 16,  # with fewer of them, statistics of the batch are used
+    "epsilon": 1e-6,
+    "limit": 5.0,
+  }
+
+
+def _score_function(config):
+  config.method = {"name": "ddpo_sf"}
+  config.batch.updates_per_epoch = 1  # it has no ratio to correct a second update
+
+
+VARIANTS = {
+  "long": _long,
+  "quicktest": _quicktest,
+  "full": _full,
+  "per_prompt": _per_prompt,
+  "score_function": _score_function,
+}

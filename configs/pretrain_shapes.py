@@ -103,8 +103,9 @@ def get_config() -> config_dict.ConfigDict:
   })
   config.denoiser = config_dict.ConfigDict({
     "batches": {"batch_size": 32, "caption_dropout": 0.1},
+    "timesteps": {"logit_mean": 0.3, "logit_std": 1.0},
     "fit": {
-      "num_steps": 6500,
+      "num_steps": 9000,
       "learning_rate": 1.5e-3,
       "log_every": 50,
       "checkpoint_every": 500,

@@ -12,14 +12,16 @@ class Manager:
 
   Args:
     workdir: the run's folder; checkpoints go to `workdir/checkpoints/<step>`.
-    every: save after each `every` iterations (and whenever `save` is called with force).
+    every: save after each `every` iterations (and whenever `save` is called with force); 0 saves
+      with force only.
     keep: how many of the newest to keep.
   """
 
   def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
     options = ocp.CheckpointManagerOptions(
-      save_interval_steps=every, max_to_keep=keep, create=True, enable_async_checkpointing=True
+      max_to_keep=keep, create=True, enable_async_checkpointing=True
     )
+    self._every = every
     self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
   def restore_latest(self, state: Any) -> Any:
@@ -28,19 +30,14 @@ class Manager:
     if step is None:
       return state
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    try:
-      return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-    except (ValueError, KeyError, FileNotFoundError) as error:
-      first_line = str(error).strip().splitlines()[0]
-      raise ValueError(
-        f"checkpoint {self._manager.directory / str(step)} does not fit this run: {first_line}\n"
-        "It was written by another version or damaged; delete that folder to use the one before."
-      ) from error
+    return _restore(self._manager, step, ocp.args.StandardRestore(abstract))
 
   def save(self, step: int, state: Any, *, force: bool = False) -> None:
     """Saves in the background if `step` is due, or at once with `force`."""
-    if self._manager.latest_step() != step:
-      self._manager.save(step, args=ocp.args.StandardSave(state), force=force)
+    is_due = self._every > 0 and step % self._every == 0
+    if (is_due or force) and self._manager.latest_step() != step:
+      # Always forced: left to its own rule the manager also saves the first step it is shown.
+      self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
   def close(self) -> None:
     """Waits for pending writes."""
@@ -56,5 +53,16 @@ def read_latest(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
     with ocp.CheckpointManager(folder) as manager:
       step = manager.latest_step()
       if step is not None:
-        return step, manager.restore(step, args=ocp.args.StandardRestore())
+        return step, _restore(manager, step, ocp.args.StandardRestore())
   raise ValueError(f"expected a checkpoint in {folder}, found none: has the run saved one yet?")
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.StandardRestore) -> Any:
+  try:
+    return manager.restore(step, args=args)
+  except (ValueError, KeyError, FileNotFoundError) as error:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise ValueError(
+      f"checkpoint {manager.directory / str(step)} does not fit this run: {first_line}\n"
+      "It was written by another version or damaged; delete that folder to use the one before."
+    ) from error

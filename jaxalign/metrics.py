@@ -66,6 +66,11 @@ class CompilationCounter:
       self.count += 1
 
 
+def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """The records of a run's `metrics.jsonl`, in order."""
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def _drop_lines_from(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return

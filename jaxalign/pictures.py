@@ -1,6 +1,7 @@
-"""Grids of images with their prompts."""
+"""What a run draws: grids of images with their prompts, and the curve of its rewards."""
 
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -55,3 +56,26 @@ def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw, font) -> list[str]:
     else:
       lines[-1] = longer
   return lines
+
+
+def save_curve(records: Sequence[Mapping[str, float]], path: pathlib.Path) -> None:
+  """Plots the training reward, and each held-out reward that was evaluated, over iterations."""
+  import matplotlib.figure
+
+  figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout="constrained")
+  axes = figure.subplots()
+  axes.plot(*_series(records, "reward/mean"), label="training reward", linewidth=1.0, alpha=0.6)
+  names = sorted({name for record in records for name in record if name.startswith("eval/")})
+  for name in names:
+    label = f"held-out {name.removeprefix('eval/')}"
+    axes.plot(*_series(records, name), label=label, marker="o")
+  axes.set_xlabel("iteration")
+  axes.legend(frameon=False)
+  axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=120)
+
+
+def _series(records: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+  found = [(record["step"] + 1, record[name]) for record in records if name in record]
+  steps, values = zip(*found, strict=True)
+  return list(steps), list(values)

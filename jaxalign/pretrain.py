@@ -54,7 +54,7 @@ def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
     "denoiser",
     workdir,
     {"unet": params["unet"], "text_encoder": params["text_encoder"]},
-    make_denoising_loss(model),
+    make_denoising_loss(model, **config.denoiser.timesteps),
     caption_batches(
       latents,
       model.tokenize(captions),
@@ -159,10 +159,12 @@ def make_autoencoder_loss(model, *, kl_weight: float) -> LossFn:
   return loss_fn
 
 
-def make_denoising_loss(model) -> LossFn:
-  """Mean squared error of the network's prediction at a uniform timestep.
+def make_denoising_loss(model, *, logit_mean: float, logit_std: float) -> LossFn:
+  """Mean squared error of the network's prediction at a random timestep.
 
-  Ho et al. 2020 (arXiv:2006.11239) eq. 14, in the parameterisation of the scheduler's config.
+  Ho et al. 2020 (arXiv:2006.11239) eq. 14, in the parameterisation of the scheduler's config. The
+  timestep is logit-normal (Esser et al. 2024, arXiv:2403.03206, eq. 19): the middle of the range,
+  where layout and shapes are decided, is seen more often than its ends.
   """
   table = schedules.training_table(model.scheduler_config)
   prediction_type = predictions.FROM_DIFFUSERS[model.scheduler_config["prediction_type"]]
@@ -170,7 +172,8 @@ def make_denoising_loss(model) -> LossFn:
   def loss_fn(params, batch, key):
     x_0, token_ids = batch
     key_time, key_noise = jax.random.split(key)
-    step = table[jax.random.randint(key_time, x_0.shape[:1], 0, table.num_steps)]
+    logit = logit_mean + logit_std * jax.random.normal(key_time, x_0.shape[:1])
+    step = table[(jax.nn.sigmoid(logit) * table.num_steps).astype(jnp.int32)]
     eps = jax.random.normal(key_noise, x_0.shape)
     x_t = schedules.add_noise(x_0, eps, step.alpha_t, step.sigma_t)
     cond = {"text": model.encode_text(params["text_encoder"], token_ids)}

@@ -42,9 +42,7 @@ def bootstrap_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float,
   return float(low), float(high)
 
 
-def by_category(
-  values: np.ndarray, categories: list[str]
-) -> Mapping[str, float]:
+def by_category(values: np.ndarray, categories: list[str]) -> Mapping[str, float]:
   """Mean of `values` `[N]` in each category, in order of first appearance."""
   labels = np.array(categories)
   return {name: float(values[labels == name].mean()) for name in dict.fromkeys(categories)}

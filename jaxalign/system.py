@@ -13,7 +13,6 @@ from jaxalign import checks
 from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import rollout as rollout_lib
 from jaxalign.diffusion import transitions
-from jaxalign.methods import ddpo
 from jaxalign.models import policy as policy_lib
 from jaxalign.models import stable_diffusion
 from jaxalign.types import Array, DenoiseFn, Key, Params
@@ -142,7 +141,7 @@ def make_sample(
       process,
       x_T,
       cond,
-      ddpo.mean_over_latents,
+      rollout_lib.mean_over_latents,
     )
     return Sampled(rolled, cond, model.decode(frozen["vae"], rolled.x_0))
 

@@ -132,6 +132,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     save_samples(workdir, int(state.step), sys, state, evaluation, plan, writer, **config.samples)
     comparison = evaluation.compare_with_base(sys, state.sampling_params, plan.microbatch)
     comparison.write(workdir)
+    pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
     print(comparison.table(), flush=True)
     print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
   writer.close()

@@ -265,3 +265,81 @@ def test_one_trace_for_many_rounds():
   for _ in range(3):
     stats, _ = update(stats, REWARDS, GROUP)
   assert len(traces) == 1
+
+
+# ---- estimators by name
+
+# What each entry of ESTIMATORS is made with, and the function it stands for.
+ESTIMATORS = {
+  "batch": ({"epsilon": 1e-6}, lambda r, g: advantages.batch_normalize(r, epsilon=1e-6)),
+  "group": ({"epsilon": 1e-6, "ddof": 1}, functools.partial(GROUPED["ddof 1"], num_groups=3)),
+  "group_global_std": ({"epsilon": 1e-4}, functools.partial(GROUPED["global std"], num_groups=3)),
+  "leave_one_out": ({}, functools.partial(GROUPED["leave one out"], num_groups=3)),
+  "per_prompt": (
+    {"buffer_size": 4, "min_count": 2, "epsilon": 1e-6},
+    lambda r, g: per_prompt_normalize(
+      advantages.init_prompt_stats(9, 4), r, PROMPT_IDS, min_count=2, epsilon=1e-6
+    )[1],
+  ),
+}
+PROMPT_IDS = np.array([7, 7, 7, 0, 0, 8], np.int32)  # GROUP under the names of the whole run
+
+
+def make_estimator(name, limit=5.0, **changes):
+  kwargs, _ = ESTIMATORS[name]
+  return advantages.make(name, num_groups=3, limit=limit, **{**kwargs, **changes})
+
+
+def test_every_estimator_is_under_test():
+  assert set(ESTIMATORS) == set(advantages.ESTIMATORS)
+
+
+@pytest.mark.parametrize("name", advantages.ESTIMATORS)
+def test_an_estimator_is_its_function_and_threads_its_state_through_jit(name):
+  estimator = make_estimator(name, limit=1e9)
+  state = estimator.init(9)
+  assert (state is None) == (name != "per_prompt")
+  traces = []
+
+  @jax.jit
+  def estimate(state, rewards, prompt_ids, group):
+    traces.append(1)
+    return estimator.estimate(state, rewards, prompt_ids, group)
+
+  new_state, actual = estimate(state, REWARDS, PROMPT_IDS, GROUP)
+  assert actual.shape == REWARDS.shape and actual.dtype == jnp.float32
+  assert np.isfinite(actual).all() and np.any(actual != 0)
+  close(actual, ESTIMATORS[name][1](REWARDS, GROUP), rtol=1e-5)
+  again, second = estimate(new_state, REWARDS[::-1].copy(), PROMPT_IDS, GROUP)
+  assert len(traces) == 1 and jax.tree.structure(again) == jax.tree.structure(state)
+  assert np.isfinite(second).all()
+
+
+def test_per_prompt_remembers_and_the_others_cannot():
+  estimator = make_estimator("per_prompt")
+  state, first = estimator.estimate(estimator.init(9), REWARDS, PROMPT_IDS, GROUP)
+  np.testing.assert_array_equal(state.count, [2, 0, 0, 0, 0, 0, 0, 3, 1])
+  _, second = estimator.estimate(state, REWARDS + 3, PROMPT_IDS, GROUP)
+  assert np.abs(second - first).max() > 0.1  # the old rewards are in the mean now
+  forgetful = make_estimator("group")
+  _, one = forgetful.estimate(None, REWARDS, PROMPT_IDS, GROUP)
+  close(forgetful.estimate(None, REWARDS + 3, PROMPT_IDS, GROUP)[1], one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", advantages.ESTIMATORS)
+def test_advantages_are_clipped_to_the_limit(name):
+  free = make_estimator(name, limit=1e9)
+  bound = make_estimator(name, limit=0.5)
+  _, wide = free.estimate(free.init(9), REWARDS, PROMPT_IDS, GROUP)
+  _, narrow = bound.estimate(bound.init(9), REWARDS, PROMPT_IDS, GROUP)
+  assert np.abs(wide).max() > 0.55
+  close(narrow, np.clip(wide, -0.5, 0.5))
+
+
+def test_a_wrong_name_or_key_is_told():
+  with pytest.raises(
+    ValueError, match=r"config\.advantage\.name: unknown estimator 'grpo'; known: b"
+  ):
+    advantages.make("grpo", num_groups=3, limit=5.0)
+  with pytest.raises(ValueError, match=r'config\.advantage.*did you mean "epsilon"'):
+    advantages.make("batch", num_groups=3, limit=5.0, epsilonn=1e-6)

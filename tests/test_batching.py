@@ -60,7 +60,9 @@ def test_describe_says_the_counts():
 )
 @pytest.mark.parametrize("value", [0, -2])
 def test_a_count_below_one_is_named_and_one_works(field, value):
-  with pytest.raises(ValueError, match=rf"config\.batch\.{field}: expected at least 1, got {value}"):
+  with pytest.raises(
+    ValueError, match=rf"config\.batch\.{field}: expected at least 1, got {value}"
+  ):
     solve(**{field: value})
   assert solve(**{"microbatch": 1, "updates_per_epoch": 1, field: 1})
 
@@ -105,7 +107,9 @@ def test_every_transition_is_trained_once_in_each_epoch():
   every = {(image, i) for image in range(plan.images) for i in range(NUM_STEPS)}
   for epoch in (chosen[0:2], chosen[2:4], chosen[4:6]):
     pairs = [
-      pair for s in epoch for pair in zip(s.index.ravel().tolist(), s.i.ravel().tolist(), strict=True)
+      pair
+      for s in epoch
+      for pair in zip(s.index.ravel().tolist(), s.i.ravel().tolist(), strict=True)
     ]
     assert len(pairs) == len(every) and set(pairs) == every
 

@@ -8,9 +8,7 @@ import pytest
 
 from jaxalign import optim
 
-PLAIN = dict(
-  learning_rate=0.1, max_grad_norm=1e9, weight_decay=0.0, b1=0.9, b2=0.99, epsilon=1e-8
-)
+PLAIN = dict(learning_rate=0.1, max_grad_norm=1e9, weight_decay=0.0, b1=0.9, b2=0.99, epsilon=1e-8)
 PARAMS = {"a": jnp.array([1.0, -2.0]), "b": {"c": jnp.array([[0.5]])}}
 GRADS = {"a": jnp.array([3.0, 0.0]), "b": {"c": jnp.array([[4.0]])}}  # global norm 5
 

@@ -1,21 +1,11 @@
 """`python -m jaxalign.sample`, and its pictures against diffusers' own pipeline."""
 
-import subprocess
-import sys
-
+import jax
 import numpy as np
 import pytest
 
-from jaxalign import sample, system
+from jaxalign import system
 from jaxalign.models.weights import hub
-
-PROMPT = "a red circle left of a blue square"
-
-
-def command(module, *flags, cwd):
-  return subprocess.run(
-    [sys.executable, "-m", f"jaxalign.{module}", *flags], capture_output=True, text=True, cwd=cwd
-  )
 
 
 @pytest.mark.parametrize("guidance_scale,num_steps", [(5.0, 12), (1.0, 7)])
@@ -35,10 +25,8 @@ def test_the_embedded_model_gives_the_same_image_in_diffusers(
     process={"transition": "ddim", "num_steps": num_steps, "eta": 0.0},
     guidance={"scale": guidance_scale},
   )
-  import jax
-
-  token_ids = sys_.model.tokenize(prompts)
-  ours = jax.jit(sys_.sample)(sys_.policy.params, sys_.frozen, token_ids, latents, jax.random.key(0))
+  token_ids, key = sys_.model.tokenize(prompts), jax.random.key(0)
+  ours = jax.jit(sys_.sample)(sys_.policy.params, sys_.frozen, token_ids, latents, key)
 
   pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
     hub.find_folder("shapes"), safety_checker=None

@@ -68,13 +68,12 @@ def test_the_same_seed_gives_the_same_metrics_and_another_seed_does_not(config, 
   assert records(tmp_path / "a") != records(tmp_path / "c")
 
 
-def test_two_iterations_and_two_more_equal_four(config, tmp_path):
+def test_two_iterations_and_two_more_equal_four(load_config, tmp_path):
   """With an average and running statistics, so that every part of the state counts."""
+  config = load_config("ddpo", "per_prompt,quicktest")
+  config.advantage.min_count = 2
   config.reward.names = (f"{__name__}:brightness",)
   config.ema_decay = 0.9
-  config.advantage = {
-    "name": "per_prompt", "buffer_size": 4, "min_count": 2, "epsilon": 1e-6, "limit": 5.0
-  }
   config.num_iterations = 4
   train.train(config, tmp_path / "whole")
   config.num_iterations = 2

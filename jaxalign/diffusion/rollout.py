@@ -19,6 +19,11 @@ from jaxalign.types import Array, DenoiseFn, Key, Params
 ReduceFn = Callable[[Array], Array]
 
 
+def mean_over_latents(elementwise: Array) -> Array:  # [B, *D] -> [B]
+  """The reduction of the policy-gradient family; its clip ranges are tuned for it."""
+  return jnp.mean(elementwise, axis=tuple(range(1, elementwise.ndim)))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollout:

@@ -2,6 +2,8 @@
 
 Denoising is a Markov decision process: the state is (prompt, t, x_t), the action x_s, its
 probability the Gaussian of the sampler's step, and the only reward comes with the finished image.
+Log-probabilities are means over the D latent dimensions, so the ratio is the D-th root of the true
+one: a clip range of 1e-4 allows a log-ratio of 1.6 nats at D = 16384, and of 0.1 at D = 1024.
 """
 
 import jax.numpy as jnp
@@ -11,15 +13,6 @@ from jaxalign.diffusion import rollout
 from jaxalign.diffusion.transitions import Process
 from jaxalign.methods.base import Method, Transitions
 from jaxalign.types import Array, DenoiseFn
-
-
-def mean_over_latents(elementwise: Array) -> Array:  # [B, *D] -> [B]
-  """The reduction that DDPO's clip range is tuned for.
-
-  With the mean over D latent dimensions the ratio is the D-th root of the true one: a clip range of
-  1e-4 allows a log-ratio of 1.6 nats at D = 16384.
-  """
-  return jnp.mean(elementwise, axis=tuple(range(1, elementwise.ndim)))
 
 
 def make_importance_sampling(
@@ -52,7 +45,14 @@ def make_score_function(*, process: Process, denoise_fn: DenoiseFn) -> Method:
 
 def _log_prob(params, denoise_fn: DenoiseFn, process: Process, batch: Transitions) -> Array:
   return rollout.step_log_prob(
-    params, denoise_fn, process, batch.x_t, batch.x_s, batch.i, batch.cond, mean_over_latents
+    params,
+    denoise_fn,
+    process,
+    batch.x_t,
+    batch.x_s,
+    batch.i,
+    batch.cond,
+    rollout.mean_over_latents,
   )
 
 

@@ -114,6 +114,8 @@ def from_names(
     kwargs: by name, for the rewards that take any.
     normalize: as for `make_total`.
   """
+  if isinstance(names, str):  # whose letters would be taken for names
+    raise ValueError(f'reward: expected a sequence of names, got "{names}"; write ("{names}",)')
   weights = [1.0] * len(names) if weights is None else weights
   if len(weights) != len(names):
     raise ValueError(

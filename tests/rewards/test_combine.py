@@ -118,3 +118,59 @@ def test_one_prompt_per_image():
 def test_a_total_that_overflows_is_an_error():
   with pytest.raises(contract.RewardError, match='"total": 4 of 4 values are not finite'):
     weighted("none", weights=(1e39, 0.0))(IMAGES, PROMPTS)
+
+
+# ---- from parallel lists, as a config has them
+
+NAMES = ("jpeg_compressibility", "jpeg_incompressibility")
+
+
+def test_from_names_is_make_total():
+  built = combine.from_names(NAMES, weights=(2.0, 0.5), kwargs={NAMES[1]: {}}, normalize="batch")
+  entries = [{"name": NAMES[0], "weight": 2.0}, {"name": NAMES[1], "weight": 0.5}]
+  expected = combine.make_total(entries, normalize="batch")
+  np.testing.assert_array_equal(built(IMAGES, PROMPTS)[0], expected(IMAGES, PROMPTS)[0])
+  assert [reward.name for reward in built.rewards] == list(NAMES)
+
+
+def test_from_names_defaults_to_the_plain_sum():
+  built = combine.from_names(NAMES)
+  assert built.weights == (1.0, 1.0) and built.normalize == "none"
+  # The two rewards are each other's negative.
+  np.testing.assert_allclose(built(IMAGES, PROMPTS)[0], np.zeros(4), atol=1e-6)
+
+
+def test_from_names_takes_a_config_section():
+  section = ml_collections.ConfigDict(
+    {"names": NAMES[:1], "weights": (3.0,), "kwargs": {}, "normalize": "none"}
+  )
+  assert combine.from_names(**section).weights == (3.0,)
+
+
+def test_kwargs_reach_the_reward_they_name(tmp_path, monkeypatch):
+  source = "def bright(images, prompts, *, gain):\n  return gain * images.mean((1, 2, 3))\n"
+  (tmp_path / "my_rewards_for_kwargs.py").write_text(source)
+  monkeypatch.syspath_prepend(tmp_path)
+  name = "my_rewards_for_kwargs:bright"
+  built = combine.from_names([NAMES[0], name], weights=[0.0, 1.0], kwargs={name: {"gain": 4.0}})
+  np.testing.assert_allclose(built(IMAGES, PROMPTS)[0], 4.0 * IMAGES.mean((1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "names, changes, message",
+  [
+    ((), {}, "at least one reward; valid names"),
+    (NAMES, {"weights": (1.0,)}, r"one weight for each name, got weights \(1.0,\) for jpeg_comp"),
+    (NAMES[:1], {"weights": (1.0, 2.0)}, "one weight for each name"),
+    (NAMES[:1], {"kwargs": {"shapes": {}}}, "kwargs for shapes, but names are jpeg_compress"),
+    (NAMES[:1], {"kwargs": {NAMES[0]: {"quality": 3}}}, "valid keys"),
+    (NAMES[:1], {"normalize": "bath"}, 'did you mean "batch"'),
+    (("jpeg_compresibility",), {}, 'did you mean "jpeg_compressibility"'),
+    ((NAMES[0], NAMES[0]), {}, "expected each reward once"),
+    ("shapes", {}, "expected a sequence of names"),
+  ],
+)
+def test_wrong_lists_are_named(names, changes, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    combine.from_names(names, **changes)
+  assert len(str(caught.value).splitlines()) <= 3

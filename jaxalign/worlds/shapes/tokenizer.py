@@ -1,5 +1,7 @@
 """Writes the tokenizer of the `shapes` model: CLIP's byte-pair format over the grammar's words."""
 
+import collections
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable
@@ -12,28 +14,18 @@ def write_tokenizer(folder: pathlib.Path, words: Iterable[str], *, context_lengt
   """Writes vocab.json, merges.txt and their two configs, and returns the vocabulary's size.
 
   Every byte is in the vocabulary, as in CLIP's own, so any text can be tokenised; the merges make
-  each of `words` a single token.
+  each of `words` a single token. The files depend on the set of words alone: a run that is started
+  again writes the ids that its embeddings were trained on.
 
   Args:
     folder: made if it does not exist.
     words: lower-case words of the prompts.
     context_length: tokens of a prompt, start and end included; also the padded length.
   """
-  import tokenizers
-
-  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-  model = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix=END_OF_WORD))
-  model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=65536, min_frequency=1, end_of_word_suffix=END_OF_WORD, show_progress=False
-  )
-  model.train_from_iterator([" ".join(sorted(set(words)))], trainer)
-  merges = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
-
+  alphabet = _byte_alphabet()
+  merges = _merges(words)
   tokens = [*alphabet, *(letter + END_OF_WORD for letter in alphabet)]
-  tokens += list(
-    dict.fromkeys(left + right for left, right in merges if left + right not in tokens)
-  )
+  tokens += dict.fromkeys(left + right for left, right in merges)
   tokens += [START, END]
   special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 
@@ -47,6 +39,39 @@ def write_tokenizer(folder: pathlib.Path, words: Iterable[str], *, context_lengt
     {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **special},
   )
   return len(tokens)
+
+
+def _byte_alphabet() -> list[str]:
+  """The printable stand-ins of the 256 bytes, sorted."""
+  import tokenizers
+
+  return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+
+
+def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
+  """Byte-pair merges that end with every word in one piece (Sennrich et al. 2016, algorithm 1).
+
+  Ties between equally frequent pairs are broken by the alphabet. The trainer of `tokenizers` breaks
+  them by the order of a hash table, which differs from run to run.
+  """
+  pieces = [[*word[:-1], word[-1] + END_OF_WORD] for word in sorted(set(words))]
+  merges = []
+  while any(len(piece) > 1 for piece in pieces):
+    counts = collections.Counter(pair for p in pieces for pair in itertools.pairwise(p))
+    best = min(counts, key=lambda pair: (-counts[pair], pair))
+    merges.append(best)
+    pieces = [_merge(piece, best) for piece in pieces]
+  return merges
+
+
+def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
+  merged: list[str] = []
+  for part in piece:
+    if merged and (merged[-1], part) == pair:
+      merged[-1] += part
+    else:
+      merged.append(part)
+  return merged
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:

@@ -1,0 +1,136 @@
+"""The commands as a user types them: what they exit with and what they say."""
+
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign import checkpoint
+from jaxalign.models.weights import hub
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DDPO = f"--config={ROOT}/configs/ddpo.py:quicktest"
+
+
+@pytest.fixture
+def command(compilation_cache):
+  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache)}
+
+  def start(module, *flags, cwd):
+    return subprocess.Popen(
+      [sys.executable, "-m", f"jaxalign.{module}", *flags],
+      cwd=cwd,
+      env={**environment, "PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
+
+
+def assert_refused(process, *words):
+  """Non-zero exit, no traceback, and one to three lines that hold `words`."""
+  _, printed = process.communicate()
+  assert process.returncode not in (0, None)
+  assert "Traceback" not in printed
+  message = printed[printed.index("error: ") :].strip()
+  assert 1 <= len(message.splitlines()) <= 3
+  for word in words:
+    assert word in message
+
+
+@pytest.mark.parametrize("flags,words", [
+  ((DDPO, "--workdir=run", "--config.metod.clip_range=1"), ("metod", "method")),
+  ((DDPO, "--workdir=run", "--config.num_iterations=many"), ("many",)),
+  ((DDPO,), ("--workdir",)),
+  (("--config=missing.py", "--workdir=run"), ("missing.py",)),
+  ((DDPO, "--workdir=run", "extra"), ("extra",)),
+  ((DDPO, "--workdir=run", "--wordkir=x"), ("wordkir",)),
+])
+def test_main_refuses_wrong_flags(command, tmp_path, flags, words):
+  assert_refused(command("main", *flags, cwd=tmp_path), *words)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_model_folder_is_refused(command, tmp_path):
+  """One command for each kind of damage; the messages themselves are tested in test_weights."""
+  shutil.copytree(hub.find_folder("shapes"), tmp_path / "model")
+  weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+  weights.write_bytes(weights.read_bytes()[:-100])
+  flags = ("--model=model", "--prompt=a circle", "--output=pictures")
+  assert_refused(command("sample", *flags, cwd=tmp_path), "download it again")
+  weights.unlink()
+  assert_refused(command("sample", *flags, cwd=tmp_path), "diffusion_pytorch_model.safetensors")
+  assert not (tmp_path / "pictures").exists()
+
+
+def test_sample_and_evaluate_refuse_wrong_flags(command, tmp_path):
+  assert_refused(command("sample", "--prompt=a circle", cwd=tmp_path), "--model", "--workdir")
+  assert_refused(command("sample", "--model=shapes", cwd=tmp_path), "--prompt")
+  np.save(tmp_path / "noise.npy", np.zeros((1, 4, 16, 16), np.float32))
+  flags = ("--model=shapes", "--prompt=a circle", "--latents=noise.npy")
+  assert_refused(command("sample", *flags, cwd=tmp_path), "[1, 16, 16, 4]", "[1, 4, 16, 16]")
+  assert_refused(command("evaluate", "--workdir=nothing", cwd=tmp_path), "nothing/config.json")
+
+
+def test_sample_and_evaluate_on_the_embedded_model(command, tmp_path):
+  flags = ("--model=shapes", "--prompt=a circle", "--prompt=two rings", "--num_steps=4")
+  process = command("sample", *flags, "--output=pictures", cwd=tmp_path)
+  printed, errors = process.communicate()
+  assert process.returncode == 0, errors
+  assert printed.split() == ["pictures/0000.png", "pictures/0001.png"]
+  assert all((tmp_path / name).stat().st_size > 100 for name in printed.split())
+  process = command(
+    "evaluate", "--model=shapes", "--rewards=shapes,jpeg_compressibility", "--num_steps=4",
+    "--prompts=shapes/held_out", "--num_images=6", "--microbatch=2", cwd=tmp_path,
+  )
+  printed, errors = process.communicate()
+  assert process.returncode == 0, errors
+  values = dict(line.split() for line in printed.splitlines())
+  assert 0.0 <= float(values["shapes"]) <= 1.0
+  assert -10.0 < float(values["jpeg_compressibility"]) < -0.5
+
+
+@pytest.mark.slow
+def test_five_kills_leave_no_trace_in_the_parameters(command, tmp_path):
+  flags = (
+    DDPO,
+    "--config.num_iterations=40",
+    "--config.checkpoint.every=2",
+    "--config.samples.every=100",
+    "--config.ema_decay=0.9",
+  )
+  process = command("main", *flags, "--workdir=whole", cwd=tmp_path)
+  _, errors = process.communicate()
+  assert process.returncode == 0, errors
+  rng, kills = random.Random(0), 0
+  while kills < 5:
+    process = command("main", *flags, "--workdir=killed", cwd=tmp_path)
+    seen = _lines(tmp_path / "killed")
+    while process.poll() is None and _lines(tmp_path / "killed") < seen + 2:
+      time.sleep(0.02)
+    time.sleep(rng.uniform(0, 0.5))
+    assert process.poll() is None, "finished before it could be killed: raise num_iterations"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kills += 1
+  process = command("main", *flags, "--workdir=killed", cwd=tmp_path)
+  _, errors = process.communicate()
+  assert process.returncode == 0, errors
+  whole, killed = (checkpoint.read_latest(tmp_path / name) for name in ("whole", "killed"))
+  assert whole[0] == killed[0] == 40
+  jax.tree.map(np.testing.assert_array_equal, whole[1], killed[1])
+
+
+def _lines(workdir):
+  path = workdir / "metrics.jsonl"
+  return len(path.read_text().splitlines()) if path.exists() else 0

@@ -1,14 +1,13 @@
 """Held-out evaluation: fixed prompts, fixed noise, rewards that the run need not have seen."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxalign import pictures, statistics, system
+from jaxalign import files, pictures, statistics, system
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.rewards import combine
 from jaxalign.types import Params
@@ -128,10 +127,7 @@ class Comparison:
 
   def write(self, workdir: pathlib.Path) -> None:
     """Writes evaluation.json and before_after.png."""
-    path = workdir / "evaluation.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(self.report(), indent=2) + "\n")
-    temporary.replace(path)
+    files.write_json(workdir / "evaluation.json", self.report())
     captions = [record["prompt"] for record in self.records[:SHOWN]]
     picture = pictures.before_and_after(
       self.base.images[:SHOWN], self.aligned.images[:SHOWN], captions, columns=8

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from jaxalign import files
+
 
 class NonFiniteError(ValueError):
   """A metric became NaN or infinite."""
@@ -75,9 +77,8 @@ def _drop_lines_from(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
   kept = [line for line in path.read_text().splitlines() if _step_of(line) < step]
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(line + "\n" for line in kept))
-  temporary.replace(path)
+  with files.replacing(path) as temporary:
+    temporary.write_text("".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -1,12 +1,11 @@
 """Reads a run back from its workdir, finished or not."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxalign import checkpoint, system
+from jaxalign import checkpoint, files, system
 from jaxalign.types import Params
 
 
@@ -37,7 +36,7 @@ def load(
   if not path.is_file():
     raise ValueError(f"expected the workdir of a run, found no {path}")
   step, state = checkpoint.read_latest(workdir)
-  config = json.loads(path.read_text())
+  config = files.read_json(path)
   config["process"].update(process)
   config["guidance"].update(guidance)
   sys = system.from_config(config)

@@ -24,6 +24,7 @@ from jaxalign import (
   batching,
   checkpoint,
   checks,
+  files,
   methods,
   metrics,
   optim,
@@ -142,7 +143,7 @@ def prepare_workdir(workdir: pathlib.Path, config: dict) -> None:
   """Writes config.json into a new workdir; raises ValueError if another config's run is there."""
   path = workdir / "config.json"
   if path.exists():
-    found = json.loads(path.read_text())
+    found = files.read_json(path)
     changed = [
       key
       for key in sorted(found.keys() | config.keys())
@@ -154,9 +155,7 @@ def prepare_workdir(workdir: pathlib.Path, config: dict) -> None:
         "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
       )
   workdir.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(config, indent=2) + "\n")
-  temporary.replace(path)
+  files.write_json(path, config)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 LAYERS = (
-  ("types", "checks"),
+  ("types", "checks", "files"),
   ("diffusion", "losses", "advantages"),
   ("models", "rewards", "data", "worlds"),
   (

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import files
 from jaxalign.models import clip, tokenization, unet, vae
-from jaxalign.models.weights import files, hub, safetensors_io
+from jaxalign.models.weights import hub, safetensors_io
 from jaxalign.types import Array, Key, Params
 
 _WEIGHTS = {

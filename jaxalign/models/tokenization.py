@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.models.weights import files
+from jaxalign import files
 
 _FILES = (
   "vocab.json",

@@ -12,7 +12,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from jaxalign.models.weights import files, hub, names, safetensors_io
+from jaxalign import files
+from jaxalign.models.weights import hub, names, safetensors_io
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -101,6 +102,12 @@ def test_config_is_written_verbatim_and_nothing_else_is_left(folder):
   assert {file.name for file in folder.iterdir()} == {"config.json", FILE}
   with safetensors.safe_open(folder / FILE, framework="numpy") as opened:
     assert opened.metadata() == {"format": "pt"}
+
+
+def test_weights_have_the_permissions_of_any_other_file(folder, tmp_path):
+  plain = tmp_path / "plain"
+  plain.touch()
+  assert (folder / FILE).stat().st_mode == plain.stat().st_mode
 
 
 def test_jax_arrays_are_written_and_shapes_suffice_to_read(folder):

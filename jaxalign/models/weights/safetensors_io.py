@@ -15,7 +15,8 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from jaxalign.models.weights import files, names
+from jaxalign import files
+from jaxalign.models.weights import names
 from jaxalign.types import Params
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for

@@ -2,9 +2,10 @@
 
 import collections
 import itertools
-import json
 import pathlib
 from collections.abc import Iterable
+
+from jaxalign import files
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
@@ -30,11 +31,11 @@ def write_tokenizer(folder: pathlib.Path, words: Iterable[str], *, context_lengt
   special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 
   folder.mkdir(parents=True, exist_ok=True)
-  _write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
+  files.write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
   lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
   (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-  _write_json(folder / "special_tokens_map.json", special)
-  _write_json(
+  files.write_json(folder / "special_tokens_map.json", special)
+  files.write_json(
     folder / "tokenizer_config.json",
     {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **special},
   )
@@ -73,6 +74,3 @@ def _merge(piece: list[str], pair: tuple[str, str]) -> list[str]:
       merged.append(part)
   return merged
 
-
-def _write_json(path: pathlib.Path, content: dict) -> None:
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

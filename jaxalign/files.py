@@ -14,7 +14,10 @@ def replacing(file: str | os.PathLike) -> Iterator[pathlib.Path]:
   file = pathlib.Path(file)
   temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
   try:
+    temporary.touch()
+    mode = temporary.stat().st_mode  # the user's umask; safetensors makes files for the owner only
     yield temporary
+    temporary.chmod(mode)
     os.replace(temporary, file)
   finally:
     temporary.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.reward = config_dict.ConfigDict({
     "names": ("shapes",),
     "weights": (1.0,),
-    "kwargs": {},  # by name, for the rewards that take any
+    "kwargs": ({},),  # of each reward
     "normalize": "none",  # or "batch": each to mean 0 and std 1 before it is weighted
   })
   config.reward_pool = config_dict.ConfigDict({"num_threads": 1})

@@ -202,16 +202,24 @@ class Estimator(NamedTuple):
   ]
 
 
-def make(name: str, *, num_groups: int, limit: float, **kwargs) -> Estimator:
+def make(
+  name: str, *, num_groups: int, group_size: int, limit: float, **kwargs
+) -> Estimator:
   """The estimator called `name`, an entry of `ESTIMATORS`, clipped to `[-limit, limit]`.
 
-  `num_groups` is the number of prompts in a batch; `kwargs` are the estimator's own.
+  `num_groups` is the number of prompts in a batch and `group_size` the samples of each; `kwargs`
+  are the estimator's own.
   """
   if name not in ESTIMATORS:
     raise ValueError(
       f"config.advantage.name: unknown estimator {name!r}; known: {', '.join(ESTIMATORS)}"
     )
   check_call(f"config.advantage {name!r}", ESTIMATORS[name], num_groups=num_groups, **kwargs)
+  if group_size == 1 and name in _WITHIN_GROUPS:
+    raise ValueError(
+      f"config.advantage.name: {name!r} compares the samples of one prompt, and there is one of "
+      "each; raise config.batch.images_per_prompt, or use 'batch' or 'per_prompt'"
+    )
   estimator = ESTIMATORS[name](num_groups=num_groups, **kwargs)
 
   def estimate(state, rewards, prompt_ids, group):
@@ -250,6 +258,11 @@ def _make_per_prompt(
   *, num_groups: int, buffer_size: int, min_count: int, epsilon: float
 ) -> Estimator:
   del num_groups  # the history, not the batch, says which samples belong together
+  if not 1 <= min_count <= buffer_size:
+    raise ValueError(
+      f"config.advantage: expected 1 <= min_count <= buffer_size, got min_count={min_count} and "
+      f"buffer_size={buffer_size}"
+    )
 
   def estimate(stats, rewards, prompt_ids, group):
     del group
@@ -272,3 +285,5 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
   "leave_one_out": _make_leave_one_out,
   "per_prompt": _make_per_prompt,
 }
+
+_WITHIN_GROUPS = ("group", "group_global_std", "leave_one_out")

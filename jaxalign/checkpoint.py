@@ -53,7 +53,8 @@ def read_latest(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
     with ocp.CheckpointManager(folder) as manager:
       step = manager.latest_step()
       if step is not None:
-        return step, _restore(manager, step, ocp.args.StandardRestore())
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # not where it was trained
+        return step, _restore(manager, step, ocp.args.StandardRestore(fallback_sharding=here))
   raise ValueError(f"expected a checkpoint in {folder}, found none: has the run saved one yet?")
 
 
@@ -64,5 +65,6 @@ def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.StandardR
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ValueError(
       f"checkpoint {manager.directory / str(step)} does not fit this run: {first_line}\n"
-      "It was written by another version or damaged; delete that folder to use the one before."
+      "Its prompts or code have changed, or it is damaged; if it is damaged, move that folder away "
+      "to use the one before."
     ) from error

@@ -26,6 +26,8 @@ def call_section(config: Mapping[str, Any], name: str, function: Callable, /, **
 
   Raises ValueError naming the section, the key and its near miss if the two do not fit.
   """
+  if name not in config:
+    raise ValueError(f"config.{name} is missing; see configs/ for a config that has it")
   section = dict(config[name])
   check_call(f"config.{name}", function, **given, **section)
   return function(**given, **section)
@@ -35,3 +37,9 @@ def closest(word: str, options: Iterable[str]) -> str:
   """`; did you mean "..."?` for the nearest of the options, or nothing if none is near."""
   matches = difflib.get_close_matches(word, list(options), n=1)
   return f'; did you mean "{matches[0]}"?' if matches else ""
+
+
+def check_seed(what: str, seed: int) -> None:
+  """Raises ValueError unless `seed` fits in the 31 bits that numpy and JAX both take."""
+  if not 0 <= seed < 2**31:
+    raise ValueError(f"{what}: expected a seed from 0 to {2**31 - 1}, got {seed}")

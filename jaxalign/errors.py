@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags, logging
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -16,12 +17,24 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
   try:
     app.run(main, flags_parser=_parse)
-  except USER_ERRORS as error:
-    if flags.FLAGS.is_parsed() and _DEBUG.value:
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
+  except (*USER_ERRORS, jax.errors.JaxRuntimeError) as error:
+    message = _explain(error)
+    if message is None or (flags.FLAGS.is_parsed() and _DEBUG.value):
       raise
-    message = str(error).strip() or type(error).__name__
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def _explain(error: Exception) -> str | None:
+  """What to tell the user; None for an error of the device that is not theirs."""
+  if not isinstance(error, jax.errors.JaxRuntimeError):
+    return str(error).strip() or type(error).__name__
+  if "RESOURCE_EXHAUSTED" in str(error):
+    return "the device is out of memory; lower config.batch.microbatch, or --microbatch"
+  return None
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

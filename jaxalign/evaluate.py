@@ -46,10 +46,13 @@ def evaluate_run(workdir: pathlib.Path) -> None:
 
 def evaluate_model() -> None:
   """Prints the mean rewards of a model."""
-  given = _given()
+  defaults: dict = {"num_images": 96, "seed": _SEED.value}
+  if _MODEL.value == "shapes":
+    defaults |= {"rewards": ["shapes", "shapes_correct"], "source": "shapes/held_out"}
+  given = {**defaults, **_given()}
   if "rewards" not in given or "source" not in given:
     raise flags.Error("with --model, expected --rewards=NAME,... and --prompts=NAME_OR_FILE")
-  evaluation = evaluation_lib.make_evaluation(**{"num_images": 96, "seed": _SEED.value, **given})
+  evaluation = evaluation_lib.make_evaluation(**given)
   sys = system.make_system(
     seed=0,
     model={"path": _MODEL.value},

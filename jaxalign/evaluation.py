@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign import files, pictures, statistics, system
+from jaxalign import checks, files, pictures, statistics, system
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.rewards import combine
 from jaxalign.types import Params
@@ -55,7 +55,11 @@ class Evaluation:
   def run(self, sys: system.System, params: Params, microbatch: int) -> Scores:
     """Samples and scores every prompt."""
     records, images = self.sample(sys, params, microbatch, num_images=len(self.ids))
-    return Scores(images, self.rewards.score(images, records))
+    parts = [
+      self.rewards.score(images[i : i + microbatch], records[i : i + microbatch])
+      for i in range(0, len(images), microbatch)
+    ]  # in pieces, because a reward network that fits in training must fit here
+    return Scores(images, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
   def compare_with_base(
     self, sys: system.System, params: Params, microbatch: int
@@ -72,11 +76,18 @@ def make_evaluation(
   rewards: Sequence[str],
   seed: int,
   every: int = 0,
+  kwargs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Evaluation:
-  """Draws `num_images` prompts from the set `source`, categories balanced."""
+  """Draws `num_images` prompts from the set `source`, categories balanced.
+
+  `kwargs` are those of each reward, none by default.
+  """
+  if num_images < 1:
+    raise ValueError(f"evaluation.num_images: expected at least 1, got {num_images}")
+  checks.check_seed("evaluation.seed", seed)
   prompts = prompts_lib.load(source)
   ids = prompts.draw(np.random.default_rng(seed), num_images)
-  return Evaluation(prompts, ids, combine.from_names(rewards), seed, every)
+  return Evaluation(prompts, ids, combine.make_total(rewards, kwargs=kwargs), seed, every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +127,11 @@ class Comparison:
       f"{'':24}{'base':>8}{'aligned':>9}{'gain':>8}  95 % interval      wins",
     ]
     for name, row in report["rewards"].items():
-      low, high = row["interval_95"]
+      interval = row["interval_95"]
+      shown = "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "none: one prompt"
       lines.append(
         f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['difference']:+8.3f}"
-        f"  [{low:+.3f}, {high:+.3f}]  {row['win_rate']:6.1%}"
+        f"  {shown}  {row['win_rate']:6.1%}"
       )
       for category, means in row.get("categories", {}).items():
         lines.append(f"  {category:22}{means['base']:8.3f}{means['aligned']:9.3f}")

@@ -28,9 +28,9 @@ def read_json(file: str | os.PathLike) -> dict[str, Any]:
   try:
     content = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
   except FileNotFoundError:
-    raise ValueError(f"expected the file {file}, found none; check the model's folder") from None
+    raise ValueError(f"expected the file {file}, found none") from None
   except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f"{file} is not valid JSON ({error}); download it again") from None
+    raise ValueError(f"{file} is not valid JSON: {error}") from None
   if not isinstance(content, dict):
     raise ValueError(f"{file}: expected a JSON object, found a {type(content).__name__}")
   return content

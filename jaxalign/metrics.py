@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import uuid
 from collections.abc import Mapping
 
 import jax
@@ -96,4 +97,7 @@ def _start_wandb(project: str, workdir: pathlib.Path):
     raise ValueError(
       "config.log.wandb_project is set but wandb is not installed; pip install wandb, or unset it"
     ) from error
-  return wandb.init(project=project, dir=str(workdir), resume="allow", id=workdir.name)
+  path = workdir / "wandb_id"  # a name of its own, so that a restart continues the same run there
+  if not path.exists():
+    path.write_text(uuid.uuid4().hex)
+  return wandb.init(project=project, dir=str(workdir), resume="allow", id=path.read_text())

@@ -76,6 +76,5 @@ def save_curve(records: Sequence[Mapping[str, float]], path: pathlib.Path) -> No
 
 
 def _series(records: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-  found = [(record["step"] + 1, record[name]) for record in records if name in record]
-  steps, values = zip(*found, strict=True)
-  return list(steps), list(values)
+  found = [record for record in records if name in record]
+  return [record["step"] + 1 for record in found], [record[name] for record in found]

@@ -1,9 +1,10 @@
 """Pretrains a Stable Diffusion in miniature on the `shapes` world, from nothing.
 
-Three stages, each resumable: draw captioned scenes, fit the autoencoder, fit the text encoder and
-the UNet together on its latents. The result is a folder in the diffusers layout.
+Draws captioned scenes, fits the autoencoder, then fits the text encoder and the UNet together on
+its latents; both fits continue where they were stopped. The result is a diffusers folder.
 """
 
+import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from jaxalign import checkpoint, metrics, optim
+from jaxalign import checkpoint, metrics, optim, run
 from jaxalign.diffusion import predictions, schedules
 from jaxalign.models import stable_diffusion
 from jaxalign.types import Array, Key, Params
@@ -27,6 +28,7 @@ LossFn = Callable[[Params, Any, Key], tuple[Array, dict[str, Array]]]
 
 def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
   """Runs all stages of `configs/pretrain_shapes.py`; returns the folder of the finished model."""
+  run.prepare_workdir(workdir, json.loads(config.to_json()))
   images, captions = draw_dataset(seed=config.seed, **config.data)
   tokenizer = workdir / "tokenizer"
   model_configs = {name: section.to_dict() for name, section in config.model.items()}
@@ -133,7 +135,7 @@ def fit(
       state, values = update(state, batches(step))
       if (step + 1) % log_every == 0 or step + 1 == num_steps:
         values = {key: float(value) for key, value in values.items()}
-        writer.write(step + 1, values)
+        writer.write(step, values)
         progress.set_postfix({key: f"{value:.4f}" for key, value in values.items()})
       manager.save(step + 1, state, force=step + 1 == num_steps)
   writer.close()

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from jaxalign import checkpoint, files, system
 from jaxalign.types import Params
 
+# What a run may change when it is continued: how long it goes on, what it writes, how it is judged.
+MAY_CHANGE = ("num_iterations", "checkpoint", "log", "samples", "evaluation", "reward_pool")
+
 
 class Run(NamedTuple):
   """What a workdir holds, made ready to sample.
@@ -41,3 +44,22 @@ def load(
   config["guidance"].update(guidance)
   sys = system.from_config(config)
   return Run(config, sys, state.get("ema_params") or state["params"], step)
+
+
+def prepare_workdir(workdir: pathlib.Path, config: dict) -> None:
+  """Writes config.json into a new workdir; raises ValueError if another config's run is there."""
+  path = workdir / "config.json"
+  if path.exists():
+    found = files.read_json(path)
+    changed = [
+      key
+      for key in sorted(found.keys() | config.keys())
+      if key not in MAY_CHANGE and found.get(key) != config.get(key)
+    ]
+    if changed:
+      raise ValueError(
+        f"workdir {workdir} belongs to another config: config.{', config.'.join(changed)} "
+        "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
+      )
+  workdir.mkdir(parents=True, exist_ok=True)
+  files.write_json(path, config)

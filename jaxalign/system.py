@@ -57,10 +57,15 @@ class System:
   def sample_images(
     self, params: Params, token_ids: np.ndarray, *, microbatch: int, seed: int
   ) -> np.ndarray:
-    """Images `[M, H, W, 3]` of any number of prompts; the noise depends on `seed` alone.
+    """Images `[M, H, W, 3]` of any number of prompts; noise from `seed` and the microbatch's size.
 
     The last microbatch is padded, so that no second program is compiled.
     """
+    if microbatch < 1 or len(token_ids) < 1:
+      raise ValueError(
+        f"expected at least one image in microbatches of at least 1, got {len(token_ids)} images "
+        f"in microbatches of {microbatch}"
+      )
     padding = -len(token_ids) % microbatch
     padded = np.concatenate([token_ids, np.repeat(token_ids[-1:], padding, axis=0)])
     images = [

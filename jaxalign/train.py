@@ -24,42 +24,47 @@ from jaxalign import (
   batching,
   checkpoint,
   checks,
-  files,
   methods,
   metrics,
   optim,
   pictures,
   rehearsal,
+  run,
   system,
   update,
 )
 from jaxalign import evaluation as evaluation_lib
 from jaxalign.data import prompts as prompts_lib
+from jaxalign.diffusion import transitions
 from jaxalign.rewards import combine
 from jaxalign.rewards.contract import RewardError
 from jaxalign.rewards.pool import RewardPool
-from jaxalign.state import init_state
-
-# What a run may change when it is continued: how long it goes on, and what it writes.
-_MAY_CHANGE = ("num_iterations", "checkpoint", "log", "samples")
+from jaxalign.state import TrainState, init_state
 
 
 def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   """Runs the config in `workdir`, continuing what was stopped there before."""
   # The parts, each from its own section of the config.
-  section = functools.partial(checks.call_section, config)
+  sections = config.to_dict()
+  section = functools.partial(checks.call_section, sections)
+  check_numbers(config)
   num_steps = config.process.num_steps
   plan = section("batch", batching.solve, num_steps=num_steps)
   print(plan.describe(num_steps), flush=True)
   prompts = section("data", prompts_lib.load)
-  rewards = section("reward", combine.from_names)
+  rewards = section("reward", combine.make_total)
   evaluation = section("evaluation", evaluation_lib.make_evaluation)
-  sys = system.from_config(config)
+  sys = system.from_config(sections)
   method = section("method", methods.make, process=sys.process, denoise_fn=sys.denoise_fn)
-  estimator = section("advantage", advantages.make, num_groups=plan.num_prompts)
+  check_method(method, sys.process, plan)
+  estimator = section(
+    "advantage",
+    advantages.make,
+    num_groups=plan.num_prompts,
+    group_size=plan.images_per_prompt,
+  )
   tx = section("optim", optim.make)
   token_ids = sys.model.tokenize([record["prompt"] for record in prompts.records])
-  group = np.repeat(np.arange(plan.num_prompts, dtype=np.int32), plan.images_per_prompt)
 
   # The programs, and the state that they carry.
   compilations = metrics.CompilationCounter()
@@ -72,17 +77,22 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     return
 
   # A new run, or the rest of one that was stopped.
-  prepare_workdir(workdir, json.loads(config.to_json()))
-  checkpoints = checkpoint.Manager(workdir, **config.checkpoint)
+  run.prepare_workdir(workdir, json.loads(config.to_json()))
+  checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
   state = checkpoints.restore_latest(state)
   start = int(state.step)
-  writer = metrics.Writer(workdir, start_step=start, **config.log)
-  iterations = tqdm.trange(start, config.num_iterations, initial=start, total=config.num_iterations)
+  writer = section("log", metrics.Writer, workdir=workdir, start_step=start)
+  draw = section("samples", Samples, workdir=workdir, evaluation=evaluation, writer=writer)
+  last = config.num_iterations
 
-  with stop_on_sigterm() as stop, section("reward_pool", RewardPool, total=rewards) as pool:
+  with (
+    stop_on_signal() as stop,
+    section("reward_pool", RewardPool, total=rewards) as pool,
+    tqdm.trange(start, last, initial=start, total=last) as iterations,
+  ):
     for step in iterations:
-      if step % config.samples.every == 0:
-        save_samples(workdir, step, sys, state, evaluation, plan, writer, **config.samples)
+      if draw.every and step % draw.every == 0:
+        draw.save(step, sys, state, plan.microbatch)
       began = time.perf_counter()
 
       # Rollout. Dispatch is asynchronous: one microbatch is scored while the next is sampled.
@@ -97,6 +107,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
 
       # Reward and advantage.
       total, named = gather_rewards(pool, pending, workdir, step)
+      group = np.unique(prompt_ids, return_inverse=True)[1].astype(np.int32)
       stats, advantage = estimate_fn(state.stats, total, prompt_ids, group)
       state = dataclasses.replace(state, stats=stats)
 
@@ -120,17 +131,16 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       iterations.set_postfix_str(
         f"reward {record['reward/mean']:.3f}, {record['throughput/images_per_s']:.1f} images/s"
       )
-      is_last = stop.is_set() or step + 1 == config.num_iterations
-      checkpoints.save(step + 1, state, force=is_last)
-      if is_last:
+      checkpoints.save(step + 1, state, force=stop.is_set() or step + 1 == last)
+      if stop.is_set():
         break
 
   # The verdict: held-out prompts, against the base model, on the same noise.
   checkpoints.close()
-  if int(state.step) < config.num_iterations:
+  if int(state.step) < last:
     print(f"stopped after iteration {int(state.step)}; the same command continues", flush=True)
   else:
-    save_samples(workdir, int(state.step), sys, state, evaluation, plan, writer, **config.samples)
+    draw.save(last, sys, state, plan.microbatch)
     comparison = evaluation.compare_with_base(sys, state.sampling_params, plan.microbatch)
     comparison.write(workdir)
     pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
@@ -139,37 +149,64 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   writer.close()
 
 
-def prepare_workdir(workdir: pathlib.Path, config: dict) -> None:
-  """Writes config.json into a new workdir; raises ValueError if another config's run is there."""
-  path = workdir / "config.json"
-  if path.exists():
-    found = files.read_json(path)
-    changed = [
-      key
-      for key in sorted(found.keys() | config.keys())
-      if key not in _MAY_CHANGE and found.get(key) != config.get(key)
-    ]
-    if changed:
-      raise ValueError(
-        f"workdir {workdir} belongs to another config: config.{', config.'.join(changed)} "
-        "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
-      )
-  workdir.mkdir(parents=True, exist_ok=True)
-  files.write_json(path, config)
+def check_numbers(config) -> None:
+  """Raises ValueError for a number that would be found wrong only after hours, or never."""
+  checks.check_call("config.exactness", check_log_prob_gap, 0.0, 0, **config.exactness)
+  checks.check_seed("config.seed", config.seed)
+  if config.num_iterations < 1:
+    raise ValueError(f"config.num_iterations: expected at least 1, got {config.num_iterations}")
+  if not 0.0 <= config.ema_decay < 1.0:
+    raise ValueError(
+      f"config.ema_decay: expected 0 (no average) up to below 1, got {config.ema_decay}"
+    )
+
+
+def check_method(
+  method: methods.Method, process: transitions.Process, plan: batching.BatchPlan
+) -> None:
+  """Raises ValueError if this flow, its sampler or its updates are not what the method needs."""
+  if method.data != "rollout":
+    raise ValueError(f"config.method: expected a method fed by rollouts, got {method.data!r}")
+  if method.on_policy and plan.updates > 1:
+    raise ValueError(
+      f"config.method: it has no ratio to correct a second update, and the batch asks for "
+      f"{plan.updates}\nset config.batch.updates_per_epoch and num_epochs to 1"
+    )
+  x = np.zeros((process.table.num_steps, 1), np.float32)
+  _, std = process.transition(x, x, process.table)
+  if not np.any(np.asarray(std) > 0):
+    raise ValueError(
+      "config.process: every step is deterministic, so a policy gradient has nothing to train\n"
+      "raise eta, or noise_level, above 0"
+    )
 
 
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-  """An event that SIGTERM, the notice of a preemption, sets; the loop then ends its iteration."""
+def stop_on_signal() -> Iterator[threading.Event]:
+  """An event that SIGTERM (a preemption) or Ctrl-C sets; the loop then ends with its iteration.
+
+  A second signal acts as it would without this.
+  """
   stop = threading.Event()
   if threading.current_thread() is not threading.main_thread():
     yield stop  # only the main thread may handle signals
     return
-  previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+  def restore():
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+  def handle(*_):
+    stop.set()
+    restore()
+
+  for number in previous:
+    signal.signal(number, handle)
   try:
     yield stop
   finally:
-    signal.signal(signal.SIGTERM, previous)
+    restore()
 
 
 def gather_rewards(
@@ -213,16 +250,33 @@ def check_log_prob_gap(gap: float, step: int, *, max_log_prob_gap: float) -> Non
     )
 
 
-def save_samples(
-  workdir, step, sys, state, evaluation, plan, writer, *, every: int, num_images: int
-) -> None:
-  """Writes samples/step_NNNNNN.png: the same prompts and the same noise every time."""
-  del every
-  prompts, images = evaluation.sample(
-    sys, state.sampling_params, plan.microbatch, num_images=num_images
-  )
-  picture = pictures.grid(images, [record["prompt"] for record in prompts], columns=8)
-  path = workdir / "samples" / f"step_{step:06d}.png"
-  path.parent.mkdir(exist_ok=True)
-  picture.save(path)
-  writer.image(step, "samples", np.asarray(picture))
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """Writes samples/step_NNNNNN.png: the same prompts and the same noise every time.
+
+  Attributes:
+    every: iterations between pictures; 0 draws the last one only.
+    num_images: in each picture.
+  """
+
+  workdir: pathlib.Path
+  evaluation: evaluation_lib.Evaluation
+  writer: metrics.Writer
+  every: int
+  num_images: int
+
+  def save(self, step: int, sys: system.System, state: TrainState, microbatch: int) -> None:
+    """Draws the picture of `step`. The first one is scored too.
+
+    So an evaluation whose rewards do not fit the images fails before the training, not after it.
+    """
+    prompts, images = self.evaluation.sample(
+      sys, state.sampling_params, microbatch, num_images=self.num_images
+    )
+    if step == 0:
+      self.evaluation.rewards.score(images, prompts)
+    picture = pictures.grid(images, [record["prompt"] for record in prompts], columns=8)
+    path = self.workdir / "samples" / f"step_{step:06d}.png"
+    path.parent.mkdir(exist_ok=True)
+    picture.save(path)
+    self.writer.image(step, "samples", np.asarray(picture))

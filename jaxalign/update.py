@@ -32,7 +32,9 @@ def jit_update(
   """
 
   def update(state, frozen, trajectories, advantages, selection, seed, i, j):
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), j)
+    # The 1 keeps it apart from the sampler's keys, which come from the same three integers.
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    key = jax.random.fold_in(jax.random.fold_in(key, i), j)
 
     def mean_loss(params, batch, key):
       loss, values = method.loss(variables_fn(params, frozen["base"]), frozen, batch, key)

@@ -287,7 +287,7 @@ PROMPT_IDS = np.array([7, 7, 7, 0, 0, 8], np.int32)  # GROUP under the names of 
 
 def make_estimator(name, limit=5.0, **changes):
   kwargs, _ = ESTIMATORS[name]
-  return advantages.make(name, num_groups=3, limit=limit, **{**kwargs, **changes})
+  return advantages.make(name, num_groups=3, group_size=2, limit=limit, **{**kwargs, **changes})
 
 
 def test_every_estimator_is_under_test():
@@ -340,6 +340,12 @@ def test_a_wrong_name_or_key_is_told():
   with pytest.raises(
     ValueError, match=r"config\.advantage\.name: unknown estimator 'grpo'; known: b"
   ):
-    advantages.make("grpo", num_groups=3, limit=5.0)
+    advantages.make("grpo", num_groups=3, group_size=2, limit=5.0)
   with pytest.raises(ValueError, match=r'config\.advantage.*did you mean "epsilon"'):
-    advantages.make("batch", num_groups=3, limit=5.0, epsilonn=1e-6)
+    advantages.make("batch", num_groups=3, group_size=2, limit=5.0, epsilonn=1e-6)
+
+
+@pytest.mark.parametrize("name", ["group", "group_global_std", "leave_one_out"])
+def test_groups_of_one_are_refused_because_their_advantage_is_always_zero(name):
+  with pytest.raises(ValueError, match=r"images_per_prompt"):
+    advantages.make(name, num_groups=3, group_size=1, limit=5.0, **ESTIMATORS[name][0])

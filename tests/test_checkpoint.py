@@ -179,7 +179,7 @@ def expect_refusal(workdir, function, step):
   assert len(message.splitlines()) == 2
   folder = workdir / "checkpoints" / str(step)
   assert message.startswith(f"checkpoint {folder} does not fit this run: ")
-  assert "delete that folder to use the one before" in message
+  assert "move that folder away to use the one before" in message
   assert contents(workdir) == before
   return folder
 

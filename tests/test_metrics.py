@@ -106,6 +106,8 @@ def test_wandb_receives_every_record(tmp_path, monkeypatch):
   writer.close()
   assert calls[0]["project"] == "p" and calls[0]["resume"] == "allow"
   assert calls[1:] == [(3, {"a": 1.0}), "finished"]
+  metrics.Writer(tmp_path, start_step=4, wandb_project="p").close()  # a restart continues it there
+  assert calls[3]["id"] == calls[0]["id"]
 
 
 def test_the_counter_sees_new_programs_and_not_cached_calls():

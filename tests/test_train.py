@@ -153,6 +153,12 @@ def test_a_gap_beyond_the_bound_stops_the_run():
   ({"model__path": "./missing"}, "no model folder"),
   ({"process__transition": "flow_sde"}, r"config\.process|flow_sde"),
   ({"lora__targets": "nothing"}, "match none"),
+  ({"lora__targets": "("}, "no regular expression"),
+  ({"process__eta": 0.0}, "every step is deterministic"),
+  ({"seed": 2**31}, r"config\.seed: expected a seed from 0"),
+  ({"num_iterations": 0}, "num_iterations: expected at least 1"),
+  ({"ema_decay": 1.0}, "ema_decay: expected 0"),
+  ({"evaluation__num_images": 0}, "num_images: expected at least 1"),
 ])
 def test_a_wrong_config_is_refused_before_anything_is_written(
   make_config, tmp_path, change, message
@@ -162,6 +168,20 @@ def test_a_wrong_config_is_refused_before_anything_is_written(
     train.train(make_config(**change), workdir)
   assert not workdir.exists()
   assert len(str(error.value).splitlines()) <= 3
+
+
+def test_one_image_a_prompt_is_refused_where_groups_are_compared(load_config, tmp_path):
+  config = load_config("ddpo", "quicktest")
+  config.batch.update({"num_prompts": 4, "images_per_prompt": 1})
+  with pytest.raises(ValueError, match="compares the samples of one prompt"):
+    train.train(config, tmp_path / "run")
+
+
+def test_plain_reinforce_is_refused_for_several_updates(load_config, tmp_path):
+  config = load_config("ddpo", "quicktest,score_function")
+  config.batch.num_epochs = 2
+  with pytest.raises(ValueError, match="no ratio to correct a second update"):
+    train.train(config, tmp_path / "run")
 
 
 def test_a_dry_run_states_memory_and_speed_and_writes_nothing(make_config, tmp_path, capsys):

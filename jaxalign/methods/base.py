@@ -15,10 +15,12 @@ class Method(NamedTuple):
   loss: `(params, frozen, batch, key) -> (loss [B], metrics {name: [B]})`. `params` are the complete
     variables of the policy, `frozen` holds every other tree, both as arguments of the program.
   data: what `batch` is. "rollout": `Transitions` of trajectories that the policy just sampled.
+  on_policy: whether the loss is right for one update per rollout only.
   """
 
   loss: Callable[[Params, Params, Any, Key], tuple[Array, dict[str, Array]]]
   data: str
+  on_policy: bool = False
 
 
 @jax.tree_util.register_dataclass

@@ -40,7 +40,7 @@ def make_score_function(*, process: Process, denoise_fn: DenoiseFn) -> Method:
     log_prob = _log_prob(params, denoise_fn, process, batch)
     return losses.reinforce_loss(log_prob, batch.advantages), _diagnostics(log_prob, batch)
 
-  return Method(loss, data="rollout")
+  return Method(loss, data="rollout", on_policy=True)
 
 
 def _log_prob(params, denoise_fn: DenoiseFn, process: Process, batch: Transitions) -> Array:

@@ -44,12 +44,16 @@ def init(key: Key, params: Params, *, rank: int, targets: str) -> dict:
   if rank < 1:
     raise ValueError(f"expected a LoRA rank of at least 1, got {rank}")
   paths = ["/".join(path) for path, _ in _layers(params)]
-  if not any(re.search(targets, path) for path in paths):
+  try:
+    pattern = re.compile(targets)
+  except re.error as error:
+    raise ValueError(f"LoRA targets {targets!r} are no regular expression: {error}") from error
+  if not any(pattern.search(path) for path in paths):
     few = ", ".join(paths[:: max(1, len(paths) // 4)][:4])
     raise ValueError(f"LoRA targets {targets!r} match none of {len(paths)} layers, such as: {few}")
   adapter = {}
   for path, layer in _layers(params):
-    if re.search(targets, "/".join(path)):
+    if pattern.search("/".join(path)):
       node = adapter
       for part in path:
         node = node.setdefault(part, {})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign import rewards as rewards_lib
-from jaxalign.checks import check_call, closest
+from jaxalign.checks import closest
 from jaxalign.rewards.contract import (
   Prompt,
   Reward,
@@ -62,83 +62,52 @@ class WeightedRewards:
     total = np.sum(terms, axis=0)
     return check_rewards("total", total, len(total))
 
-  def __call__(
-    self, images: np.ndarray, prompts: Sequence[Prompt]
-  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """`(total [B], {name: [B]})` for a batch that is scored in one piece."""
-    named = self.score(images, prompts)
-    return self.total(named), named
-
 
 def make_total(
-  rewards: Sequence[Mapping[str, Any]],
+  names: Sequence[str],
   *,
-  normalize: str,
+  weights: Sequence[float] | None = None,
+  kwargs: Sequence[Mapping[str, Any]] | None = None,
+  normalize: str = "none",
 ) -> WeightedRewards:
-  """Builds the weighted sum from entries `{"name": ..., "weight": ..., "kwargs": {...}}`.
+  """Builds the weighted sum from parallel lists, the form of a config that flags can override.
 
-  `weight` defaults to 1 and `kwargs` to none. `normalize` says what each reward goes through before
-  it is weighted: "none", or "batch" for mean 0 and std 1 (ddof 0) over the iteration's batch.
+  Args:
+    names: of the rewards, as `rewards.make` takes them.
+    weights: one for each name; 1 by default.
+    kwargs: keyword arguments of each; none by default.
+    normalize: what each reward goes through before it is weighted: "none", or "batch" for mean 0
+      and std 1 (ddof 0) over the iteration's batch.
   """
   if normalize not in NORMALIZERS:
     raise ValueError(
       f'expected normalize to be one of {", ".join(NORMALIZERS)}, got "{normalize}"'
       f"{closest(str(normalize), NORMALIZERS)}"
     )
-  if not rewards:
+  if isinstance(names, str):  # whose letters would be taken for names
+    raise ValueError(f'reward: expected a sequence of names, got "{names}"; write ("{names}",)')
+  if not names:
     raise ValueError(f"expected at least one reward; valid names: {', '.join(rewards_lib.REWARDS)}")
-  pairs = []
-  for entry in rewards:
-    check_call(f"reward entry {dict(entry)}", _weighted, **entry)
-    pairs.append(_weighted(**entry))
-  names = [reward.name for reward, _ in pairs]
   twice = sorted({name for name in names if names.count(name) > 1})
   if twice:
     raise ValueError(f"expected each reward once, got {', '.join(twice)} several times")
-  built, weights = zip(*pairs, strict=True)
-  return WeightedRewards(built, weights, normalize)
+  weights = _one_each("weights", weights, names, 1.0)
+  kwargs = _one_each("kwargs", kwargs, names, {})
+  for name, weight in zip(names, weights, strict=True):
+    if not (isinstance(weight, numbers.Real) and math.isfinite(weight)):
+      raise ValueError(f'reward "{name}": expected a finite number as weight, got {weight!r}')
+  built = (rewards_lib.make(name, **given) for name, given in zip(names, kwargs, strict=True))
+  return WeightedRewards(tuple(built), tuple(float(weight) for weight in weights), normalize)
 
 
-def from_names(
-  names: Sequence[str],
-  *,
-  weights: Sequence[float] | None = None,
-  kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-  normalize: str = "none",
-) -> WeightedRewards:
-  """`make_total` from parallel lists, the form of a config that flags can override.
-
-  Args:
-    names: of the rewards.
-    weights: one for each name; 1 by default.
-    kwargs: by name, for the rewards that take any.
-    normalize: as for `make_total`.
-  """
-  if isinstance(names, str):  # whose letters would be taken for names
-    raise ValueError(f'reward: expected a sequence of names, got "{names}"; write ("{names}",)')
-  weights = [1.0] * len(names) if weights is None else weights
-  if len(weights) != len(names):
+def _one_each(what: str, values: Sequence | None, names: Sequence[str], default: Any) -> Sequence:
+  values = [default] * len(names) if values is None else values
+  if len(values) != len(names):
     raise ValueError(
-      f"reward: expected one weight for each name, got weights {tuple(weights)} for "
+      f"reward: expected {what} with one entry for each name, got {tuple(values)} for "
       f"{', '.join(names)}"
     )
-  kwargs = kwargs or {}
-  unused = sorted(kwargs.keys() - set(names))
-  if unused:
-    raise ValueError(f"reward: kwargs for {', '.join(unused)}, but names are {', '.join(names)}")
-  entries = [
-    {"name": name, "weight": weight, "kwargs": kwargs.get(name)}
-    for name, weight in zip(names, weights, strict=True)
-  ]
-  return make_total(entries, normalize=normalize)
-
-
-def _weighted(
-  *, name: str, weight: float = 1.0, kwargs: Mapping[str, Any] | None = None
-) -> tuple[Reward, float]:
-  if not (isinstance(weight, numbers.Real) and math.isfinite(weight)):
-    raise ValueError(f'reward "{name}": expected a finite number as weight, got {weight!r}')
-  return rewards_lib.make(name, **(kwargs or {})), float(weight)
+  return values
 
 
 def _check_images(images: np.ndarray) -> None:
@@ -159,3 +128,6 @@ def _call(reward: Reward, images: np.ndarray, prompts: Sequence[Prompt]) -> np.n
     if error.index is not None:
       error.image = images[error.index]
     raise
+  except Exception as error:  # the user's code may raise anything
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise RewardError(f'reward "{reward.name}" failed: {reason}\n--debug shows where') from error

@@ -23,6 +23,8 @@ class RewardPool:
   """
 
   def __init__(self, total: WeightedRewards, num_threads: int):
+    if num_threads < 1:
+      raise ValueError(f"config.reward_pool.num_threads: expected at least 1, got {num_threads}")
     self._total = total
     self._executor = futures.ThreadPoolExecutor(num_threads, thread_name_prefix="reward")
 

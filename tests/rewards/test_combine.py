@@ -8,6 +8,12 @@ IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
 PROMPTS = [{"prompt": "a dog"}] * 4
 A = np.float32([1, 2, 3, 6])
 B = np.float32([10, 30, 10, 30])
+NAMES = ("jpeg_compressibility", "jpeg_incompressibility")
+
+
+def evaluate(rewards, images=IMAGES):
+  named = rewards.score(images, PROMPTS)
+  return rewards.total(named), named
 
 
 def weighted(normalize, weights=(1.0, -0.5), fns=(lambda i, p: A, lambda i, p: B)):
@@ -16,7 +22,7 @@ def weighted(normalize, weights=(1.0, -0.5), fns=(lambda i, p: A, lambda i, p: B
 
 
 def test_none_is_the_weighted_sum_of_raw_rewards():
-  total, named = weighted("none")(IMAGES, PROMPTS)
+  total, named = evaluate(weighted("none"))
   np.testing.assert_array_equal(total, [-4, -13, -2, -9])
   assert total.dtype == np.float32
   assert list(named) == ["a", "b"]
@@ -25,7 +31,7 @@ def test_none_is_the_weighted_sum_of_raw_rewards():
 
 
 def test_batch_standardises_each_reward_before_weighting():
-  total, named = weighted("batch")(IMAGES, PROMPTS)
+  total, named = evaluate(weighted("batch"))
   # a: mean 3, squares 4 + 1 + 0 + 9 = 14, std sqrt(3.5). b: mean 20, std 10.
   expected = np.array([-2, -1, 0, 3]) / np.sqrt(3.5) - 0.5 * np.array([-1, 1, -1, 1])
   np.testing.assert_allclose(total, expected, rtol=1e-6)
@@ -35,57 +41,32 @@ def test_batch_standardises_each_reward_before_weighting():
 def test_batch_ignores_scale_and_offset_and_none_does_not():
   scaled = weighted("batch", fns=(lambda i, p: 100 * A + 7, lambda i, p: B))
   np.testing.assert_allclose(
-    scaled(IMAGES, PROMPTS)[0], weighted("batch")(IMAGES, PROMPTS)[0], rtol=1e-6
+    evaluate(scaled)[0], evaluate(weighted("batch"))[0], rtol=1e-6
   )
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7])
 def test_a_constant_reward_adds_nothing_under_batch(value):
   constant = weighted("batch", fns=(lambda i, p: np.full(4, value, np.float32), lambda i, p: B))
-  np.testing.assert_array_equal(constant(IMAGES, PROMPTS)[0], [0.5, -0.5, 0.5, -0.5])
+  np.testing.assert_array_equal(evaluate(constant)[0], [0.5, -0.5, 0.5, -0.5])
 
 
 def test_microbatches_combine_to_the_whole_batch():
-  entries = [
-    {"name": "jpeg_compressibility", "weight": 2.0},
-    {"name": "jpeg_incompressibility", "weight": 0.5, "kwargs": {}},
-  ]
-  total = combine.make_total(entries, normalize="batch")
-  whole, _ = total(IMAGES, PROMPTS)
+  total = combine.make_total(NAMES, weights=(2.0, 0.5), normalize="batch")
+  whole, _ = evaluate(total)
   parts = [total.score(IMAGES[i : i + 2], PROMPTS[i : i + 2]) for i in (0, 2)]
   named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   np.testing.assert_array_equal(total.total(named), whole)
   assert np.abs(whole).max() > 0.1
 
 
-def test_entries_of_a_config_dict():
-  config = ml_collections.ConfigDict({"name": "jpeg_compressibility", "kwargs": {}})
-  total = combine.make_total([config], normalize="none")
-  assert total.weights == (1.0,)
-  assert total.rewards[0].name == "jpeg_compressibility"
+def test_a_reward_that_raises_is_named():
+  def broken(images, prompts):
+    return prompts[0]["caption"]
 
-
-JPEG = {"name": "jpeg_compressibility"}
-
-
-@pytest.mark.parametrize(
-  "entries, normalize, message",
-  [
-    ([], "none", "at least one reward; valid names: .*shapes"),
-    ([JPEG], "bath", 'none, batch, got "bath"; did you mean "batch"'),
-    ([JPEG, JPEG], "none", "expected each reward once, got jpeg_compressibility"),
-    ([{**JPEG, "wieght": 2.0}], "none", 'did you mean "weight".*valid keys: name, weight, kwargs'),
-    ([{"weight": 2.0}], "none", "missing a required.*'name'"),
-    ([{**JPEG, "weight": float("nan")}], "none", "expected a finite number as weight, got nan"),
-    ([{**JPEG, "weight": "2"}], "none", "expected a finite number as weight, got '2'"),
-    ([{"name": "jpegs"}], "none", 'unknown reward "jpegs"'),
-    ([{"name": "shapes", "kwargs": {"kin": 1}}], "none", "valid keys: none"),
-  ],
-)
-def test_a_wrong_config_is_named(entries, normalize, message):
-  with pytest.raises(ValueError, match=message) as caught:
-    combine.make_total(entries, normalize=normalize)
-  assert len(str(caught.value).splitlines()) <= 3
+  bad = weighted("none", fns=(lambda i, p: A, broken))
+  with pytest.raises(contract.RewardError, match=r'reward "b" failed: KeyError: .caption.'):
+    bad.score(IMAGES, PROMPTS)
 
 
 def test_a_non_finite_reward_comes_with_its_image():
@@ -100,7 +81,7 @@ def test_a_nan_image_is_refused_rather_than_scored_as_black():
   images = IMAGES.copy()
   images[1, 3, 2, 0] = np.nan
   with pytest.raises(contract.RewardError, match=r"1 of 4 with NaN or inf.*index 1") as caught:
-    combine.make_total([JPEG], normalize="none").score(images, PROMPTS)
+    combine.make_total(NAMES[:1]).score(images, PROMPTS)
   np.testing.assert_array_equal(caught.value.image, images[1])
 
 
@@ -117,60 +98,48 @@ def test_one_prompt_per_image():
 
 def test_a_total_that_overflows_is_an_error():
   with pytest.raises(contract.RewardError, match='"total": 4 of 4 values are not finite'):
-    weighted("none", weights=(1e39, 0.0))(IMAGES, PROMPTS)
+    evaluate(weighted("none", weights=(1e39, 0.0)))
 
 
-# ---- from parallel lists, as a config has them
-
-NAMES = ("jpeg_compressibility", "jpeg_incompressibility")
-
-
-def test_from_names_is_make_total():
-  built = combine.from_names(NAMES, weights=(2.0, 0.5), kwargs={NAMES[1]: {}}, normalize="batch")
-  entries = [{"name": NAMES[0], "weight": 2.0}, {"name": NAMES[1], "weight": 0.5}]
-  expected = combine.make_total(entries, normalize="batch")
-  np.testing.assert_array_equal(built(IMAGES, PROMPTS)[0], expected(IMAGES, PROMPTS)[0])
-  assert [reward.name for reward in built.rewards] == list(NAMES)
-
-
-def test_from_names_defaults_to_the_plain_sum():
-  built = combine.from_names(NAMES)
+def test_the_default_is_the_plain_sum():
+  built = combine.make_total(NAMES)
   assert built.weights == (1.0, 1.0) and built.normalize == "none"
   # The two rewards are each other's negative.
-  np.testing.assert_allclose(built(IMAGES, PROMPTS)[0], np.zeros(4), atol=1e-6)
+  np.testing.assert_allclose(evaluate(built)[0], np.zeros(4), atol=1e-6)
 
 
-def test_from_names_takes_a_config_section():
+def test_it_takes_a_config_section_as_a_dict():
   section = ml_collections.ConfigDict(
-    {"names": NAMES[:1], "weights": (3.0,), "kwargs": {}, "normalize": "none"}
+    {"names": NAMES[:1], "weights": (3.0,), "kwargs": ({},), "normalize": "none"}
   )
-  assert combine.from_names(**section).weights == (3.0,)
+  assert combine.make_total(**section.to_dict()).weights == (3.0,)
 
 
-def test_kwargs_reach_the_reward_they_name(tmp_path, monkeypatch):
+def test_kwargs_reach_their_reward(tmp_path, monkeypatch):
   source = "def bright(images, prompts, *, gain):\n  return gain * images.mean((1, 2, 3))\n"
   (tmp_path / "my_rewards_for_kwargs.py").write_text(source)
   monkeypatch.syspath_prepend(tmp_path)
-  name = "my_rewards_for_kwargs:bright"
-  built = combine.from_names([NAMES[0], name], weights=[0.0, 1.0], kwargs={name: {"gain": 4.0}})
-  np.testing.assert_allclose(built(IMAGES, PROMPTS)[0], 4.0 * IMAGES.mean((1, 2, 3)), rtol=1e-5)
+  names = [NAMES[0], "my_rewards_for_kwargs:bright"]
+  built = combine.make_total(names, weights=[0.0, 1.0], kwargs=[{}, {"gain": 4.0}])
+  np.testing.assert_allclose(evaluate(built)[0], 4.0 * IMAGES.mean((1, 2, 3)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
   "names, changes, message",
   [
-    ((), {}, "at least one reward; valid names"),
-    (NAMES, {"weights": (1.0,)}, r"one weight for each name, got weights \(1.0,\) for jpeg_comp"),
-    (NAMES[:1], {"weights": (1.0, 2.0)}, "one weight for each name"),
-    (NAMES[:1], {"kwargs": {"shapes": {}}}, "kwargs for shapes, but names are jpeg_compress"),
-    (NAMES[:1], {"kwargs": {NAMES[0]: {"quality": 3}}}, "valid keys"),
-    (NAMES[:1], {"normalize": "bath"}, 'did you mean "batch"'),
+    ((), {}, "at least one reward; valid names: .*shapes"),
+    (NAMES, {"weights": (1.0,)}, r"weights with one entry for each name, got \(1.0,\) for jpeg"),
+    (NAMES[:1], {"kwargs": ({}, {})}, "kwargs with one entry for each name"),
+    (NAMES[:1], {"kwargs": ({"quality": 3},)}, "valid keys: none"),
+    (NAMES[:1], {"weights": (float("nan"),)}, "expected a finite number as weight, got nan"),
+    (NAMES[:1], {"weights": ("2",)}, "expected a finite number as weight, got '2'"),
+    (NAMES[:1], {"normalize": "bath"}, 'none, batch, got "bath"; did you mean "batch"'),
     (("jpeg_compresibility",), {}, 'did you mean "jpeg_compressibility"'),
-    ((NAMES[0], NAMES[0]), {}, "expected each reward once"),
+    ((NAMES[0], NAMES[0]), {}, "expected each reward once, got jpeg_compressibility"),
     ("shapes", {}, "expected a sequence of names"),
   ],
 )
 def test_wrong_lists_are_named(names, changes, message):
   with pytest.raises(ValueError, match=message) as caught:
-    combine.from_names(names, **changes)
+    combine.make_total(names, **changes)
   assert len(str(caught.value).splitlines()) <= 3

@@ -95,10 +95,10 @@ def test_an_exception_comes_out_of_result_and_of_gather():
 
   with pool.RewardPool(total_of(fails), num_threads=2) as workers:
     pending = [workers.submit(*microbatch(i)) for i in range(3)]
-    with pytest.raises(RuntimeError, match="server is gone"):
+    with pytest.raises(contract.RewardError, match="RuntimeError: server is gone"):
       workers.gather(pending)
     assert pending[0].result()["mine"].tolist() == [0.0, 1.0]
-    with pytest.raises(RuntimeError, match="server is gone"):
+    with pytest.raises(contract.RewardError, match="RuntimeError: server is gone"):
       pending[1].result()
 
 

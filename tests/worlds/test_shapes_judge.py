@@ -319,17 +319,6 @@ def test_uint8_and_float_images_and_texts_and_specs_agree():
   assert judge.judge(image, prompts.parse(text)) == expected
 
 
-def test_judge_batch_stacks_single_verdicts():
-  images = np.stack([scene.render(scene.Scene("grey", (o,))) for o in (RED_CIRCLE, BLUE_SQUARE)])
-  batch = judge.judge_batch(images, ["a red circle", "a red square"])
-  np.testing.assert_allclose(batch["score"], [1, 2 / 3])
-  assert batch["score"].dtype == np.float32
-  assert batch["correct"].tolist() == [True, False]
-  assert batch["facts"][1] == {"object_1": True, "colour_1": False, "nothing_else": True}
-  with pytest.raises(ValueError, match="one prompt per image"):
-    judge.judge_batch(images, ["a red circle"])
-
-
 @pytest.mark.parametrize(
   ("image", "message"),
   [

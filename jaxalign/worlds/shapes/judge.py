@@ -116,19 +116,3 @@ def judge(image: np.ndarray, prompt: str | prompts.Spec) -> Verdict:
   if spec.ground is not None:
     facts["ground"] = any_named and seen.ground == spec.ground
   return Verdict(facts, sum(facts.values()) / len(facts), all(facts.values()))
-
-
-def judge_batch(images: np.ndarray, texts: list[str | prompts.Spec]) -> dict:
-  """Judges `images [B, 64, 64, 3]` against one prompt each.
-
-  Returns:
-    A dict of `score` float32 `[B]`, `correct` bool `[B]` and `facts`, a list of B dicts.
-  """
-  if len(images) != len(texts):
-    raise ValueError(f"expected one prompt per image, got {len(images)} and {len(texts)}")
-  verdicts = [judge(image, text) for image, text in zip(images, texts, strict=True)]
-  return {
-    "score": np.array([v.score for v in verdicts], np.float32),
-    "correct": np.array([v.correct for v in verdicts], bool),
-    "facts": [v.facts for v in verdicts],
-  }

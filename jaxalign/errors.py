@@ -31,7 +31,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _explain(error: Exception) -> str | None:
   """What to tell the user; None for an error of the device that is not theirs."""
   if not isinstance(error, jax.errors.JaxRuntimeError):
-    return str(error).strip() or type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # Long messages come from libraries: the first line says what failed, the last one why.
+    return "\n".join(lines if len(lines) <= 3 else [lines[0], lines[-1].strip()])
   if "RESOURCE_EXHAUSTED" in str(error):
     return "the device is out of memory; lower config.batch.microbatch, or --microbatch"
   return None

@@ -53,6 +53,7 @@ def assert_refused(process, *words):
   ((DDPO, "--workdir=run", "--config.num_iterations=many"), ("many",)),
   ((DDPO,), ("--workdir",)),
   (("--config=missing.py", "--workdir=run"), ("missing.py",)),
+  ((f"{DDPO}t", "--workdir=run"), ("unknown variant 'quicktestt'",)),
   ((DDPO, "--workdir=run", "extra"), ("extra",)),
   ((DDPO, "--workdir=run", "--wordkir=x"), ("wordkir",)),
 ])

@@ -2,7 +2,9 @@
 
   python -m jaxalign.main --config=configs/ddpo.py --workdir=runs/ddpo
 
-Not yet run.
+The run takes about four and a half minutes on 2 CPU cores. These settings are not tuned yet, and no
+gain is claimed for them: 22 iterations at learning rate 1e-2 and clip range 2e-3 (3 min 55 s) took
+the held-out score from 0.250 to 0.223, 95 % interval of the difference [-0.072, +0.017].
 
 Variants, `--config=configs/ddpo.py:NAME[,NAME]`:
   long            ten times the iterations
@@ -19,7 +21,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.flow = "align"
   config.seed = 0
-  config.num_iterations = 30
+  config.num_iterations = 24
 
   # "shapes", a folder in the diffusers layout, or a hub id.
   config.model = config_dict.ConfigDict({"path": "shapes"})
@@ -35,7 +37,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "num_steps": 10,
     "eta": 1.0,  # 1 is the ancestral sampler; 0 has no density and cannot be trained
   })
-  config.guidance = config_dict.ConfigDict({"scale": 3.0})  # in rollout and update alike; 1 is none
+  # Classifier-free guidance, in rollout and update alike. It doubles the cost; 1 is none.
+  config.guidance = config_dict.ConfigDict({"scale": 1.0})
 
   config.data = config_dict.ConfigDict({"source": "shapes/train"})
 
@@ -67,7 +70,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
   config.method = config_dict.ConfigDict({
     "name": "ddpo",
-    "clip_range": 1e-4,  # of the ratio of log-probabilities averaged over latent dimensions
+    # Of the ratio of log-probabilities averaged over D latent dimensions: 1e-3 allows a log-ratio of
+    # one nat at D = 1024. Stable Diffusion at 512 pixels, D = 16384, takes 1e-4.
+    "clip_range": 1e-3,
   })
 
   config.optim = config_dict.ConfigDict({

@@ -2,6 +2,10 @@
 
   python -m jaxalign.main --config=configs/pretrain_shapes.py --workdir=runs/pretrain_shapes
 
+Run on 2 CPU cores, which were shared with other work: about 8 minutes for the autoencoder and 45 for
+the text encoder and UNet. The autoencoder's reconstructions are judged right for 96 of 96 held-out
+scenes (peak signal-to-noise ratio 30.6 dB). With 10 steps at eta 1, of 96 images of held-out prompts
+7 % are right in every fact without guidance (mean score 0.25), and 16 % at guidance 4 (0.32).
 """
 
 from ml_collections import config_dict
@@ -77,7 +81,10 @@ def get_config() -> config_dict.ConfigDict:
       "prediction_type": "v_prediction",
       "timestep_spacing": "trailing",
       "steps_offset": 1,
-      "set_alpha_to_one": False,
+      # The last step is then deterministic and drops out of policy gradients. With False it keeps a
+      # small variance: at 10 steps its mean moves 11 standard deviations for a unit change of the
+      # prediction, where no other step's moves more than 1.2, and its noise drowns theirs.
+      "set_alpha_to_one": True,
       "clip_sample": False,
     },
   })

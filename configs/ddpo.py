@@ -70,8 +70,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
   config.method = config_dict.ConfigDict({
     "name": "ddpo",
-    # Of the ratio of log-probabilities averaged over D latent dimensions: 1e-3 allows a log-ratio of
-    # one nat at D = 1024. Stable Diffusion at 512 pixels, D = 16384, takes 1e-4.
+    # Of the ratio of log-probabilities averaged over D latent dimensions: 1e-3 allows a log-ratio
+    # of one nat at D = 1024. Stable Diffusion at 512 pixels, D = 16384, takes 1e-4.
     "clip_range": 1e-3,
   })
 

@@ -63,9 +63,8 @@ def toy(name):
     rolled = rollout.rollout(key_steps, params, walk, process, x_T, cond, rollout.mean_over_latents)
     rewards = -jnp.square(rolled.x_0[:, 0] - TARGET)
     zeros = jnp.zeros(BATCH, jnp.int32)
-    _, advantage = advantages.make("batch", num_groups=1, limit=5.0, epsilon=1e-6).estimate(
-      None, rewards, zeros, zeros
-    )
+    estimator = advantages.make("batch", num_groups=1, group_size=2, limit=5.0, epsilon=1e-6)
+    _, advantage = estimator.estimate(None, rewards, zeros, zeros)
     return (rolled, cond), advantage
 
   return (

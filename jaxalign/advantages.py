@@ -99,8 +99,8 @@ class PromptStats:
   count:  `[P]` int32, rewards ever seen; `min(count, N)` of them are stored.
   """
 
-  buffer: Array
-  count: Array
+  buffer: jax.Array
+  count: jax.Array
 
 
 def init_prompt_stats(num_prompts: int, buffer_size: int) -> PromptStats:
@@ -183,7 +183,7 @@ def _group_deviation(rewards: Array, group: Array, num_groups: int) -> tuple[Arr
   return shifted - total / size, size
 
 
-def _take(per_row: Array, index: Array) -> Array:
+def _take(per_row: jax.Array, index: Array) -> Array:
   """`per_row[index]`, but NaN (or the smallest integer) where the index is out of range."""
   return per_row.at[index].get(mode="fill", wrap_negative_indices=False)
 

@@ -1,9 +1,12 @@
 """The batch algebra of a run, solved once: images, microbatches, updates, slices."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxalign.types import Array
 
 
 class BatchPlan(NamedTuple):
@@ -15,7 +18,8 @@ class BatchPlan(NamedTuple):
   microbatch:        images in one call of the rollout, and transitions in one gradient slice.
   microbatches:      rollout calls.
   images_per_update: images whose trajectories one optimizer step sees.
-  timesteps:         trained steps of each trajectory, out of the S sampled ones.
+  steps:             the steps of a trajectory that can be trained.
+  timesteps:         how many of them are drawn for each image.
   slices:            gradient slices that one optimizer step accumulates.
   num_epochs:        passes over the images.
   updates:           optimizer steps.
@@ -27,18 +31,20 @@ class BatchPlan(NamedTuple):
   microbatch: int
   microbatches: int
   images_per_update: int
+  steps: tuple[int, ...]
   timesteps: int
   slices: int
   num_epochs: int
   updates: int
 
-  def describe(self, num_steps: int) -> str:
+  def describe(self) -> str:
     """Two lines for the start of a run."""
     return (
       f"rollout: {self.images} images = {self.num_prompts} prompts x {self.images_per_prompt}, "
       f"in {self.microbatches} microbatches of {self.microbatch}\n"
       f"update:  {self.updates} optimizer steps, each on {self.images_per_update} images x "
-      f"{self.timesteps} of {num_steps} timesteps, in {self.slices} slices of {self.microbatch}"
+      f"{self.timesteps} of {len(self.steps)} timesteps, in {self.slices} slices of "
+      f"{self.microbatch}"
     )
 
 
@@ -50,9 +56,12 @@ def solve(
   updates_per_epoch: int,
   num_epochs: int,
   timestep_fraction: float,
-  num_steps: int,
+  steps: Sequence[int],
 ) -> BatchPlan:
-  """Solves the plan, or raises ValueError naming the field to change and values that fit."""
+  """Solves the plan, or raises ValueError naming the field to change and values that fit.
+
+  `steps` are the steps of a trajectory that can be trained: those with noise, for policy gradients.
+  """
   for name, value in (
     ("num_prompts", num_prompts),
     ("images_per_prompt", images_per_prompt),
@@ -74,7 +83,7 @@ def solve(
       f"{_fitting(images, microbatch, updates_per_epoch)}"
     )
   images_per_update = images // updates_per_epoch
-  timesteps = max(1, round(timestep_fraction * num_steps))
+  timesteps = max(1, round(timestep_fraction * len(steps)))
   return BatchPlan(
     images=images,
     num_prompts=num_prompts,
@@ -82,6 +91,7 @@ def solve(
     microbatch=microbatch,
     microbatches=images // microbatch,
     images_per_update=images_per_update,
+    steps=tuple(steps),
     timesteps=timesteps,
     slices=images_per_update // microbatch * timesteps,
     num_epochs=num_epochs,
@@ -107,14 +117,14 @@ def _factors(images: int, other: int) -> list[int]:
 class Selection(NamedTuple):
   """The transitions of one optimizer step: which image, and which step of its trajectory.
 
-  index, i: int32 `[slices, microbatch]`.
+  image, i: int32 `[slices, microbatch]`.
   """
 
-  index: np.ndarray
-  i: np.ndarray
+  image: Array
+  i: Array
 
 
-def selections(plan: BatchPlan, num_steps: int, seed: int, iteration: int) -> list[Selection]:
+def selections(plan: BatchPlan, seed: int, iteration: int) -> list[Selection]:
   """The shuffled transitions of every optimizer step of an iteration.
 
   Images are shuffled anew in each epoch, and the timesteps of each image independently, of which
@@ -126,9 +136,9 @@ def selections(plan: BatchPlan, num_steps: int, seed: int, iteration: int) -> li
   for _ in range(plan.num_epochs):
     order = rng.permutation(plan.images).astype(np.int32)
     for part in np.split(order, plan.images // plan.images_per_update):
-      steps = np.stack([rng.permutation(num_steps)[: plan.timesteps] for _ in part])
-      index = np.repeat(part.reshape(-1, 1, plan.microbatch), plan.timesteps, axis=1)
+      steps = np.stack([rng.permutation(plan.steps)[: plan.timesteps] for _ in part])
+      image = np.repeat(part.reshape(-1, 1, plan.microbatch), plan.timesteps, axis=1)
       steps = steps.reshape(-1, plan.microbatch, plan.timesteps).transpose(0, 2, 1)
       shape = (plan.slices, plan.microbatch)
-      result.append(Selection(index.reshape(shape), steps.reshape(shape).astype(np.int32)))
+      result.append(Selection(image.reshape(shape), steps.reshape(shape).astype(np.int32)))
   return result

@@ -4,7 +4,6 @@ Draws captioned scenes, fits the autoencoder, then fits the text encoder and the
 its latents; both fits continue where they were stopped. The result is a diffusers folder.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,8 +27,7 @@ LossFn = Callable[[Params, Any, Key], tuple[Array, dict[str, Array]]]
 
 def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
   """Runs all stages of `configs/pretrain_shapes.py`; returns the folder of the finished model."""
-  run.prepare_workdir(workdir, json.loads(config.to_json()))
-  images, captions = draw_dataset(seed=config.seed, **config.data)
+  run.prepare_workdir(workdir, config)
   tokenizer = workdir / "tokenizer"
   model_configs = {name: section.to_dict() for name, section in config.model.items()}
   model_configs["text_encoder"]["vocab_size"] = shapes_tokenizer.write_tokenizer(
@@ -40,6 +38,9 @@ def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
   model = stable_diffusion.build(**model_configs, tokenizer_folder=tokenizer)
   params = model.init_params(jax.random.key(config.seed))
 
+  images, _ = draw_dataset(
+    seed=config.seed, num_images=config.autoencoder.num_images, caption_error=0.0
+  )
   vae = fit(
     "autoencoder",
     workdir,
@@ -48,6 +49,7 @@ def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
     image_batches(images, seed=config.seed, **config.autoencoder.batches),
     **config.autoencoder.fit,
   )
+  images, captions = draw_dataset(seed=config.seed, **config.data)
   moments = encode_dataset(model, vae, images)
   model = model.with_scaling_factor(float(1.0 / np.std(moments)))
   latents = moments * model.scaling_factor

@@ -12,7 +12,6 @@ from jaxalign.state import TrainState
 
 def rehearse(
   plan: batching.BatchPlan,
-  num_steps: int,
   sys: system.System,
   update_fn: Any,
   state: TrainState,
@@ -31,7 +30,7 @@ def rehearse(
   rollout_seconds = (time.perf_counter() - began) * plan.microbatches
 
   trajectories = update.collect([(sampled.rollout, sampled.cond)] * plan.microbatches)
-  selection = batching.selections(plan, num_steps, 0, 0)[0]
+  selection = batching.selections(plan, 0, 0)[0]
   advantages = np.zeros(plan.images, np.float32)
   update_args = (sys.frozen, trajectories, advantages, selection, 0, 0, 0)
   update_bytes = _program_bytes(update_fn, state, *update_args)

@@ -1,9 +1,12 @@
 """Reads a run back from its workdir, finished or not."""
 
+import json
 import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from ml_collections import config_dict
 
 from jaxalign import checkpoint, files, system
 from jaxalign.types import Params
@@ -46,15 +49,16 @@ def load(
   return Run(config, sys, state.get("ema_params") or state["params"], step)
 
 
-def prepare_workdir(workdir: pathlib.Path, config: dict) -> None:
+def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
   """Writes config.json into a new workdir; raises ValueError if another config's run is there."""
+  wanted = json.loads(config.to_json())
   path = workdir / "config.json"
   if path.exists():
     found = files.read_json(path)
     changed = [
       key
-      for key in sorted(found.keys() | config.keys())
-      if key not in MAY_CHANGE and found.get(key) != config.get(key)
+      for key in sorted(found.keys() | wanted.keys())
+      if key not in MAY_CHANGE and found.get(key) != wanted.get(key)
     ]
     if changed:
       raise ValueError(
@@ -62,4 +66,4 @@ def prepare_workdir(workdir: pathlib.Path, config: dict) -> None:
         "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
       )
   workdir.mkdir(parents=True, exist_ok=True)
-  files.write_json(path, config)
+  files.write_json(path, wanted)

@@ -12,7 +12,7 @@ from absl import flags
 from PIL import Image
 
 from jaxalign import errors, pictures, run, system
-from jaxalign.types import Params
+from jaxalign.types import Array, Key, Params
 
 _MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, instead of --model.")
@@ -71,7 +71,7 @@ def _given_scale() -> dict:
   return {} if _GUIDANCE_SCALE.value is None else {"scale": _GUIDANCE_SCALE.value}
 
 
-def initial_noise(sys: system.System, num_images: int) -> tuple[np.ndarray, jax.Array]:
+def initial_noise(sys: system.System, num_images: int) -> tuple[Array, Key]:
   """x_T `[num_images, h, w, C]` from --latents or --seed, and the key of the sampler's noise."""
   key_start, key_steps = jax.random.split(jax.random.key(_SEED.value))
   shape = (num_images, *sys.model.latent_shape)

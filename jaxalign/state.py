@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxalign.advantages import PromptStats
@@ -20,7 +21,7 @@ class TrainState:
   place here. The frozen trees never change and are read from the model's folder again.
   """
 
-  step: Array  # [] int32, finished iterations; optimizer steps are counted in opt_state
+  step: Array | np.int32  # [] int32, finished iterations; optimizer steps are counted in opt_state
   params: Params  # the trained tree
   opt_state: Any
   ema_params: Params | None  # None without an average

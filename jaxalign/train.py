@@ -6,7 +6,6 @@ Read `train` from top to bottom: every line of its loop is one step of the algor
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import signal
 import threading
@@ -35,7 +34,6 @@ from jaxalign import (
 )
 from jaxalign import evaluation as evaluation_lib
 from jaxalign.data import prompts as prompts_lib
-from jaxalign.diffusion import transitions
 from jaxalign.rewards import combine
 from jaxalign.rewards.contract import RewardError
 from jaxalign.rewards.pool import RewardPool
@@ -48,15 +46,14 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   sections = config.to_dict()
   section = functools.partial(checks.call_section, sections)
   check_numbers(config)
-  num_steps = config.process.num_steps
-  plan = section("batch", batching.solve, num_steps=num_steps)
-  print(plan.describe(num_steps), flush=True)
   prompts = section("data", prompts_lib.load)
   rewards = section("reward", combine.make_total)
   evaluation = section("evaluation", evaluation_lib.make_evaluation)
   sys = system.from_config(sections)
   method = section("method", methods.make, process=sys.process, denoise_fn=sys.denoise_fn)
-  check_method(method, sys.process, plan)
+  plan = section("batch", batching.solve, steps=sys.process.stochastic_steps())
+  check_method(method, plan)
+  print(plan.describe(), flush=True)
   estimator = section(
     "advantage",
     advantages.make,
@@ -73,11 +70,11 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   stats = estimator.init(len(prompts))
   state = init_state(sys.policy.params, tx, stats, with_ema=config.ema_decay > 0)
   if dry_run:
-    rehearsal.rehearse(plan, num_steps, sys, update_fn, state, token_ids)
+    rehearsal.rehearse(plan, sys, update_fn, state, token_ids)
     return
 
   # A new run, or the rest of one that was stopped.
-  run.prepare_workdir(workdir, json.loads(config.to_json()))
+  run.prepare_workdir(workdir, config)
   checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
   state = checkpoints.restore_latest(state)
   start = int(state.step)
@@ -113,7 +110,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
 
       # Loss and update. The first update sees the parameters that sampled: its ratio must be 1.
       updates = []
-      for j, selection in enumerate(batching.selections(plan, num_steps, config.seed, step)):
+      for j, selection in enumerate(batching.selections(plan, config.seed, step)):
         state, values = update_fn(
           state, sys.frozen, trajectories, advantage, selection, config.seed, step, j
         )
@@ -161,23 +158,14 @@ def check_numbers(config) -> None:
     )
 
 
-def check_method(
-  method: methods.Method, process: transitions.Process, plan: batching.BatchPlan
-) -> None:
-  """Raises ValueError if this flow, its sampler or its updates are not what the method needs."""
+def check_method(method: methods.Method, plan: batching.BatchPlan) -> None:
+  """Raises ValueError if this flow or its updates are not what the method needs."""
   if method.data != "rollout":
     raise ValueError(f"config.method: expected a method fed by rollouts, got {method.data!r}")
   if method.on_policy and plan.updates > 1:
     raise ValueError(
       f"config.method: it has no ratio to correct a second update, and the batch asks for "
       f"{plan.updates}\nset config.batch.updates_per_epoch and num_epochs to 1"
-    )
-  x = np.zeros((process.table.num_steps, 1), np.float32)
-  _, std = process.transition(x, x, process.table)
-  if not np.any(np.asarray(std) > 0):
-    raise ValueError(
-      "config.process: every step is deterministic, so a policy gradient has nothing to train\n"
-      "raise eta, or noise_level, above 0"
     )
 
 

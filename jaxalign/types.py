@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-Array = jax.Array
+# Programs take both; step tables, selections and weights as read from a file are numpy. Where the
+# annotation is jax.Array, numpy will not do.
+Array = jax.Array | np.ndarray
 Key = jax.Array  # a typed key, as made by jax.random.key
 Params = Mapping[str, Any]  # nested dict of arrays
 

@@ -47,7 +47,7 @@ def jit_update(
       grads, values = jax.grad(mean_loss, has_aux=True)(state.params, batch, key_slice)
       return jax.tree.map(jnp.add, total, grads), values
 
-    slices = len(selection.index)
+    slices = len(selection.image)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     total, values = jax.lax.scan(accumulate, zeros, (jnp.arange(slices), selection))
     grads = jax.tree.map(lambda leaf: leaf / slices, total)
@@ -67,14 +67,14 @@ def select_transitions(
 ) -> methods.Transitions:
   """The transitions of one slice, gathered from whole trajectories; `selected` is `[m]` twice."""
   rollout, cond = trajectories
-  index, i = selected
+  image, i = selected
   return methods.Transitions(
-    x_t=rollout.x[i, index],
-    x_s=rollout.x[i + 1, index],
+    x_t=rollout.x[i, image],
+    x_s=rollout.x[i + 1, image],
     i=i,
-    cond=cond._replace(cond=jax.tree.map(lambda leaf: leaf[index], cond.cond)),
-    old_log_prob=rollout.log_prob[i, index],
-    advantages=advantages[index],
+    cond=cond._replace(cond=jax.tree.map(lambda leaf: leaf[image], cond.cond)),
+    old_log_prob=rollout.log_prob[i, image],
+    advantages=advantages[image],
   )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign import batching
 
-NUM_STEPS = 5
+STEPS = (0, 1, 2, 3, 5)  # step 4 is not trained
 FITTING = dict(
   num_prompts=4,
   images_per_prompt=6,
@@ -17,7 +17,7 @@ FITTING = dict(
   updates_per_epoch=2,
   num_epochs=3,
   timestep_fraction=0.6,
-  num_steps=NUM_STEPS,
+  steps=STEPS,
 )
 
 
@@ -34,6 +34,7 @@ def test_a_plan_by_hand():
     microbatch=3,
     microbatches=8,
     images_per_update=12,
+    steps=STEPS,
     timesteps=3,
     slices=12,
     num_epochs=3,
@@ -45,11 +46,11 @@ def test_a_plan_by_hand():
   "fraction, num_steps, timesteps", [(1.0, 7, 7), (0.5, 10, 5), (0.6, 4, 2), (0.01, 50, 1)]
 )
 def test_timesteps_are_rounded_and_at_least_one(fraction, num_steps, timesteps):
-  assert solve(timestep_fraction=fraction, num_steps=num_steps).timesteps == timesteps
+  assert solve(timestep_fraction=fraction, steps=range(num_steps)).timesteps == timesteps
 
 
 def test_describe_says_the_counts():
-  first, second = solve().describe(NUM_STEPS).splitlines()
+  first, second = solve().describe().splitlines()
   assert "24 images = 4 prompts x 6" in first and "8 microbatches of 3" in first
   assert "6 optimizer steps" in second and "12 images x 3 of 5 timesteps" in second
   assert "12 slices of 3" in second
@@ -71,7 +72,7 @@ def test_a_count_below_one_is_named_and_one_works(field, value):
 def test_a_fraction_outside_is_named_and_the_bound_works(value):
   with pytest.raises(ValueError, match=r"config\.batch\.timestep_fraction: .* in \(0, 1\], got"):
     solve(timestep_fraction=value)
-  assert solve(timestep_fraction=1.0).timesteps == NUM_STEPS
+  assert solve(timestep_fraction=1.0).timesteps == len(STEPS)
 
 
 @pytest.mark.parametrize(
@@ -102,46 +103,46 @@ def test_what_does_not_split_is_told_with_values_that_do(microbatch, updates):
 
 def test_every_transition_is_trained_once_in_each_epoch():
   plan = solve(timestep_fraction=1.0)
-  chosen = batching.selections(plan, NUM_STEPS, seed=3, iteration=8)
+  chosen = batching.selections(plan, seed=3, iteration=8)
   assert len(chosen) == plan.updates == 6
-  every = {(image, i) for image in range(plan.images) for i in range(NUM_STEPS)}
+  every = {(image, i) for image in range(plan.images) for i in STEPS}
   for epoch in (chosen[0:2], chosen[2:4], chosen[4:6]):
     pairs = [
       pair
       for s in epoch
-      for pair in zip(s.index.ravel().tolist(), s.i.ravel().tolist(), strict=True)
+      for pair in zip(s.image.ravel().tolist(), s.i.ravel().tolist(), strict=True)
     ]
     assert len(pairs) == len(every) and set(pairs) == every
 
 
 def test_part_of_the_timesteps_are_distinct_and_drawn_for_each_image():
   plan = solve()
-  first, second = batching.selections(plan, NUM_STEPS, seed=0, iteration=0)[:2]
+  first, second = batching.selections(plan, seed=0, iteration=0)[:2]
   by_image = collections.defaultdict(list)
   for s in (first, second):
-    assert s.index.shape == s.i.shape == (plan.slices, plan.microbatch)
-    assert s.index.dtype == s.i.dtype == np.int32
-    for image, i in zip(s.index.ravel().tolist(), s.i.ravel().tolist(), strict=True):
+    assert s.image.shape == s.i.shape == (plan.slices, plan.microbatch)
+    assert s.image.dtype == s.i.dtype == np.int32
+    for image, i in zip(s.image.ravel().tolist(), s.i.ravel().tolist(), strict=True):
       by_image[image].append(i)
   assert sorted(by_image) == list(range(plan.images))
   assert all(len(set(steps)) == len(steps) == plan.timesteps for steps in by_image.values())
-  assert all(0 <= i < NUM_STEPS for steps in by_image.values() for i in steps)
+  assert all(i in STEPS for steps in by_image.values() for i in steps)
   assert len({tuple(steps) for steps in by_image.values()}) > 5  # not one choice for all
 
 
 def test_one_image_is_in_one_update_and_at_most_once_in_a_slice():
   plan = solve()
-  first, second = batching.selections(plan, NUM_STEPS, seed=0, iteration=0)[:2]
-  assert not set(first.index.ravel().tolist()) & set(second.index.ravel().tolist())
+  first, second = batching.selections(plan, seed=0, iteration=0)[:2]
+  assert not set(first.image.ravel().tolist()) & set(second.image.ravel().tolist())
   for s in (first, second):
-    assert all(len(set(row.tolist())) == plan.microbatch for row in s.index)
+    assert all(len(set(row.tolist())) == plan.microbatch for row in s.image)
 
 
 def test_all_timesteps_are_trained_equally_often():
   plan = solve(num_prompts=100, num_epochs=1)  # 600 images, 3 of 5 steps each
   counts = sum(
-    np.bincount(s.i.ravel(), minlength=NUM_STEPS)
-    for s in batching.selections(plan, NUM_STEPS, seed=1, iteration=0)
+    np.bincount(s.i.ravel(), minlength=6)[list(STEPS)]
+    for s in batching.selections(plan, seed=1, iteration=0)
   )
   # Expected 360 each, standard deviation sqrt(600 * 0.6 * 0.4) = 12.
   assert counts.sum() == 1800 and np.abs(counts - 360).max() < 5 * 12
@@ -149,8 +150,8 @@ def test_all_timesteps_are_trained_equally_often():
 
 def test_a_pure_function_of_seed_and_iteration():
   def flat(seed, iteration):
-    chosen = batching.selections(solve(), NUM_STEPS, seed=seed, iteration=iteration)
-    return np.concatenate([np.concatenate([s.index, s.i]) for s in chosen])
+    chosen = batching.selections(solve(), seed=seed, iteration=iteration)
+    return np.concatenate([np.concatenate([s.image, s.i]) for s in chosen])
 
   np.testing.assert_array_equal(flat(5, 2), flat(5, 2))
   for other in (flat(5, 3), flat(6, 2), flat(2, 5)):
@@ -158,5 +159,5 @@ def test_a_pure_function_of_seed_and_iteration():
 
 
 def test_epochs_are_shuffled_anew():
-  chosen = batching.selections(solve(updates_per_epoch=1), NUM_STEPS, seed=0, iteration=0)
-  assert (chosen[0].index != chosen[1].index).any() and (chosen[0].i != chosen[1].i).any()
+  chosen = batching.selections(solve(updates_per_epoch=1), seed=0, iteration=0)
+  assert (chosen[0].image != chosen[1].image).any() and (chosen[0].i != chosen[1].i).any()

@@ -34,7 +34,6 @@ class Rollout:
 
   x: Array  # [S + 1, B, *D] float32; x[0] is the initial noise, x[S] the clean sample
   log_prob: Array  # [S, B], nats, reduced by the caller's reduce_fn; 0 at deterministic steps
-  stochastic: Array  # [S] bool; False where std = 0 and log_prob therefore carries nothing
 
   @property
   def x_0(self) -> Array:  # [B, *D]
@@ -99,13 +98,13 @@ def rollout(
   """
   x_T = x_T.astype(jnp.float32)
 
-  def body(x_t: Array, i: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+  def body(x_t: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
     per_example = jnp.full(x_t.shape[:1], i)
     mean, std = step_distribution(params, denoise_fn, process, x_t, per_example, cond)
     x_s = gaussian.sample(jax.random.fold_in(key, i), mean, std)
     log_prob = reduce_fn(transition_log_prob(x_s, mean, std))
-    return x_s, (x_s, log_prob, jnp.any(std > 0))
+    return x_s, (x_s, log_prob)
 
   steps = jnp.arange(process.table.num_steps, dtype=jnp.int32)
-  _, (x_s, log_prob, stochastic) = jax.lax.scan(body, x_T, steps)
-  return Rollout(jnp.concatenate([x_T[None], x_s]), log_prob, stochastic)
+  _, (x_s, log_prob) = jax.lax.scan(body, x_T, steps)
+  return Rollout(jnp.concatenate([x_T[None], x_s]), log_prob)

@@ -39,7 +39,7 @@ class StepTable:
   def num_steps(self) -> int:
     return self.t.shape[0]
 
-  def __getitem__(self, i: Any) -> "StepTable":
+  def __getitem__(self, i: int | slice | Array) -> "StepTable":
     traced = isinstance(i, jax.Array)  # numpy refuses a traced index
     return jax.tree.map(lambda field: (jnp.asarray(field) if traced else field)[i], self)
 
@@ -68,7 +68,7 @@ def ddpm_alphas_cumprod(
   """
   T = num_train_timesteps
   if beta_schedule == "linear":
-    betas = np.linspace(beta_start, beta_end, T)
+    betas: np.ndarray = np.linspace(beta_start, beta_end, T)
   elif beta_schedule == "scaled_linear":
     betas = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), T).astype(np.float32) ** 2
   elif beta_schedule == "squaredcos_cap_v2":
@@ -102,7 +102,7 @@ def _timesteps(num_steps: int, T: int, timestep_spacing: str, steps_offset: int)
   if not 1 <= num_steps <= T:
     raise ValueError(f"num_steps: expected 1 to {T} (num_train_timesteps); got {num_steps}")
   if timestep_spacing == "linspace":
-    t = np.linspace(0, T - 1, num_steps).round()[::-1]
+    t: np.ndarray = np.linspace(0, T - 1, num_steps).round()[::-1]
   elif timestep_spacing == "leading":
     t = np.arange(num_steps)[::-1] * (T // num_steps) + steps_offset
   elif timestep_spacing == "trailing":
@@ -122,8 +122,10 @@ def _timesteps(num_steps: int, T: int, timestep_spacing: str, steps_offset: int)
 def _diffusion_table(t: np.ndarray, square_t: np.ndarray, square_s: np.ndarray) -> StepTable:
   """From timesteps and alpha^2 at t and s, all `[S]`."""
   square_t, square_s = square_t.astype(np.float64), square_s.astype(np.float64)
-  fields = (t, square_t**0.5, (1 - square_t) ** 0.5, square_s**0.5, (1 - square_s) ** 0.5)
-  return StepTable(*(field.astype(np.float32) for field in fields), np.ones(len(t), np.float32))
+  alpha_t, sigma_t = square_t**0.5, (1 - square_t) ** 0.5
+  alpha_s, sigma_s = square_s**0.5, (1 - square_s) ** 0.5
+  fields = (t, alpha_t, sigma_t, alpha_s, sigma_s, np.ones(len(t)))
+  return StepTable(*(field.astype(np.float32) for field in fields))
 
 
 def ddim_table(
@@ -237,8 +239,8 @@ def flow_table(
   if time_shift_type not in ("exponential", "linear"):
     raise ValueError(f"time_shift_type: expected exponential or linear; got {time_shift_type!r}")
   if sigma_min is None:
-    sigma_min = np.float32(1 / num_train_timesteps)
-    sigma_min = _shift(sigma_min, shift) if mu is None else sigma_min
+    last = np.float32(1 / num_train_timesteps)
+    sigma_min = float(_shift(last, shift) if mu is None else last)
   sigma = np.linspace(1.0, float(np.float32(sigma_min)), num_steps)
   if mu is not None:
     shift = math.exp(mu) if time_shift_type == "exponential" else mu

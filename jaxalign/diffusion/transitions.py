@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.diffusion import predictions, schedules
 from jaxalign.diffusion.schedules import StepTable
@@ -114,7 +115,7 @@ def _x_0_and_eps(x_t, prediction, step, prediction_type, clip_x_0):
   return (x_0 if clip_x_0 is None else jnp.clip(x_0, -clip_x_0, clip_x_0)), eps
 
 
-def _churn(x_0: Array, eps: Array, step: StepTable, eta: float) -> Moments:
+def _churn(x_0: Array, eps: Array, step: StepTable, eta: float | Array) -> Moments:
   # sqrt(sigma_s^2 - std^2) is written as sigma_s sqrt(1 - eta^2 + eta^2 q^2): the difference of
   # squares would be rounding noise where std is close to sigma_s, that is near zero SNR.
   eta = eta * step.noise_scale
@@ -144,6 +145,21 @@ class Process(NamedTuple):
 
   table: StepTable
   transition: Callable[[Array, Array, StepTable], Moments]
+
+  def stochastic_steps(self) -> list[int]:
+    """The steps with noise, in order: the others have no density and train no policy gradient.
+
+    Raises ValueError if there are none.
+    """
+    x = np.zeros((self.table.num_steps, 1), np.float32)
+    _, std = self.transition(x, x, self.table)
+    steps = np.flatnonzero(np.asarray(std) > 0).tolist()
+    if not steps:
+      raise ValueError(
+        "config.process: every step is deterministic, so a policy gradient has nothing to train\n"
+        "raise eta, or noise_level, above 0"
+      )
+    return steps
 
 
 class _Kind(NamedTuple):

@@ -29,7 +29,8 @@ class Dense(nn.Module):
     if self.use_bias:
       y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
     if self.has_variable("lora", "a"):
-      a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+      a: Array = self.get_variable("lora", "a")
+      b: Array = self.get_variable("lora", "b")
       y = y + matmul(matmul(x, a), b)
     return y
 
@@ -62,7 +63,8 @@ class Conv(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     y = self._convolve(x, kernel) + bias.astype(x.dtype)
     if self.has_variable("lora", "a"):
-      a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+      a: Array = self.get_variable("lora", "a")
+      b: Array = self.get_variable("lora", "b")
       y = y + matmul(self._convolve(x, a), b)
     return y
 
@@ -74,7 +76,11 @@ class Conv(nn.Module):
     if isinstance(padding, int):
       padding = ((padding, padding), (padding, padding))
     return jax.lax.conv_general_dilated(
-      x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+      jnp.asarray(x),
+      jnp.asarray(kernel),
+      (self.stride, self.stride),
+      padding,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 

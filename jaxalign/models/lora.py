@@ -13,6 +13,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def init(key: Key, params: Params, *, rank: int, targets: str) -> dict:
   if not any(pattern.search(path) for path in paths):
     few = ", ".join(paths[:: max(1, len(paths) // 4)][:4])
     raise ValueError(f"LoRA targets {targets!r} match none of {len(paths)} layers, such as: {few}")
-  adapter = {}
+  adapter: dict[str, Any] = {}
   for path, layer in _layers(params):
     if pattern.search("/".join(path)):
       node = adapter

@@ -45,6 +45,8 @@ class Networks:
     height, width = size if isinstance(size, tuple) and len(size) == 2 else (_scalar(size),) * 2
     return height, width, self.unet.config.in_channels
 
+  # The ignores: flax types `apply` as perhaps a pair, which it is only with `mutable`.
+
   def denoise(self, variables: Params, x_t: Array, t: Array, cond: Mapping[str, Array]) -> Array:
     """The UNet's prediction, `[B, h, w, C]`.
 
@@ -53,7 +55,7 @@ class Networks:
       x_t: `[B, h, w, C]` noisy latents; t: `[B]` timesteps in [0, 1000).
       cond: `{"text": [B, N, D]}`, from `encode_text`.
     """
-    return self.unet.apply(variables, x_t, t, cond["text"])
+    return self.unet.apply(variables, x_t, t, cond["text"])  # type: ignore[return-value]
 
   def encode_text(self, params: Params, token_ids: Array) -> Array:
     """Token ids `[B, N]` to hidden states `[B, N, D]`."""
@@ -61,11 +63,11 @@ class Networks:
 
   def vae_moments(self, params: Params, images: Array) -> tuple[Array, Array]:
     """Images `[B, H, W, 3]` in [-1, 1] to the unscaled `(mean, log_var)`, each `[B, h, w, C]`."""
-    return self.vae.apply({"params": params}, images, method="encode")
+    return self.vae.apply({"params": params}, images, method="encode")  # type: ignore[return-value]
 
   def vae_decode(self, params: Params, latents: Array) -> Array:
     """Unscaled latents `[B, h, w, C]` to images `[B, H, W, 3]`, about [-1, 1]."""
-    return self.vae.apply({"params": params}, latents, method="decode")
+    return self.vae.apply({"params": params}, latents, method="decode")  # type: ignore[return-value]
 
   def encode_images(self, params: Params, images: Array, key: Key | None = None) -> Array:
     """Images `[B, H, W, 3]` in [0, 1] to `x_0 = (z - shift) * scaling_factor`, `[B, h, w, C]`.

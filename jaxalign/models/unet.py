@@ -91,7 +91,7 @@ class UNetConfig:
   def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
     """Reads a config.json; raises ValueError for a field that asks for something else."""
     own = {field.name for field in dataclasses.fields(cls)}
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
     for name, value in config.items():
       if name.startswith("_"):
         continue
@@ -278,6 +278,7 @@ class UNet2DConditionModel(nn.Module):
         "'time_ids': [B, 6]}, got None"
       )
     time_ids = added["time_ids"]
+    assert config.addition_time_embed_dim is not None  # text_time needs it: _check_text_time
     raw = self._sinusoids(time_ids.reshape(-1), config.addition_time_embed_dim)
     raw = raw.reshape(time_ids.shape[0], -1).astype(dtype)
     raw = jnp.concatenate([added["text_embeds"].astype(dtype), raw], axis=-1)

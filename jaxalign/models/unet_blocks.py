@@ -64,7 +64,7 @@ class ResnetBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, temb: Array) -> Array:  # [B, H, W, C_in], [B, E] -> [B, H, W, C]
-    h = jax.nn.silu(layers.GroupNorm(self.norm_num_groups, self.norm_eps, name="norm1")(x))
+    h: Array = jax.nn.silu(layers.GroupNorm(self.norm_num_groups, self.norm_eps, name="norm1")(x))
     h = layers.Conv(self.channels, name="conv1")(h)
     h = h + layers.Dense(self.channels, name="time_emb_proj")(jax.nn.silu(temb))[:, None, None]
     h = jax.nn.silu(layers.GroupNorm(self.norm_num_groups, self.norm_eps, name="norm2")(h))

@@ -63,8 +63,12 @@ class VAEConfig:
   def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
     """Reads the parsed `vae/config.json`; entries that no field is named after are left alone."""
     names = {field.name for field in dataclasses.fields(cls)}
-    found = {name: value for name, value in config.items() if name in names}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+    found: dict[str, Any] = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in config.items()
+      if name in names
+    }
+    return cls(**found)
 
   @property
   def downscale(self) -> int:
@@ -208,7 +212,7 @@ class ResnetBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     groups = self.config.norm_num_groups
-    h = jax.nn.silu(layers.GroupNorm(groups, _NORM_EPSILON, name="norm1")(x))
+    h: Array = jax.nn.silu(layers.GroupNorm(groups, _NORM_EPSILON, name="norm1")(x))
     h = layers.Conv(self.features, name="conv1")(h)
     h = jax.nn.silu(layers.GroupNorm(groups, _NORM_EPSILON, name="norm2")(h))
     h = layers.Conv(self.features, name="conv2")(h)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from concurrent import futures
 
-import jax
 import numpy as np
 
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.rewards.contract import Prompt
+from jaxalign.types import Array
 
 
 class RewardPool:
@@ -30,7 +30,7 @@ class RewardPool:
 
   def submit(
     self,
-    images: jax.Array | np.ndarray,  # [b, H, W, 3] in [0, 1]
+    images: Array,  # [b, H, W, 3] in [0, 1]
     prompts: Sequence[Prompt],
   ) -> futures.Future[dict[str, np.ndarray]]:
     """The future of the raw rewards `{name: [b]}`; an error in a reward comes out of `result`."""
@@ -54,7 +54,5 @@ class RewardPool:
   def __exit__(self, *_) -> None:
     self.close()
 
-  def _score(
-    self, images: jax.Array | np.ndarray, prompts: Sequence[Prompt]
-  ) -> dict[str, np.ndarray]:
+  def _score(self, images: Array, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
     return self._total.score(np.asarray(images, np.float32), prompts)

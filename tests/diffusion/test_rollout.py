@@ -6,20 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scheduler_configs import SD1
 
 from jaxalign.diffusion import gaussian, guidance, rollout, transitions
 
 B, SHAPE = 3, (5, 3, 2)
 FLOW = dict(_class_name="FlowMatchEulerDiscreteScheduler", shift=3.0)
-SD1 = dict(
-  _class_name="DDIMScheduler",
-  beta_start=0.00085,
-  beta_end=0.012,
-  beta_schedule="scaled_linear",
-  steps_offset=1,
-  set_alpha_to_one=False,
-  clip_sample=False,
-)
 PROCESSES = {
   "ddim": (SD1, dict(transition="ddim", eta=1.0)),
   "ddim_eta_0": (SD1, dict(transition="ddim", eta=0.0)),
@@ -82,7 +74,7 @@ def sample(name, key=0):
 def test_log_prob_is_recomputed_exactly(name):
   r, S = sample(name), make(name).table.num_steps
   assert r.x.shape == (S + 1, B, *SHAPE) and r.log_prob.shape == (S, B)
-  assert r.stochastic.shape == (S,) and r.x.dtype == r.log_prob.dtype == jnp.float32
+  assert r.x.dtype == r.log_prob.dtype == jnp.float32
   x, b = np.array(r.x), np.arange(B)
   # The last row puts the examples of one batch at different steps.
   for i in [*(np.full(B, i) for i in range(S)), np.array([0, S - 1, 2])]:
@@ -91,8 +83,8 @@ def test_log_prob_is_recomputed_exactly(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_deterministic_steps_are_marked_and_score_zero(name):
-  r = sample(name)
+def test_deterministic_steps_are_known_and_score_zero(name):
+  r, process = sample(name), make(name)
   expected = {
     "ddim": [True] * 6,
     "ddim_eta_0": [False] * 6,
@@ -100,7 +92,11 @@ def test_deterministic_steps_are_marked_and_score_zero(name):
     "flow_sde": [True] * 6,
     "dance_sde": [True] * 6,
   }.get(name, [True] * 5 + [False])  # ddpm and cps end without noise
-  np.testing.assert_array_equal(r.stochastic, expected)
+  if any(expected):
+    assert process.stochastic_steps() == np.flatnonzero(expected).tolist()
+  else:
+    with pytest.raises(ValueError, match="every step is deterministic"):
+      process.stochastic_steps()
   assert np.isfinite(r.log_prob).all() and np.isfinite(r.x).all()
   np.testing.assert_array_equal((np.array(r.log_prob) != 0).all(axis=1), expected)
 

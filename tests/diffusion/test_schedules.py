@@ -24,6 +24,11 @@ BETAS = [("linear", 0.0001, 0.02), ("scaled_linear", 0.00085, 0.012), ("squaredc
 GRIDS = [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)]
 
 
+# Rescaling to zero SNR subtracts float32 square roots, which PyTorch rounds differently on other
+# CPUs: the oracle itself is known to two units in the last place of 1 only.
+ZERO_SNR_ATOL = 2.4e-7
+
+
 def previous_square(scheduler, t):
   """alpha_s^2 by DDIMScheduler's rule, written from its documentation of final_alpha_cumprod."""
   s = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
@@ -37,10 +42,10 @@ def test_alphas_cumprod_equals_diffusers(betas, zero_snr):
   fields["rescale_betas_zero_snr"] = zero_snr
   ours = schedules.ddpm_alphas_cumprod(**fields)
   theirs = diffusers.DDIMScheduler(**fields).alphas_cumprod.numpy()
+  atol = ZERO_SNR_ATOL if zero_snr else 0.0
   # 1 - alpha^2 is the variance: it must agree near the data too, where one float32 ulp matters.
-  np.testing.assert_allclose(1 - ours, 1 - theirs, rtol=1e-5)
-  # Rescaling subtracts nearly equal float32 numbers near t = T, hence the absolute part.
-  np.testing.assert_allclose(ours**0.5, theirs**0.5, rtol=1e-5, atol=1e-8)
+  np.testing.assert_allclose(1 - ours, 1 - theirs, rtol=1e-5, atol=atol)
+  np.testing.assert_allclose(ours**0.5, theirs**0.5, rtol=1e-5, atol=atol)
   assert (ours[-1] == 0) == zero_snr
 
 
@@ -78,9 +83,11 @@ def test_ddim_table_equals_diffusers(grid, betas, num_steps, zero_snr, alpha_to_
   t = scheduler.timesteps.numpy()
   np.testing.assert_array_equal(table.t, t)
   square_s = np.array([previous_square(scheduler, int(i)) for i in t])
-  np.testing.assert_allclose(table.alpha_t**2, scheduler.alphas_cumprod.numpy()[t], rtol=1e-5)
-  np.testing.assert_allclose(table.alpha_s**2, square_s, rtol=1e-5)
-  np.testing.assert_allclose(table.sigma_s**2, 1 - square_s, rtol=1e-5)
+  square_t = scheduler.alphas_cumprod.numpy()[t]
+  atol = ZERO_SNR_ATOL if zero_snr else 0.0
+  np.testing.assert_allclose(table.alpha_t**2, square_t, rtol=1e-5, atol=atol)
+  np.testing.assert_allclose(table.alpha_s**2, square_s, rtol=1e-5, atol=atol)
+  np.testing.assert_allclose(table.sigma_s**2, 1 - square_s, rtol=1e-5, atol=atol)
   np.testing.assert_allclose(table.alpha_t**2 + table.sigma_t**2, 1, rtol=1e-6)
 
 

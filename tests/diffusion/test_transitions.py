@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scheduler_configs import SD1
 
 from jaxalign.diffusion import gaussian, schedules, transitions
 from jaxalign.diffusion.schedules import StepTable
@@ -19,15 +20,6 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CASES = {c["case"]: c for c in json.loads((GOLDEN / "transitions_and_losses.json").read_text())}
 ARRAYS = np.load(GOLDEN / "transitions_and_losses.npz")
 FLOW = "FlowMatchEulerDiscreteScheduler"
-SD1 = dict(
-  _class_name="DDIMScheduler",
-  beta_start=0.00085,
-  beta_end=0.012,
-  beta_schedule="scaled_linear",
-  steps_offset=1,
-  set_alpha_to_one=False,
-  clip_sample=False,
-)
 BETAS = [("linear", 0.0001, 0.02), ("scaled_linear", 0.00085, 0.012), ("squaredcos_cap_v2", 0, 0)]
 GRIDS = [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)]
 # Compiled once for all cases: only the step's numbers differ.

@@ -47,7 +47,7 @@ def toy(name):
     updates_per_epoch=updates,
     num_epochs=1,
     timestep_fraction=1.0,
-    num_steps=5,
+    steps=range(5),
   )
   process = drift_process()
   tx = optim.make(
@@ -84,7 +84,7 @@ def test_training_moves_the_samples_to_the_maximum_of_the_reward(name, seed):
   errors = []
   for step in range(40):
     parts, advantage = sample(state.params, jax.random.fold_in(jax.random.key(seed), step))
-    for j, selection in enumerate(batching.selections(plan, 5, seed, step)):
+    for j, selection in enumerate(batching.selections(plan, seed, step)):
       state, values = step_fn(state, {"base": {}}, parts, advantage, selection, seed, step, j)
       if j == 0:
         assert (values["policy/ratio"] == 1).all()

@@ -61,7 +61,7 @@ def _as_float(image: np.ndarray) -> np.ndarray:
   return image.clip(0, 1)
 
 
-def _assign(groups: tuple, objects: tuple) -> list:
+def _assign(groups: tuple, objects: tuple) -> tuple:
   """One object, or None, per group of a single object, such that most facts hold."""
   candidates = (*objects, *[None] * len(groups))
 
@@ -71,7 +71,7 @@ def _assign(groups: tuple, objects: tuple) -> list:
     colours = sum(g.colour == o.colour for g, o in pairs)
     return shapes + colours, shapes
 
-  return list(max(itertools.permutations(candidates, len(groups)), key=matches))
+  return max(itertools.permutations(candidates, len(groups)), key=matches)
 
 
 def _named_facts(spec: prompts.Spec, objects: tuple) -> tuple[dict[str, bool], bool]:

@@ -80,7 +80,7 @@ def _all_specs() -> dict[str, list[Spec]]:
   shapes, colours = tuple(scene.SHAPES), tuple(scene.COLOURS)
   shape_pairs = tuple(itertools.permutations(shapes, 2))
   colour_pairs = tuple(itertools.permutations(colours, 2))
-  groups = {
+  fields: dict[str, list[tuple]] = {  # of Spec, after the category
     "single_object": [((Group(s),), None, g) for s in shapes for g in scene.GROUNDS],
     "colours": [((Group(s, c),),) for s in shapes for c in colours],
     "two_objects": [((Group(s), Group(t)),) for s, t in shape_pairs],
@@ -90,7 +90,7 @@ def _all_specs() -> dict[str, list[Spec]]:
       ((Group(s, c), Group(t, d)),) for s, t in shape_pairs for c, d in colour_pairs
     ],
   }
-  return {name: [Spec(name, *fields) for fields in rows] for name, rows in groups.items()}
+  return {name: [Spec(name, *row) for row in rows] for name, rows in fields.items()}
 
 
 CATEGORIES = tuple(_all_specs())
@@ -114,7 +114,8 @@ def _split() -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
 
   The order comes from SHA-256, which no version of Python or numpy will ever change.
   """
-  training, held_out = [], []
+  training: list[Prompt] = []
+  held_out: list[Prompt] = []
   for category, specs in _all_specs().items():
     facts = sorted(
       {to_text(canonical(spec)) for spec in specs},
@@ -165,7 +166,7 @@ def sample_prompts(seed: int | np.random.Generator, n: int, split: str = "train"
   if split not in ("train", "held_out"):
     raise ValueError(f"expected split 'train' or 'held_out', got {split!r}")
   rng = np.random.default_rng(seed)
-  by_category = {category: [] for category in CATEGORIES}
+  by_category: dict[str, list[Prompt]] = {category: [] for category in CATEGORIES}
   for prompt in train_prompts() if split == "train" else held_out_prompts():
     by_category[prompt.category].append(prompt)
   categories = [CATEGORIES[i] for i in rng.permutation(n) % len(CATEGORIES)]
@@ -193,8 +194,11 @@ def _place(rng: np.random.Generator, spec: Spec, sizes: np.ndarray) -> np.ndarra
     distance = np.abs(centres[:, None] - centres[None, :]).max(-1)
     if (distance < separation).any():
       continue
+    if spec.relation is None:
+      return centres
+    dx, dy = centres[0] - centres[1]
     # The ratio keeps scenes near a diagonal, where two relations could be argued for, out.
-    if spec.relation is None or related(spec.relation, *(centres[0] - centres[1]), ratio=1.5):
+    if related(spec.relation, dx, dy, ratio=1.5):
       return centres
 
 
@@ -233,18 +237,20 @@ def holds(spec: Spec, drawn: scene.Scene) -> bool:
 
 def _variants(spec: Spec) -> dict[str, list[Spec]]:
   """By kind of fact, every spec that differs from `spec` in one fact of that kind."""
-  variants = {"shape": [], "colour": [], "count": [], "relation": [], "ground": []}
+  kinds = ("shape", "colour", "count", "relation", "ground")
+  variants: dict[str, list[Spec]] = {kind: [] for kind in kinds}
   shapes = {group.shape for group in spec.groups}
   colours = {group.colour for group in spec.groups}
   for i, group in enumerate(spec.groups):
-    changes = {"shape": [{"shape": s} for s in scene.SHAPES if s not in shapes]}
+    change = functools.partial(dataclasses.replace, group)
+    changed = {"shape": [change(shape=s) for s in scene.SHAPES if s not in shapes]}
     if group.colour is not None:
-      changes["colour"] = [{"colour": c} for c in scene.COLOURS if c not in colours]
+      changed["colour"] = [change(colour=c) for c in scene.COLOURS if c not in colours]
     if group.count > 1:
-      changes["count"] = [{"count": n} for n in NUMBERS.values() if n != group.count]
-    for kind, rows in changes.items():
-      for row in rows:
-        groups = (*spec.groups[:i], dataclasses.replace(group, **row), *spec.groups[i + 1 :])
+      changed["count"] = [change(count=n) for n in NUMBERS.values() if n != group.count]
+    for kind, rows in changed.items():
+      for new in rows:
+        groups = (*spec.groups[:i], new, *spec.groups[i + 1 :])
         variants[kind].append(dataclasses.replace(spec, groups=groups))
   if spec.relation is not None:
     others = [r for r in RELATIONS if r != spec.relation]

@@ -18,7 +18,7 @@ class BatchPlan(NamedTuple):
   microbatch:        images in one call of the rollout, and transitions in one gradient slice.
   microbatches:      rollout calls.
   images_per_update: images whose trajectories one optimizer step sees.
-  steps:             the steps of a trajectory that can be trained.
+  steps:             the steps of a trajectory that are trained.
   timesteps:         how many of them are drawn for each image.
   slices:            gradient slices that one optimizer step accumulates.
   num_epochs:        passes over the images.
@@ -55,12 +55,15 @@ def solve(
   microbatch: int,
   updates_per_epoch: int,
   num_epochs: int,
+  timestep_range: tuple[float, float],
   timestep_fraction: float,
   steps: Sequence[int],
 ) -> BatchPlan:
   """Solves the plan, or raises ValueError naming the field to change and values that fit.
 
-  `steps` are the steps of a trajectory that can be trained: those with noise, for policy gradients.
+  `steps` are the steps of a trajectory that could be trained: those with noise, for policy
+  gradients. `timestep_range` cuts a window out of them, from 0 (the first, at the highest noise
+  level) to 1, and `timestep_fraction` is the share of the window that is drawn for each image.
   """
   for name, value in (
     ("num_prompts", num_prompts),
@@ -75,6 +78,17 @@ def solve(
     raise ValueError(
       f"config.batch.timestep_fraction: expected a fraction in (0, 1], got {timestep_fraction}"
     )
+  first, last = timestep_range
+  if not 0.0 <= first < last <= 1.0:
+    raise ValueError(
+      f"config.batch.timestep_range: expected 0 <= first < last <= 1, got {first}, {last}"
+    )
+  window = steps[round(first * len(steps)) : round(last * len(steps))]
+  if not window:
+    raise ValueError(
+      f"config.batch.timestep_range: {first} to {last} holds none of the {len(steps)} steps that "
+      "could be trained\nwiden it"
+    )
   images = num_prompts * images_per_prompt
   if images % (microbatch * updates_per_epoch):
     raise ValueError(
@@ -83,7 +97,7 @@ def solve(
       f"{_fitting(images, microbatch, updates_per_epoch)}"
     )
   images_per_update = images // updates_per_epoch
-  timesteps = max(1, round(timestep_fraction * len(steps)))
+  timesteps = max(1, round(timestep_fraction * len(window)))
   return BatchPlan(
     images=images,
     num_prompts=num_prompts,
@@ -91,7 +105,7 @@ def solve(
     microbatch=microbatch,
     microbatches=images // microbatch,
     images_per_update=images_per_update,
-    steps=tuple(steps),
+    steps=tuple(window),
     timesteps=timesteps,
     slices=images_per_update // microbatch * timesteps,
     num_epochs=num_epochs,

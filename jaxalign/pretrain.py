@@ -38,9 +38,8 @@ def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
   model = stable_diffusion.build(**model_configs, tokenizer_folder=tokenizer)
   params = model.init_params(jax.random.key(config.seed))
 
-  images, _ = draw_dataset(
-    seed=config.seed, num_images=config.autoencoder.num_images, caption_error=0.0
-  )
+  scenes = {**config.data, "num_images": config.autoencoder.num_images}
+  images, _ = draw_dataset(seed=config.seed, **scenes)
   vae = fit(
     "autoencoder",
     workdir,

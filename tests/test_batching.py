@@ -16,6 +16,7 @@ FITTING = dict(
   microbatch=3,
   updates_per_epoch=2,
   num_epochs=3,
+  timestep_range=(0.0, 1.0),
   timestep_fraction=0.6,
   steps=STEPS,
 )
@@ -47,6 +48,25 @@ def test_a_plan_by_hand():
 )
 def test_timesteps_are_rounded_and_at_least_one(fraction, num_steps, timesteps):
   assert solve(timestep_fraction=fraction, steps=range(num_steps)).timesteps == timesteps
+
+
+@pytest.mark.parametrize(
+  "window, steps", [((0.0, 1.0), STEPS), ((0.0, 0.6), (0, 1, 2)), ((0.5, 0.9), (2, 3))]
+)
+def test_a_range_cuts_a_window_of_the_steps(window, steps):
+  plan = solve(timestep_range=window, timestep_fraction=1.0)
+  assert plan.steps == steps and plan.timesteps == len(steps)
+
+
+@pytest.mark.parametrize("window", [(0.5, 0.5), (0.6, 0.4), (-0.1, 0.5), (0.5, 1.1)])
+def test_a_range_that_is_none_is_an_error(window):
+  with pytest.raises(ValueError, match=r"timestep_range: expected 0 <= first < last <= 1, got"):
+    solve(timestep_range=window)
+
+
+def test_a_range_without_steps_is_an_error():
+  with pytest.raises(ValueError, match="holds none of the 5 steps"):
+    solve(timestep_range=(0.0, 0.05))
 
 
 def test_describe_says_the_counts():

@@ -14,13 +14,15 @@ def test_a_config_says_which_flow_it_is_for_and_how_to_run_it(name, load_config)
   assert f"python -m jaxalign.main --config=configs/{name}.py" in source
 
 
-@pytest.mark.parametrize("variant", ["long", "quicktest", "full", "per_prompt", "score_function"])
+@pytest.mark.parametrize(
+  "variant", ["long", "quicktest", "lora", "full", "per_prompt", "score_function"]
+)
 def test_each_variant_of_ddpo_changes_something(variant, load_config):
   assert load_config("ddpo", variant) != load_config("ddpo")
 
 
 def test_variants_combine_and_unknown_ones_are_named(load_config):
-  config = load_config("ddpo", "quicktest,full")
-  assert config.num_iterations == 2 and config.lora.rank == 0
+  config = load_config("ddpo", "quicktest,lora")
+  assert config.num_iterations == 2 and config.lora.rank == 16
   with pytest.raises(ValueError, match=r"unknown variant 'quick'.*quicktest"):
     load_config("ddpo", "quick")

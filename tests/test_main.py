@@ -77,9 +77,9 @@ def test_a_damaged_model_folder_is_refused(command, tmp_path):
 def test_sample_and_evaluate_refuse_wrong_flags(command, tmp_path):
   assert_refused(command("sample", "--prompt=a circle", cwd=tmp_path), "--model", "--workdir")
   assert_refused(command("sample", "--model=shapes", cwd=tmp_path), "--prompt")
-  np.save(tmp_path / "noise.npy", np.zeros((1, 4, 16, 16), np.float32))
+  np.save(tmp_path / "noise.npy", np.zeros((1, 8, 16, 16), np.float32))
   flags = ("--model=shapes", "--prompt=a circle", "--latents=noise.npy")
-  assert_refused(command("sample", *flags, cwd=tmp_path), "[1, 16, 16, 4]", "[1, 4, 16, 16]")
+  assert_refused(command("sample", *flags, cwd=tmp_path), "[1, 8, 8, 8]", "[1, 8, 16, 16]")
   assert_refused(command("evaluate", "--workdir=nothing", cwd=tmp_path), "nothing/config.json")
 
 

@@ -15,7 +15,7 @@ def test_the_embedded_model_gives_the_same_image_in_diffusers(
   """Same folder, prompt, initial latents, steps and guidance, DDIM without noise."""
   diffusers = pytest.importorskip("diffusers")
   torch = pytest.importorskip("torch")
-  latents = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
+  latents = np.random.default_rng(0).standard_normal((2, 8, 8, 8)).astype(np.float32)
   prompts = ["a purple ring above a cross", "three squares"]
 
   sys_ = system.make_system(

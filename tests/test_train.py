@@ -24,6 +24,7 @@ def make_config(load_config):
   def make(**changes):
     config = load_config("ddpo", "quicktest,per_prompt")
     config.num_iterations = 4
+    config.lora.rank = 4
     config.ema_decay = 0.9
     config.advantage.min_count = 2
     config.batch.num_epochs = 2
@@ -81,8 +82,10 @@ def test_the_first_ratio_is_exactly_one_with_an_adapter(finished):
   assert_exact_at_first_and_not_later(finished)
 
 
-def test_the_first_ratio_is_exactly_one_when_every_parameter_is_trained(make_config, tmp_path):
-  train.train(make_config(lora__rank=0, num_iterations=2), tmp_path)
+@pytest.mark.parametrize("targets", ["", r"attn2/to_k$"])
+def test_the_first_ratio_is_exactly_one_when_weights_are_trained(make_config, tmp_path, targets):
+  """All of the network's, or those of a few layers."""
+  train.train(make_config(lora__rank=0, lora__targets=targets, num_iterations=2), tmp_path)
   assert_exact_at_first_and_not_later(tmp_path)
 
 

@@ -12,7 +12,7 @@ Source: Hu et al. 2021, arXiv:2106.09685, equation 3.
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -44,22 +44,28 @@ def init(key: Key, params: Params, *, rank: int, targets: str) -> dict:
   """
   if rank < 1:
     raise ValueError(f"expected a LoRA rank of at least 1, got {rank}")
-  paths = ["/".join(path) for path, _ in _layers(params)]
-  try:
-    pattern = re.compile(targets)
-  except re.error as error:
-    raise ValueError(f"LoRA targets {targets!r} are no regular expression: {error}") from error
-  if not any(pattern.search(path) for path in paths):
-    few = ", ".join(paths[:: max(1, len(paths) // 4)][:4])
-    raise ValueError(f"LoRA targets {targets!r} match none of {len(paths)} layers, such as: {few}")
+  matching = match(["/".join(path) for path, _ in _layers(params)], targets)
   adapter: dict[str, Any] = {}
   for path, layer in _layers(params):
-    if pattern.search("/".join(path)):
+    if "/".join(path) in matching:
       node = adapter
       for part in path:
         node = node.setdefault(part, {})
       node.update(_fresh(_layer_key(key, path), layer["kernel"].shape, rank))
   return adapter
+
+
+def match(paths: Sequence[str], targets: str) -> set[str]:
+  """The paths in which the regular expression `targets` is found; ValueError if there are none."""
+  try:
+    pattern = re.compile(targets)
+  except re.error as error:
+    raise ValueError(f"LoRA targets {targets!r} are no regular expression: {error}") from error
+  found = {path for path in paths if pattern.search(path)}
+  if not found:
+    few = ", ".join(paths[:: max(1, len(paths) // 4)][:4])
+    raise ValueError(f"LoRA targets {targets!r} match none of {len(paths)} layers, such as: {few}")
+  return found
 
 
 def scaled(lora: Params, scale: float | Array) -> dict:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from jaxalign.models import lora as lora_lib
 from jaxalign.types import Key, Params
@@ -14,7 +14,7 @@ class Policy(NamedTuple):
   """A denoiser split into a trained and a frozen tree.
 
   params: the trained tree, `{"lora": ...}` or `{"params": ...}`.
-  base: the frozen rest of the variables; empty when everything is trained.
+  base: the frozen rest of the variables; no leaves when everything is trained.
   variables: `(params, base) -> variables` for `denoise`. With `params` as made here the network is
     the reference.
   """
@@ -27,17 +27,19 @@ class Policy(NamedTuple):
 def make_policy(
   unet_params: Params, key: Key, *, rank: int, alpha: float, targets: str
 ) -> Policy:
-  """LoRA adapters of `rank` on the layers that match `targets`, or the whole network at rank 0.
+  """LoRA adapters of `rank` on the layers that match `targets`, or at rank 0 those layers' weights.
 
   Args:
     unet_params: the pretrained denoiser; its arrays are copied where they are trained.
     key: initialises the adapters.
-    rank: of the adapters; 0 trains every parameter.
-    alpha: the adapter is applied times `alpha / rank` (arXiv:2106.09685, section 4.1).
-    targets: regular expression over slash-joined layer paths, as `lora.init` takes it.
+    rank: of the adapters; 0 trains the weights of the layers instead.
+    alpha: the adapter is applied times `alpha / rank` (arXiv:2106.09685, section 4.1); without
+      effect at rank 0.
+    targets: regular expression, searched for in the slash-joined path of each layer. At rank 0
+      norms are layers too, and "" trains every parameter.
   """
   if rank == 0:
-    return Policy({"params": jax.tree.map(jnp.array, unet_params)}, {}, _full)
+    return _make_full(unet_params, targets)
   scale = alpha / rank
   lora = lora_lib.init(key, unet_params, rank=rank, targets=targets)
 
@@ -47,5 +49,26 @@ def make_policy(
   return Policy({"lora": lora}, {"params": unet_params}, variables)
 
 
-def _full(params: Params, base: Params) -> Params:
-  return {**base, **params}
+def _make_full(unet_params: Params, targets: str) -> Policy:
+  leaves = traverse_util.flatten_dict(unet_params)
+  layers = dict.fromkeys("/".join(path[:-1]) for path in leaves)
+  matching = lora_lib.match(list(layers), targets)
+  trained, frozen = {}, {}
+  for path, leaf in leaves.items():
+    if "/".join(path[:-1]) in matching:
+      trained[path] = jnp.array(leaf)
+    else:
+      frozen[path] = leaf
+
+  def variables(params: Params, base: Params) -> Params:
+    leaves = {
+      **traverse_util.flatten_dict(base["params"]),
+      **traverse_util.flatten_dict(params["params"]),
+    }
+    return {"params": traverse_util.unflatten_dict(leaves)}
+
+  return Policy(
+    {"params": traverse_util.unflatten_dict(trained)},
+    {"params": traverse_util.unflatten_dict(frozen)},
+    variables,
+  )

@@ -46,6 +46,7 @@ def toy(name):
     microbatch=BATCH // updates,
     updates_per_epoch=updates,
     num_epochs=1,
+    timestep_range=(0.0, 1.0),
     timestep_fraction=1.0,
     steps=range(5),
   )

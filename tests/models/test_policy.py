@@ -72,24 +72,35 @@ def test_the_first_gradient_of_an_adapter_reaches_b_only():
 
 def test_rank_zero_trains_a_copy_of_everything():
   base = jax.tree.map(jnp.array, BASE)
-  made = policy.make_policy(base, jax.random.key(2), **{**LORA, "rank": 0})
-  assert set(made.params) == {"params"} and made.base == {}
+  everything = {**LORA, "rank": 0, "targets": ""}
+  made = policy.make_policy(base, jax.random.key(2), **everything)
+  assert set(made.params) == {"params"} and not jax.tree.leaves(made.base)
   kept = jax.tree.map(np.array, base)
   # Donated, as an update does: were it an alias, the pretrained arrays would be gone.
   moved = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(made.params)
   jax.block_until_ready(moved)
   jax.tree.map(np.testing.assert_array_equal, base, kept)
   pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(base)]
-  again = policy.make_policy(base, jax.random.key(2), **{**LORA, "rank": 0})
+  again = policy.make_policy(base, jax.random.key(2), **everything)
   trained = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(again.params)]
   assert not set(pointers) & set(trained)
 
 
 def test_rank_zero_variables_are_the_trained_tree():
-  made = make(rank=0)
+  made = make(rank=0, targets="")
   doubled = jax.tree.map(lambda x: 2 * x, made.params)
   variables = made.variables(doubled, made.base)
   jax.tree.map(np.testing.assert_array_equal, variables, doubled)
+
+
+def test_rank_zero_trains_the_matching_layers_and_leaves_the_others():
+  made = make(rank=0, targets="to_q$")
+  assert set(made.params["params"]) == {"to_q"}
+  assert set(made.params["params"]["to_q"]) == {"kernel", "bias"}
+  doubled = jax.tree.map(lambda x: 2 * x, made.params)
+  variables = made.variables(doubled, made.base)
+  expected = {**BASE, "to_q": jax.tree.map(lambda x: 2 * x, BASE["to_q"])}
+  jax.tree.map(np.testing.assert_array_equal, variables, {"params": expected})
 
 
 def test_the_key_decides_the_adapters():
@@ -99,9 +110,10 @@ def test_the_key_decides_the_adapters():
   assert (other.params["lora"]["to_q"]["a"] != one.params["lora"]["to_q"]["a"]).all()
 
 
-def test_targets_that_match_nothing_are_an_error():
-  with pytest.raises(ValueError, match="targets 'to_z' match none of 3 layers"):
-    make(targets="to_z")
+@pytest.mark.parametrize("rank", [0, 2])
+def test_targets_that_match_nothing_are_an_error(rank):
+  with pytest.raises(ValueError, match=r"targets .to_z. match none of 3 layers"):
+    make(rank=rank, targets="to_z")
 
 
 def test_a_negative_rank_is_an_error():

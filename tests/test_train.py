@@ -27,7 +27,7 @@ def make_config(load_config):
     config.lora.rank = 4
     config.ema_decay = 0.9
     config.advantage.min_count = 2
-    config.batch.num_epochs = 2
+    config.batch.update({"num_epochs": 2, "updates_per_epoch": 2, "timestep_fraction": 0.5})
     config.guidance.scale = 3.0
     config.reward.names = (f"{__name__}:brightness",)
     config.update_from_flattened_dict({key.replace("__", "."): v for key, v in changes.items()})

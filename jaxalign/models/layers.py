@@ -83,7 +83,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
   """`[B, H, W, C_in]` and `[k, k, C_in, C_out]` to `[B, H', W', C_out]`; in reverse mode only.
 
   It has a rule of its own because of one gradient on one device, see `_kernel_gradient_on_cpu`.
@@ -91,7 +91,7 @@ def convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
   return _convolve(x, kernel, stride, padding)
 
 
-def _convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
@@ -118,8 +118,8 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _kernel_gradient_on_cpu(
-  x: Array, grad: Array, *, size: int, stride: int, padding: Padding
-) -> Array:
+  x: jax.Array, grad: jax.Array, *, size: int, stride: int, padding: Padding
+) -> jax.Array:
   """The gradient of the kernel as a convolution whose layout XLA:CPU has a fast kernel for.
 
   XLA:CPU brings other layouts into this one at the top level of a program but not inside a loop,

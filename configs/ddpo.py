@@ -7,7 +7,7 @@
 and no gain is claimed for them. The variants have not been run at full length.
 
 Variants, `--config=configs/ddpo.py:NAME[,NAME]`:
-  long            seven times the iterations
+  long            eleven times the iterations, at half the learning rate
   lora            adapters of rank 16 on the attention, instead of its own weights
   full            every parameter of the UNet is trained
   per_prompt      running statistics of each prompt's rewards, as in ddpo-pytorch
@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.flow = "align"
   config.seed = 0
-  config.num_iterations = 16
+  config.num_iterations = 18
 
   # "shapes", a folder in the diffusers layout, or a hub id.
   config.model = config_dict.ConfigDict({"path": "shapes"})
@@ -114,7 +114,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
 
 def _long(config):
-  config.num_iterations = 110
+  config.num_iterations = 200
   config.optim.learning_rate = 7e-4
   config.samples.every = 50
   config.checkpoint.every = 25

@@ -63,6 +63,8 @@ def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _load(folder: pathlib.Path):
+  # Tokenizers are all that is used of it; its advice that PyTorch is missing would only alarm.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers
 
   check_folder(folder)

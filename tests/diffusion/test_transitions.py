@@ -43,10 +43,20 @@ def flow_step(sigma_t, sigma_s):
 
 
 def in_double(scheduler):
-  """Lets diffusers do its arithmetic in float64, so that it is the more exact of the two."""
+  """Lets diffusers do its arithmetic in float64, so that it is the more exact of the two.
+
+  Rescaled to zero SNR, its own alphas differ between CPUs by a rounding that small alphas magnify a
+  hundred times. There it gets ours, which test_schedules compares with its own.
+  """
+  if scheduler.config.rescale_betas_zero_snr:
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+    fields = {name: scheduler.config[name] for name in names}
+    alphas_cumprod = schedules.ddpm_alphas_cumprod(**fields, rescale_betas_zero_snr=True)
+    scheduler.alphas_cumprod = torch.from_numpy(alphas_cumprod)
   scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
   if hasattr(scheduler, "final_alpha_cumprod"):
-    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    first, to_one = scheduler.alphas_cumprod[0], scheduler.config.set_alpha_to_one
+    scheduler.final_alpha_cumprod = torch.ones_like(first) if to_one else first
   return scheduler
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from jaxalign import checkpoint, metrics, optim, run
-from jaxalign.diffusion import predictions, schedules
+from jaxalign.diffusion import predictions, schedules, transitions
 from jaxalign.models import stable_diffusion
 from jaxalign.types import Array, Key, Params
 from jaxalign.worlds.shapes import prompts as shapes_prompts
@@ -170,7 +170,7 @@ def make_denoising_loss(model, *, logit_mean: float, logit_std: float) -> LossFn
   where layout and shapes are decided, is seen more often than its ends.
   """
   table = schedules.training_table(model.scheduler_config)
-  prediction_type = predictions.FROM_DIFFUSERS[model.scheduler_config["prediction_type"]]
+  prediction_type = transitions.network_prediction_type(model.scheduler_config)
 
   def loss_fn(params, batch, key):
     x_0, token_ids = batch

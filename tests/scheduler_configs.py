@@ -1,13 +1,13 @@
 """Scheduler configs that several tests share."""
 
-# Stable Diffusion 1.x, as its scheduler_config.json has it.
-SD1 = dict(
-  _class_name="DDIMScheduler",
+# The noise schedule of Stable Diffusion 1.x, without the name of a sampler.
+SD1_SCHEDULE = dict(
   num_train_timesteps=1000,
   beta_start=0.00085,
   beta_end=0.012,
   beta_schedule="scaled_linear",
   steps_offset=1,
   set_alpha_to_one=False,
-  clip_sample=False,
 )
+# Stable Diffusion 1.x, sampled with DDIM.
+SD1 = dict(SD1_SCHEDULE, _class_name="DDIMScheduler", clip_sample=False)

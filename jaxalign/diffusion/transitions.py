@@ -204,7 +204,7 @@ def make_process(
       f"{scheduler_config['_class_name']}; use ddim, ddpm or cps"
     )
   table = schedules.from_config(scheduler_config, num_steps, image_seq_len=image_seq_len)
-  prediction_type = "velocity" if flow else _prediction_type(scheduler_config)
+  prediction_type = network_prediction_type(scheduler_config)
   if prediction_type == "eps" and (table.alpha_t == 0).any():
     raise ValueError(
       "prediction_type: expected v_prediction or sample, because the first step has zero SNR "
@@ -228,7 +228,10 @@ def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, float]) -> No
       raise ValueError(f"{name} of {transition!r}: expected 0 to {kind.knob_max}; got {value}")
 
 
-def _prediction_type(scheduler_config: Mapping[str, Any]) -> str:
+def network_prediction_type(scheduler_config: Mapping[str, Any]) -> str:
+  """What the network predicts, in the words of `predictions`: "eps", "x_0", "v" or "velocity"."""
+  if schedules.is_flow(scheduler_config):
+    return "velocity"
   name = scheduler_config.get("prediction_type", "epsilon")
   if name not in predictions.FROM_DIFFUSERS:
     names = ", ".join(predictions.FROM_DIFFUSERS)

@@ -88,23 +88,23 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
 
   It has a rule of its own because of one gradient on one device, see `_kernel_gradient_on_cpu`.
   """
-  return _convolve(x, kernel, stride, padding)
+  return _plain_convolve(x, kernel, stride, padding)
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def _plain_convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
 
 
 def _convolve_forward(x, kernel, stride, padding):
-  return _convolve(x, kernel, stride, padding), (x, kernel)
+  return _plain_convolve(x, kernel, stride, padding), (x, kernel)
 
 
 def _convolve_backward(stride, padding, saved, grad):
   x, kernel = saved
-  _, to_x = jax.vjp(lambda x: _convolve(x, kernel, stride, padding), x)
-  _, to_kernel = jax.vjp(lambda kernel: _convolve(x, kernel, stride, padding), kernel)
+  _, to_x = jax.vjp(lambda x: _plain_convolve(x, kernel, stride, padding), x)
+  _, to_kernel = jax.vjp(lambda kernel: _plain_convolve(x, kernel, stride, padding), kernel)
   on_cpu = functools.partial(
     _kernel_gradient_on_cpu, size=kernel.shape[0], stride=stride, padding=padding
   )

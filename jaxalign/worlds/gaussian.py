@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.diffusion import predictions, schedules
+from jaxalign.diffusion import predictions, schedules, transitions
 from jaxalign.types import Array, DenoiseFn, Key, Params
 
 
@@ -97,15 +97,13 @@ def make_denoise_fn(scheduler_config: Mapping[str, Any]) -> DenoiseFn:
 
   It is differentiable in them, and `cond` is not used.
   """
-  if schedules.is_flow(scheduler_config):
-    prediction_type = "velocity"
-  else:
-    prediction_type = predictions.FROM_DIFFUSERS[scheduler_config.get("prediction_type", "epsilon")]
-    table = schedules.training_table(scheduler_config)
+  prediction_type = transitions.network_prediction_type(scheduler_config)
+  flow = schedules.is_flow(scheduler_config)
+  table = schedules.training_table(scheduler_config)
 
   def denoise(params: Params, x_t: Array, t: Array, cond: Any) -> Array:
     del cond
-    if prediction_type == "velocity":
+    if flow:  # t is 1000 sigma, and a sampler may stop between two levels of the table
       sigma = t / 1000.0
       alpha = 1.0 - sigma
     else:

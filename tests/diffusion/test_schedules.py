@@ -9,17 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scheduler_configs import SD1_SCHEDULE
 
 from jaxalign.diffusion import schedules
 
-SD1 = dict(
-  num_train_timesteps=1000,
-  beta_start=0.00085,
-  beta_end=0.012,
-  beta_schedule="scaled_linear",
-  steps_offset=1,
-  set_alpha_to_one=False,
-)
 BETAS = [("linear", 0.0001, 0.02), ("scaled_linear", 0.00085, 0.012), ("squaredcos_cap_v2", 0, 0)]
 GRIDS = [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)]
 
@@ -50,7 +43,8 @@ def test_alphas_cumprod_equals_diffusers(betas, zero_snr):
 
 
 def test_sd1_alphas_cumprod():
-  fields = {k: SD1[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
+  names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+  fields = {name: SD1_SCHEDULE[name] for name in names}
   ours = schedules.ddpm_alphas_cumprod(**fields)[[0, 1, 21, 500, 961, 981, 999]]
   known = [0.99915, 0.99829603, 0.98038075, 0.27633268, 0.00728173, 0.0057755, 0.0046601]
   np.testing.assert_allclose(ours, known, rtol=1e-5, atol=5e-9)
@@ -107,7 +101,7 @@ def test_ddpm_table_equals_diffusers(grid, num_steps):
 
 
 def test_sd1_grid_keeps_a_variance_on_the_last_step():
-  table = schedules.ddim_table(50, **SD1)
+  table = schedules.ddim_table(50, **SD1_SCHEDULE)
   np.testing.assert_array_equal(table.t, np.arange(981, 0, -20))
   assert table.alpha_s[-1] ** 2 == pytest.approx(0.99915, abs=1e-7)
   assert table.sigma_s[-1] ** 2 == pytest.approx(0.00085, rel=1e-4)
@@ -172,7 +166,7 @@ def test_from_config_reads_a_saved_config_and_its_defaults(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler"])
 def test_other_solvers_become_ddim_with_a_notice(name):
-  config = dict(SD1, timestep_spacing="leading", skip_prk_steps=True)
+  config = dict(SD1_SCHEDULE, timestep_spacing="leading", skip_prk_steps=True)
   with pytest.warns(UserWarning, match=f"{name} is sampled as DDIM"):
     table = schedules.from_config(dict(config, _class_name=name), 20)
   expected = schedules.from_config(dict(config, _class_name="DDIMScheduler"), 20)
@@ -206,7 +200,7 @@ def test_what_is_not_supported_is_named(config, message):
 
 
 def test_training_table_rows_are_timesteps():
-  config = dict(SD1, _class_name="DDIMScheduler", timestep_spacing="trailing")
+  config = dict(SD1_SCHEDULE, _class_name="DDIMScheduler", timestep_spacing="trailing")
   table = schedules.training_table(config)
   abar = diffusers.DDIMScheduler.from_config(config).alphas_cumprod.numpy()
   np.testing.assert_array_equal(table.t, np.arange(1000))
@@ -225,15 +219,15 @@ def test_add_noise_equals_diffusers():
   rng = np.random.default_rng(0)
   x_0, eps = rng.normal(size=(2, 3, 5, 7, 2)).astype(np.float32)
   t = np.array([0, 500, 999])
-  scheduler = diffusers.DDIMScheduler(**SD1)
+  scheduler = diffusers.DDIMScheduler(**SD1_SCHEDULE)
   theirs = scheduler.add_noise(torch.tensor(x_0), torch.tensor(eps), torch.tensor(t)).numpy()
-  row = schedules.training_table(dict(SD1, _class_name="DDIMScheduler"))[t]
+  row = schedules.training_table(dict(SD1_SCHEDULE, _class_name="DDIMScheduler"))[t]
   ours = schedules.add_noise(jnp.array(x_0), jnp.array(eps), row.alpha_t, row.sigma_t)
   np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_indexing_a_table():
-  table = schedules.ddim_table(5, **SD1)
+  table = schedules.ddim_table(5, **SD1_SCHEDULE)
   assert table[2].t.shape == ()
   assert table[1:].num_steps == 4
   i = jnp.array([4, 0, 4])

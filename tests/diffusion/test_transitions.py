@@ -53,10 +53,11 @@ def in_double(scheduler):
     fields = {name: scheduler.config[name] for name in names}
     alphas_cumprod = schedules.ddpm_alphas_cumprod(**fields, rescale_betas_zero_snr=True)
     scheduler.alphas_cumprod = torch.from_numpy(alphas_cumprod)
+    if not scheduler.config.get("set_alpha_to_one", True):
+      scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
   scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
   if hasattr(scheduler, "final_alpha_cumprod"):
-    first, to_one = scheduler.alphas_cumprod[0], scheduler.config.set_alpha_to_one
-    scheduler.final_alpha_cumprod = torch.ones_like(first) if to_one else first
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
   return scheduler
 
 

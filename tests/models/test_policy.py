@@ -74,7 +74,7 @@ def test_rank_zero_trains_a_copy_of_everything():
   base = jax.tree.map(jnp.array, BASE)
   everything = {**LORA, "rank": 0, "targets": ""}
   made = policy.make_policy(base, jax.random.key(2), **everything)
-  assert set(made.params) == {"params"} and not jax.tree.leaves(made.base)
+  assert set(made.params) == {"params"} and made.base == {"params": {}}
   kept = jax.tree.map(np.array, base)
   # Donated, as an update does: were it an alias, the pretrained arrays would be gone.
   moved = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(made.params)
@@ -112,7 +112,7 @@ def test_the_key_decides_the_adapters():
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_targets_that_match_nothing_are_an_error(rank):
-  with pytest.raises(ValueError, match=r"targets .to_z. match none of 3 layers"):
+  with pytest.raises(ValueError, match="targets 'to_z' match none of 3 layers"):
     make(rank=rank, targets="to_z")
 
 

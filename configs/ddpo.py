@@ -82,6 +82,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     # Of the ratio of log-probabilities averaged over D latent dimensions: 1e-3 allows a log-ratio
     # of half a nat at D = 512. Stable Diffusion at 512 pixels, D = 16384, takes 1e-4.
     "clip_range": 1e-3,
+    # What a nat of KL to the reference costs, in units of the reward; 0 does not compute it.
+    "kl_weight": 0.0,
   })
 
   config.optim = config_dict.ConfigDict({
@@ -154,7 +156,7 @@ def _per_prompt(config):
 
 
 def _score_function(config):
-  config.method = {"name": "ddpo_sf"}
+  config.method = {"name": "ddpo_sf", "kl_weight": 0.0}
   config.batch.updates_per_epoch = 1  # it has no ratio to correct a second update
 
 

@@ -15,13 +15,15 @@ class BatchPlan(NamedTuple):
   images:            sampled images, `num_prompts * images_per_prompt`.
   num_prompts:       different prompts among them.
   images_per_prompt: the group size.
-  microbatch:        images in one call of the rollout, and transitions in one gradient slice.
+  microbatch:        images in one call of the rollout.
   microbatches:      rollout calls.
-  images_per_update: images whose trajectories one optimizer step sees.
+  examples:          what updates count: images, or one pair of images for each prompt.
+  slice_size:        examples' steps in one gradient slice; it holds `microbatch` images.
+  examples_per_update: examples whose trajectories one optimizer step sees.
   steps:             the steps of a trajectory that are trained.
-  timesteps:         how many of them are drawn for each image.
+  timesteps:         how many of them are drawn for each example.
   slices:            gradient slices that one optimizer step accumulates.
-  num_epochs:        passes over the images.
+  num_epochs:        passes over the examples.
   updates:           optimizer steps.
   """
 
@@ -30,7 +32,9 @@ class BatchPlan(NamedTuple):
   images_per_prompt: int
   microbatch: int
   microbatches: int
-  images_per_update: int
+  examples: int
+  slice_size: int
+  examples_per_update: int
   steps: tuple[int, ...]
   timesteps: int
   slices: int
@@ -39,12 +43,13 @@ class BatchPlan(NamedTuple):
 
   def describe(self) -> str:
     """Two lines for the start of a run."""
+    unit = "images" if self.examples == self.images else "pairs"
     return (
       f"rollout: {self.images} images = {self.num_prompts} prompts x {self.images_per_prompt}, "
       f"in {self.microbatches} microbatches of {self.microbatch}\n"
-      f"update:  {self.updates} optimizer steps, each on {self.images_per_update} images x "
+      f"update:  {self.updates} optimizer steps, each on {self.examples_per_update} {unit} x "
       f"{self.timesteps} of {len(self.steps)} timesteps, in {self.slices} slices of "
-      f"{self.microbatch}"
+      f"{self.slice_size}"
     )
 
 
@@ -58,12 +63,15 @@ def solve(
   timestep_range: tuple[float, float],
   timestep_fraction: float,
   steps: Sequence[int],
+  pairs: bool = False,
 ) -> BatchPlan:
   """Solves the plan, or raises ValueError naming the field to change and values that fit.
 
   `steps` are the steps of a trajectory that could be trained: those with noise, for policy
   gradients. `timestep_range` cuts a window out of them, from 0 (the first, at the highest noise
   level) to 1, and `timestep_fraction` is the share of the window that is drawn for each image.
+  With `pairs`, each prompt's images become one pair, and a gradient slice holds half as many pairs
+  as a microbatch holds images.
   """
   for name, value in (
     ("num_prompts", num_prompts),
@@ -96,7 +104,11 @@ def solve(
       f"into {updates_per_epoch} updates of whole microbatches of {microbatch}; "
       f"{_fitting(images, microbatch, updates_per_epoch)}"
     )
-  images_per_update = images // updates_per_epoch
+  examples, slice_size = images, microbatch
+  if pairs:
+    examples, slice_size = num_prompts, max(1, microbatch // 2)
+    _check_pairs(num_prompts, images_per_prompt, microbatch, updates_per_epoch)
+  examples_per_update = examples // updates_per_epoch
   timesteps = max(1, round(timestep_fraction * len(window)))
   return BatchPlan(
     images=images,
@@ -104,13 +116,36 @@ def solve(
     images_per_prompt=images_per_prompt,
     microbatch=microbatch,
     microbatches=images // microbatch,
-    images_per_update=images_per_update,
+    examples=examples,
+    slice_size=slice_size,
+    examples_per_update=examples_per_update,
     steps=tuple(window),
     timesteps=timesteps,
-    slices=images_per_update // microbatch * timesteps,
+    slices=examples_per_update // slice_size * timesteps,
     num_epochs=num_epochs,
     updates=updates_per_epoch * num_epochs,
   )
+
+
+def _check_pairs(
+  num_prompts: int, images_per_prompt: int, microbatch: int, updates_per_epoch: int
+) -> None:
+  if images_per_prompt < 2:
+    raise ValueError(
+      f"config.batch.images_per_prompt: expected at least 2, to compare, got {images_per_prompt}"
+    )
+  if microbatch % images_per_prompt:
+    raise ValueError(
+      f"config.batch.microbatch: expected whole prompts, a multiple of images_per_prompt = "
+      f"{images_per_prompt}, got {microbatch}"
+    )
+  pairs = microbatch // 2
+  if num_prompts % (pairs * updates_per_epoch):
+    raise ValueError(
+      f"config.batch: {num_prompts} pairs, one for each prompt, do not split into "
+      f"{updates_per_epoch} updates of slices of {pairs} (half of microbatch)\n"
+      f"num_prompts can be a multiple of {pairs * updates_per_epoch}"
+    )
 
 
 def _fitting(images: int, microbatch: int, updates_per_epoch: int) -> str:
@@ -129,30 +164,66 @@ def _factors(images: int, other: int) -> list[int]:
 
 
 class Selection(NamedTuple):
-  """The transitions of one optimizer step: which image, and which step of its trajectory.
+  """The transitions of one optimizer step: which example, and which step of its trajectory.
 
-  image, i: int32 `[slices, microbatch]`.
+  example, i: int32 `[slices, slice_size]`.
   """
 
-  image: Array
+  example: Array
   i: Array
 
 
 def selections(plan: BatchPlan, seed: int, iteration: int) -> list[Selection]:
   """The shuffled transitions of every optimizer step of an iteration.
 
-  Images are shuffled anew in each epoch, and the timesteps of each image independently, of which
+  Examples are shuffled anew in each epoch, and the timesteps of each independently, of which
   the first `plan.timesteps` are trained (the order of ddpo-pytorch). A pure function of the seed
   and the iteration.
   """
   rng = np.random.default_rng([seed, iteration, 1])  # apart from the stream that draws prompts
   result = []
   for _ in range(plan.num_epochs):
-    order = rng.permutation(plan.images).astype(np.int32)
-    for part in np.split(order, plan.images // plan.images_per_update):
+    order = rng.permutation(plan.examples).astype(np.int32)
+    for part in np.split(order, plan.examples // plan.examples_per_update):
       steps = np.stack([rng.permutation(plan.steps)[: plan.timesteps] for _ in part])
-      image = np.repeat(part.reshape(-1, 1, plan.microbatch), plan.timesteps, axis=1)
-      steps = steps.reshape(-1, plan.microbatch, plan.timesteps).transpose(0, 2, 1)
-      shape = (plan.slices, plan.microbatch)
-      result.append(Selection(image.reshape(shape), steps.reshape(shape).astype(np.int32)))
+      example = np.repeat(part.reshape(-1, 1, plan.slice_size), plan.timesteps, axis=1)
+      steps = steps.reshape(-1, plan.slice_size, plan.timesteps).transpose(0, 2, 1)
+      shape = (plan.slices, plan.slice_size)
+      result.append(Selection(example.reshape(shape), steps.reshape(shape).astype(np.int32)))
   return result
+
+
+class ExamplePlan(NamedTuple):
+  """The counts of an iteration whose examples are independent: pairs, or prompts.
+
+  examples:   of one optimizer step, of which an iteration has one.
+  microbatch: in one gradient slice.
+  """
+
+  examples: int
+  microbatch: int
+
+  def describe(self, unit: str) -> str:
+    """A line for the start of a run."""
+    slices = self.examples // self.microbatch
+    return (
+      f"update:  one optimizer step on {self.examples} {unit}, in {slices} slices of "
+      f"{self.microbatch}"
+    )
+
+  def selection(self) -> np.ndarray:
+    """Which examples each slice takes, int32 `[slices, microbatch]`."""
+    return np.arange(self.examples, dtype=np.int32).reshape(-1, self.microbatch)
+
+
+def solve_examples(*, num_examples: int, microbatch: int) -> ExamplePlan:
+  """Raises ValueError, naming what fits, unless the examples split into whole microbatches."""
+  for name, value in (("num_examples", num_examples), ("microbatch", microbatch)):
+    if value < 1:
+      raise ValueError(f"config.batch.{name}: expected at least 1, got {value}")
+  if num_examples % microbatch:
+    raise ValueError(
+      f"config.batch: {num_examples} examples do not split into microbatches of {microbatch}; "
+      f"microbatch can be one of {_factors(num_examples, 1)}"
+    )
+  return ExamplePlan(num_examples, microbatch)

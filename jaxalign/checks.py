@@ -1,6 +1,7 @@
 """Checks that turn a user's mistake into a message before anything expensive starts."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -43,3 +44,30 @@ def check_seed(what: str, seed: int) -> None:
   """Raises ValueError unless `seed` fits in the 31 bits that numpy and JAX both take."""
   if not 0 <= seed < 2**31:
     raise ValueError(f"{what}: expected a seed from 0 to {2**31 - 1}, got {seed}")
+
+
+def load_function(what: str, name: str) -> Callable:
+  """Imports the user's own function that `name`, "package.module:function", stands for.
+
+  Raises ValueError, which starts with `what` and the name, if there is no such function.
+  """
+  module_name, _, function_name = name.partition(":")
+  if not (module_name and function_name.isidentifier()):
+    raise ValueError(f'{what} "{name}": expected "package.module:function"')
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:  # importing runs the user's code, which may raise anything
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise ValueError(
+      f'{what} "{name}": could not import module "{module_name}": {reason}\n'
+      "Run from the folder that holds it, or put that folder on PYTHONPATH."
+    ) from error
+  if not hasattr(module, function_name):
+    raise ValueError(
+      f'{what} "{name}": module "{module_name}" has no "{function_name}"'
+      f"{closest(function_name, vars(module))}"
+    )
+  function = getattr(module, function_name)
+  if not callable(function):
+    raise ValueError(f'{what} "{name}": expected a function, got {type(function).__name__}')
+  return function

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks
+from jaxalign import checks, methods
 from jaxalign.diffusion import guidance as guidance_lib
+from jaxalign.diffusion import log_ratios, schedules, transitions
 from jaxalign.diffusion import rollout as rollout_lib
-from jaxalign.diffusion import transitions
 from jaxalign.models import policy as policy_lib
 from jaxalign.models import stable_diffusion
-from jaxalign.types import Array, DenoiseFn, Key, Params
+from jaxalign.rewards import combine
+from jaxalign.types import Array, Key, Params
 
 # The section `lora` of a model that is sampled as it is.
 NO_LORA = {"rank": 0, "alpha": 1.0, "targets": ""}
@@ -37,22 +38,44 @@ class System:
 
   Attributes:
     model: networks, tokenizer and configs.
-    process: step table and transition.
-    denoise_fn: the guided denoiser; its `cond` is a `Guided`.
+    parts: what methods compose; its `denoise_fn` is the guided network.
     policy: the trained parameters as initialised, and how they enter the network.
-    frozen: `{"base", "text_encoder", "vae"}`, an argument of every program.
+    frozen: `{"base", "reference", "text_encoder", "vae"}`, an argument of every program.
     sample: pure `(params, frozen, token_ids [m, N], x_T [m, h, w, C], key) -> Sampled`.
-    sample_fn: jitted `(params, frozen, token_ids [m, N], seed, i, j) -> Sampled`; all noise is a
-      function of the three integers.
+    sample_fn: jitted `(params, frozen, token_ids [m, N], seed, i, j, start=None) -> Sampled`; all
+      noise is a function of the three integers. Image k starts from the noise `start[k]` of the m
+      that are drawn, from its own without `start`.
+    condition_fn: jitted `(frozen, token_ids [m, N]) -> Guided`, what the policy sees of prompts.
+    encode_fn: jitted `(frozen, images [m, H, W, 3] in [0, 1] or uint8, seed, i) -> x_0`; a sample
+      of the autoencoder's posterior.
+    kl_fn: jitted `(params, frozen, Sampled) -> [m]`, the KL to the reference of each trajectory, in
+      nats.
   """
 
   model: stable_diffusion.StableDiffusion
-  process: transitions.Process
-  denoise_fn: DenoiseFn
+  parts: methods.Parts
   policy: policy_lib.Policy
   frozen: Mapping[str, Params]
   sample: Callable[[Params, Mapping[str, Params], Array, Array, Key], Sampled]
-  sample_fn: Callable[[Params, Mapping[str, Params], Array, int, int, int], Sampled]
+  sample_fn: Callable[..., Sampled]
+  condition_fn: Callable[[Mapping[str, Params], Array], guidance_lib.Guided]
+  encode_fn: Callable[[Mapping[str, Params], Array, int, int], Array]
+  kl_fn: Callable[[Params, Mapping[str, Params], Sampled], Array]
+
+  @property
+  def process(self) -> transitions.Process:
+    return self.parts.process
+
+  def parts_with(self, rewards: combine.WeightedRewards | None) -> methods.Parts:
+    """`parts`, with the rewards too if they run on the device; the loss finds their parameters in
+    `frozen["reward"]`.
+    """
+    device = None if rewards is None else rewards.device
+    if device is None:
+      return self.parts
+    return self.parts._replace(
+      reward=lambda frozen, images, features: device.score(frozen["reward"], images, features)
+    )
 
   def sample_images(
     self, params: Params, token_ids: np.ndarray, *, microbatch: int, seed: int
@@ -87,37 +110,60 @@ def make_system(
   sections = {"model": model, "lora": lora, "process": process, "guidance": guidance}
   section = functools.partial(checks.call_section, sections)
   loaded = section("model", stable_diffusion.load)
+  unet_params = jax.device_put(loaded.params["unet"])
   policy = section(
-    "lora",
-    policy_lib.make_policy,
-    unet_params=loaded.params["unet"],
-    key=jax.random.key(seed),
+    "lora", policy_lib.make_policy, unet_params=unet_params, key=jax.random.key(seed)
   )
-  solved_process = section(
-    "process", transitions.make_process, scheduler_config=loaded.scheduler_config
+  parts = methods.Parts(
+    process=section("process", transitions.make_process, scheduler_config=loaded.scheduler_config),
+    denoise_fn=section("guidance", guidance_lib.classifier_free, denoise_fn=loaded.denoise),
+    conditional_fn=loaded.denoise,
+    levels=schedules.training_table(loaded.scheduler_config),
+    prediction_type=transitions.network_prediction_type(loaded.scheduler_config),
+    latent_shape=loaded.latent_shape,
+    decode=lambda frozen, x_0: loaded.decode(frozen["vae"], x_0),
   )
-  denoise_fn = section("guidance", guidance_lib.classifier_free, denoise_fn=loaded.denoise)
   frozen = {
     "base": policy.base,
-    "text_encoder": loaded.params["text_encoder"],
-    "vae": loaded.params["vae"],
+    "reference": {"params": unet_params},  # its arrays are those of the base: no second copy
+    "text_encoder": jax.device_put(loaded.params["text_encoder"]),
+    "vae": jax.device_put(loaded.params["vae"]),
   }
-  sample = make_sample(loaded, solved_process, denoise_fn, policy.variables)
+  condition = make_condition(loaded)
+  sample = make_sample(parts, condition, policy.variables)
 
-  def sample_fn(params, frozen, token_ids, seed, i, j):
+  def sample_fn(params, frozen, token_ids, seed, i, j, start=None):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), j)
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (len(token_ids), *loaded.latent_shape))
-    return sample(params, frozen, token_ids, x_T, key_steps)
+    return sample(params, frozen, token_ids, x_T if start is None else x_T[start], key_steps)
+
+  def encode_fn(frozen, images, seed, i):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), i)
+    images = images / 255.0 if images.dtype == jnp.uint8 else images
+    return loaded.encode_images(frozen["vae"], images, key)
+
+  def kl_fn(params, frozen, sampled):
+    kl = log_ratios.trajectory_kl(
+      policy.variables(params, frozen["base"]),
+      frozen["reference"],
+      parts.denoise_fn,
+      parts.process,
+      sampled.rollout.x,
+      sampled.cond,
+    )
+    return jnp.sum(kl, axis=0)
 
   return System(
     model=loaded,
-    process=solved_process,
-    denoise_fn=denoise_fn,
+    parts=parts,
     policy=policy,
-    frozen=jax.device_put(frozen),
+    frozen=frozen,
     sample=sample,
     sample_fn=jax.jit(sample_fn),
+    condition_fn=jax.jit(condition),
+    encode_fn=jax.jit(encode_fn),
+    kl_fn=jax.jit(kl_fn),
   )
 
 
@@ -127,27 +173,37 @@ def from_config(config: Mapping[str, Any]) -> System:
   return make_system(seed=config["seed"], **{name: config[name] for name in names})
 
 
-def make_sample(
+def make_condition(
   model: stable_diffusion.StableDiffusion,
-  process: transitions.Process,
-  denoise_fn: DenoiseFn,
+) -> Callable[[Mapping[str, Params], Array], guidance_lib.Guided]:
+  """The pure function from prompts to what the policy sees of them, and of the empty prompt."""
+  empty_ids = model.tokenize([""])
+
+  def condition(frozen, token_ids):
+    text = model.encode_text(frozen["text_encoder"], jnp.concatenate([token_ids, empty_ids]))
+    return guidance_lib.Guided({"text": text[:-1]}, {"text": text[-1:]})
+
+  return condition
+
+
+def make_sample(
+  parts: methods.Parts,
+  condition: Callable[[Mapping[str, Params], Array], guidance_lib.Guided],
   variables_fn: Callable[[Params, Params], Params],
 ) -> Callable[[Params, Mapping[str, Params], Array, Array, Key], Sampled]:
   """The pure function from prompts and initial noise to images and their whole trajectory."""
-  empty_ids = model.tokenize([""])
 
   def sample(params, frozen, token_ids, x_T, key):
-    text = model.encode_text(frozen["text_encoder"], jnp.concatenate([token_ids, empty_ids]))
-    cond = guidance_lib.Guided({"text": text[:-1]}, {"text": text[-1:]})
+    cond = condition(frozen, token_ids)
     rolled = rollout_lib.rollout(
       key,
       variables_fn(params, frozen["base"]),
-      denoise_fn,
-      process,
+      parts.denoise_fn,
+      parts.process,
       x_T,
       cond,
       rollout_lib.mean_over_latents,
     )
-    return Sampled(rolled, cond, model.decode(frozen["vae"], rolled.x_0))
+    return Sampled(rolled, cond, parts.decode(frozen, rolled.x_0))
 
   return sample

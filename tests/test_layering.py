@@ -18,9 +18,10 @@ LAYERS = (
     *("methods", "steering", "optim", "sharding", "checkpoint", "metrics", "batching"),
     *("statistics", "pictures", "state", "update", "errors"),
   ),
+  ("system",),
   (
-    *("system", "run", "evaluation", "train", "evaluate", "sample", "export"),
-    *("pretrain", "rehearsal"),
+    *("run", "evaluation", "train", "evaluate", "sample", "export"),
+    *("feeds", "pretrain", "rehearsal", "reward_model"),
   ),
   ("main",),
 )
@@ -29,7 +30,12 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Files that may import from another folder of their layer, inside a function only, and why.
 INSIDE_A_FUNCTION = {
   ("rewards/shapes.py", "worlds"): "the judge pulls in scipy, which other rewards do without",
+  ("rewards/learned.py", "models"): "a network as a reward; importing rewards does not need flax",
   ("data/prompts.py", "worlds"): "its grammar is one prompt set among files of any origin",
+  ("data/shapes_preferences.py", "worlds"): "the judge labels its pairs",
+  ("data/shapes_preferences.py", "system"): "it is a command, and samples its pairs itself",
+  ("data/shapes_preferences.py", "pictures"): "it stores what it samples",
+  ("data/shapes_preferences.py", "errors"): "it is a command, and ends as the others do",
 }
 
 # Folders or files that own a heavy or opinionated dependency; nobody else imports it.
@@ -37,7 +43,8 @@ OWNERS = {
   "flax": {"models"},
   "safetensors": {"models"},
   "orbax": {"checkpoint"},
-  "absl": {"errors", "evaluate", "sample", "export", "main"},
+  # data: the command data/shapes_preferences.py defines flags, inside a function.
+  "absl": {"errors", "evaluate", "sample", "export", "main", "data"},
   "torch": set(),
   "tensorflow": set(),
 }

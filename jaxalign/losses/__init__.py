@@ -1,5 +1,6 @@
 """Losses as pure functions: `[B]` arrays in, one `[B]` array out. Needs jax and nothing else."""
 
+from jaxalign.losses.direct import reward_loss
 from jaxalign.losses.policy_gradient import (
   approx_kl_k2,
   clip_fraction,
@@ -7,11 +8,17 @@ from jaxalign.losses.policy_gradient import (
   importance_ratio,
   reinforce_loss,
 )
+from jaxalign.losses.preference import clip_log_ratio, dpo_loss, implicit_accuracy, ipo_loss
 
 __all__ = [
   "approx_kl_k2",
   "clip_fraction",
+  "clip_log_ratio",
   "clipped_pg_loss",
+  "dpo_loss",
+  "implicit_accuracy",
   "importance_ratio",
+  "ipo_loss",
   "reinforce_loss",
+  "reward_loss",
 ]

@@ -1,22 +1,54 @@
-"""Methods by name. `METHODS[name](**kwargs)` composes losses and diffusion into a `Method`."""
+"""Methods by name. `METHODS[name](parts, **kwargs)` composes losses and diffusion into a `Method`.
+
+A name with a colon, "package.module:function", is a user's own: a function of the same signature.
+"""
 
 from collections.abc import Callable
 
-from jaxalign.checks import check_call
-from jaxalign.methods import ddpo
-from jaxalign.methods.base import Method, Transitions
+from jaxalign.checks import check_call, closest, load_function
+from jaxalign.methods import d3po, ddpo, diffusion_dpo, direct
+from jaxalign.methods.base import Method, Pairs, Parts, Prompts, StepPairs, Transitions
 
-__all__ = ["METHODS", "Method", "Transitions", "make"]
+__all__ = [
+  "METHODS",
+  "Method",
+  "Pairs",
+  "Parts",
+  "Prompts",
+  "StepPairs",
+  "Transitions",
+  "make",
+]
 
 METHODS: dict[str, Callable[..., Method]] = {
   "ddpo": ddpo.make_importance_sampling,
   "ddpo_sf": ddpo.make_score_function,
+  "dpo": diffusion_dpo.make_dpo,
+  "ipo": diffusion_dpo.make_ipo,
+  "d3po": d3po.make,
+  "draft": direct.make_draft,
+  "draft_lv": direct.make_draft_lv,
+  "align_prop": direct.make_align_prop,
+  "refl": direct.make_refl,
 }
 
 
-def make(name: str, **kwargs) -> Method:
-  """The method called `name`, an entry of `METHODS`."""
-  if name not in METHODS:
-    raise ValueError(f"config.method.name: unknown method {name!r}; known: {', '.join(METHODS)}")
-  check_call(f"config.method {name!r}", METHODS[name], **kwargs)
-  return METHODS[name](**kwargs)
+def make(name: str, parts: Parts, **kwargs) -> Method:
+  """The method called `name`: an entry of `METHODS`, or a user's "package.module:function"."""
+  if ":" in name:
+    factory = load_function("config.method.name", name)
+  elif name in METHODS:
+    factory = METHODS[name]
+  else:
+    raise ValueError(
+      f"config.method.name: unknown method {name!r}{closest(name, METHODS)}\n"
+      f'Valid names: {", ".join(METHODS)}, or your own function as "package.module:function".'
+    )
+  check_call(f"config.method {name!r}", factory, parts, **kwargs)
+  method = factory(parts, **kwargs)
+  if not isinstance(method, Method):
+    raise ValueError(
+      f"config.method.name: expected {name!r} to return a jaxalign.methods.Method, got "
+      f"{type(method).__name__}"
+    )
+  return method

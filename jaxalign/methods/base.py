@@ -1,26 +1,60 @@
-"""What a method is: a pure loss, and the name of what feeds it."""
+"""What a method is: a pure loss, and the name of what feeds it. And what a model offers to one."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxalign.types import Array, Key, Params
+from jaxalign.diffusion.schedules import StepTable
+from jaxalign.diffusion.transitions import Process
+from jaxalign.types import Array, DenoiseFn, Key, Params
 
 
 class Method(NamedTuple):
   """A pair of a pure function and the data it wants.
 
   loss: `(params, frozen, batch, key) -> (loss [B], metrics {name: [B]})`. `params` are the complete
-    variables of the policy, `frozen` holds every other tree, both as arguments of the program.
-  data: what `batch` is. "rollout": `Transitions` of trajectories that the policy just sampled.
+    variables of the policy. `frozen` holds every other tree, both as arguments of the program;
+    `frozen["reference"]` are the complete variables of the reference.
+  data: what `batch` is:
+    "rollout": `Transitions` of trajectories that the policy just sampled, with their advantages;
+    "rollout_pairs": `StepPairs` of two such trajectories of one prompt and one initial noise;
+    "pairs": `Pairs` of finished samples, stored before the run;
+    "prompts": `Prompts`, from which the loss itself samples.
   on_policy: whether the loss is right for one update per rollout only.
+  kl_weight: what a nat of trajectory KL to the reference costs; it is taken off the reward before
+    advantages are estimated. The loss adds the part of the gradient that goes through the KL.
   """
 
-  loss: Callable[[Params, Params, Any, Key], tuple[Array, dict[str, Array]]]
+  loss: Callable[[Params, Mapping[str, Params], Any, Key], tuple[Array, dict[str, Array]]]
   data: str
   on_policy: bool = False
+  kl_weight: float = 0.0
+
+
+class Parts(NamedTuple):
+  """What a model offers to a method: pure functions and tables, and no parameters.
+
+  process: the sampler's step table and transition.
+  denoise_fn: the network as it is sampled, guidance included; its `cond` is a `Guided`.
+  conditional_fn: the network without guidance; its `cond` is the first half of a `Guided`.
+  levels: every noise level that the network was trained on, row 0 nearest to the data.
+  prediction_type: what the network predicts, as `diffusion.predictions` names it.
+  latent_shape: D of `[B, *D]`.
+  decode: `(frozen, x_0 [B, *D]) -> samples`, images `[B, H, W, 3]` in [0, 1] for image models.
+  reward: `(frozen, samples, features) -> [B]`, differentiable in the samples; None where the run
+    has no such reward.
+  """
+
+  process: Process
+  denoise_fn: DenoiseFn
+  conditional_fn: DenoiseFn
+  levels: StepTable
+  prediction_type: str
+  latent_shape: tuple[int, ...]
+  decode: Callable[[Mapping[str, Params], Array], Array]
+  reward: Callable[[Mapping[str, Params], Array, Any], Array] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -41,3 +75,67 @@ class Transitions:
   cond: Any
   old_log_prob: Array
   advantages: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepPairs:
+  """The same step of two sampled trajectories, the preferred one first.
+
+  x_t, x_s: `[B, 2, *D]` float32.
+  i:        `[B]` int32.
+  cond:     conditioning, every leaf `[B, ...]`.
+  weight:   `[B]`, what the pair counts; 0 for a tie.
+  """
+
+  x_t: Array
+  x_s: Array
+  i: Array
+  cond: Any
+  weight: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Two finished samples of one prompt, the preferred one first.
+
+  x_0:    `[B, 2, *D]` float32.
+  cond:   conditioning without guidance, every leaf `[B, ...]`.
+  weight: `[B]`, what the pair counts.
+  """
+
+  x_0: Array
+  cond: Any
+  weight: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Prompts to sample for.
+
+  cond:     a `Guided`, leaves `[B, ...]`.
+  features: what the reward wants to know of the prompts, leaves `[B, ...]`.
+  """
+
+  cond: Any
+  features: Any
+
+
+def unpair(tree: Any) -> Any:
+  """`[B, 2, ...]` leaves to `[2B, ...]`: the two of a pair are neighbours.
+
+  So a batch that is sharded over devices stays where it is.
+  """
+  return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+
+
+def for_both(tree: Any) -> Any:
+  """`[B, ...]` leaves to `[2B, ...]`: each row for both samples of its pair."""
+  return jax.tree.map(lambda leaf: leaf.repeat(2, axis=0), tree)
+
+
+def winner_and_loser(values: Array) -> tuple[Array, Array]:  # [2B] -> [B], [B]
+  """The inverse of `unpair` on one value per sample."""
+  return values[0::2], values[1::2]

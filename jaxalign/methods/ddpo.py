@@ -4,56 +4,73 @@ Denoising is a Markov decision process: the state is (prompt, t, x_t), the actio
 probability the Gaussian of the sampler's step, and the only reward comes with the finished image.
 Log-probabilities are means over the D latent dimensions, so the ratio is the D-th root of the true
 one: a clip range of 1e-4 allows a log-ratio of 1.6 nats at D = 16384, and of 0.05 at D = 512.
+
+With `kl_weight` the objective is E[r] - kl_weight KL(theta || ref), the KL that of whole
+trajectories in nats. Its gradient is exact: the score function of the KL, which is taken off the
+reward, plus the gradient of each step's own KL, here divided by D like everything else. That holds
+where the advantage only subtracts a baseline (leave_one_out); one that divides by a standard
+deviation makes the reward's part as much larger.
 """
 
 import jax.numpy as jnp
 
 from jaxalign import losses
-from jaxalign.diffusion import rollout
-from jaxalign.diffusion.transitions import Process
-from jaxalign.methods.base import Method, Transitions
-from jaxalign.types import Array, DenoiseFn
+from jaxalign.diffusion import log_ratios, rollout
+from jaxalign.methods.base import Method, Parts, Transitions
+from jaxalign.types import Array
 
 
-def make_importance_sampling(
-  *, process: Process, denoise_fn: DenoiseFn, clip_range: float
-) -> Method:
+def make_importance_sampling(parts: Parts, *, clip_range: float, kl_weight: float) -> Method:
   """DDPO-IS: the clipped surrogate on single steps (section 4.3), for several updates a rollout."""
 
   def loss(params, frozen, batch: Transitions, key):
-    del frozen, key  # no reference, no randomness
-    log_prob = _log_prob(params, denoise_fn, process, batch)
+    del key  # no randomness
+    log_prob = _log_prob(params, parts, batch)
     surrogate = losses.clipped_pg_loss(
       log_prob, batch.old_log_prob, batch.advantages, clip_range=clip_range
     )
     clipped = losses.clip_fraction(log_prob, batch.old_log_prob, clip_range=clip_range)
-    return surrogate, _diagnostics(log_prob, batch) | {"policy/clip_frac": clipped}
+    penalty, values = _kl_penalty(params, frozen, parts, batch, kl_weight)
+    values |= _diagnostics(log_prob, batch) | {"policy/clip_frac": clipped}
+    return surrogate + penalty, values
 
-  return Method(loss, data="rollout")
+  return Method(loss, data="rollout", kl_weight=kl_weight)
 
 
-def make_score_function(*, process: Process, denoise_fn: DenoiseFn) -> Method:
+def make_score_function(parts: Parts, *, kl_weight: float) -> Method:
   """DDPO-SF: REINFORCE on single steps (section 4.3); one update a rollout keeps it on-policy."""
 
   def loss(params, frozen, batch: Transitions, key):
-    del frozen, key  # no reference, no randomness
-    log_prob = _log_prob(params, denoise_fn, process, batch)
-    return losses.reinforce_loss(log_prob, batch.advantages), _diagnostics(log_prob, batch)
+    del key  # no randomness
+    log_prob = _log_prob(params, parts, batch)
+    penalty, values = _kl_penalty(params, frozen, parts, batch, kl_weight)
+    surrogate = losses.reinforce_loss(log_prob, batch.advantages)
+    return surrogate + penalty, values | _diagnostics(log_prob, batch)
 
-  return Method(loss, data="rollout", on_policy=True)
+  return Method(loss, data="rollout", on_policy=True, kl_weight=kl_weight)
 
 
-def _log_prob(params, denoise_fn: DenoiseFn, process: Process, batch: Transitions) -> Array:
+def _log_prob(params, parts: Parts, batch: Transitions) -> Array:
   return rollout.step_log_prob(
     params,
-    denoise_fn,
-    process,
+    parts.denoise_fn,
+    parts.process,
     batch.x_t,
     batch.x_s,
     batch.i,
     batch.cond,
     rollout.mean_over_latents,
   )
+
+
+def _kl_penalty(params, frozen, parts: Parts, batch: Transitions, kl_weight: float):
+  """`(kl_weight KL / D [B], metrics)`; nothing is computed at weight 0."""
+  if kl_weight == 0.0:
+    return 0.0, {}
+  kl = log_ratios.step_kl(
+    params, frozen["reference"], parts.denoise_fn, parts.process, batch.x_t, batch.i, batch.cond
+  )
+  return kl_weight * kl / batch.x_t[0].size, {"kl/step": kl}
 
 
 def _diagnostics(log_prob: Array, batch: Transitions) -> dict[str, Array]:

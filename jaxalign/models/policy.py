@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from flax import traverse_util
 
 from jaxalign.models import lora as lora_lib
@@ -30,7 +29,7 @@ def make_policy(
   """LoRA adapters of `rank` on the layers that match `targets`, or at rank 0 those layers' weights.
 
   Args:
-    unet_params: the pretrained denoiser; its arrays are copied where they are trained.
+    unet_params: the pretrained denoiser, which the result shares its arrays with.
     key: initialises the adapters.
     rank: of the adapters; 0 trains the weights of the layers instead.
     alpha: the adapter is applied times `alpha / rank` (arXiv:2106.09685, section 4.1); without
@@ -56,7 +55,7 @@ def _make_full(unet_params: Params, targets: str) -> Policy:
   trained, frozen = {}, {}
   for path, leaf in leaves.items():
     if "/".join(path[:-1]) in matching:
-      trained[path] = jnp.array(leaf)
+      trained[path] = leaf
     else:
       frozen[path] = leaf
 

@@ -45,6 +45,13 @@ class Networks:
     height, width = size if isinstance(size, tuple) and len(size) == 2 else (_scalar(size),) * 2
     return height, width, self.unet.config.in_channels
 
+  @property
+  def image_size(self) -> tuple[int, int]:
+    """`(H, W)` in pixels of the images that `latent_shape` decodes to."""
+    height, width, _ = self.latent_shape
+    downscale = self.vae.config.downscale
+    return height * downscale, width * downscale
+
   # The ignores: flax types `apply` as perhaps a pair, which it is only with `mutable`.
 
   def denoise(self, variables: Params, x_t: Array, t: Array, cond: Mapping[str, Array]) -> Array:
@@ -91,11 +98,11 @@ class Networks:
   def param_shapes(self) -> dict[str, Params]:
     """The parameter tree of each component, with shapes in place of arrays."""
     height, width, channels = self.latent_shape
-    downscale, config = self.vae.config.downscale, self.text_encoder.config
+    config = self.text_encoder.config
     token_ids = jnp.zeros((1, config.max_position_embeddings), jnp.int32)
     text = jnp.zeros((1, config.max_position_embeddings, config.hidden_size))
     x_t = jnp.zeros((1, height, width, channels))
-    images = jnp.zeros((1, height * downscale, width * downscale, self.vae.config.in_channels))
+    images = jnp.zeros((1, *self.image_size, self.vae.config.in_channels))
     key = jax.random.key(0)
     variables = {
       "unet": jax.eval_shape(self.unet.init, key, x_t, jnp.zeros(1), text),
@@ -145,6 +152,7 @@ class StableDiffusion:
   encode_images = property(lambda self: self.networks.encode_images)
   decode = property(lambda self: self.networks.decode)
   latent_shape = property(lambda self: self.networks.latent_shape)
+  image_size = property(lambda self: self.networks.image_size)
 
   @property
   def scheduler_config(self) -> dict[str, Any]:

@@ -2,15 +2,21 @@
 
 images: float32 `[B, H, W, 3]` in [0, 1]. prompts: B records `{"prompt": str, **metadata}`.
 Higher is better. A name with a colon, "package.module:function", is a user's own: see `user.load`.
+
+`DEVICE_REWARDS[name](**kwargs)` returns a `DeviceReward`, which methods can differentiate; `make`
+gives it the form of a reward on the host too. A user's own is a function annotated
+`-> DeviceReward`, which is called with the keyword arguments alone.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from jaxalign.checks import check_call, closest
-from jaxalign.rewards import jpeg, shapes, user
+from jaxalign.rewards import jpeg, learned, shapes, user
 from jaxalign.rewards.contract import (
+  DeviceReward,
   Prompt,
   Reward,
   RewardError,
@@ -18,7 +24,18 @@ from jaxalign.rewards.contract import (
   check_rewards,
 )
 
-__all__ = ["REWARDS", "Prompt", "Reward", "RewardError", "RewardFn", "check_rewards", "make"]
+__all__ = [
+  "DEVICE_REWARDS",
+  "REWARDS",
+  "DeviceReward",
+  "Prompt",
+  "Reward",
+  "RewardError",
+  "RewardFn",
+  "check_rewards",
+  "make",
+  "make_device",
+]
 
 REWARDS: dict[str, Callable[..., RewardFn]] = {
   "jpeg_compressibility": jpeg.make_compressibility,
@@ -27,17 +44,59 @@ REWARDS: dict[str, Callable[..., RewardFn]] = {
   "shapes_correct": shapes.make_correct,
 }
 
+DEVICE_REWARDS: dict[str, Callable[..., DeviceReward]] = {
+  "clip": learned.make,
+  "shapes_learned": learned.make_shapes,
+}
+
 
 def make(name: str, /, **kwargs: Any) -> Reward:
-  """The reward called `name`: an entry of `REWARDS`, or a user's "package.module:function"."""
+  """The reward called `name`: an entry of either table, or a user's "package.module:function"."""
+  function = _find(name)
+  if _is_device(name, function):
+    device = make_device(name, **kwargs)
+    return Reward(name, learned.on_host(device), device)
   if ":" in name:
-    function = user.load(name)
     check_call(f'reward "{name}"', function, "images", "prompts", **kwargs)
     return Reward(name, functools.partial(function, **kwargs))
-  if name not in REWARDS:
+  check_call(f'reward "{name}"', function, **kwargs)
+  return Reward(name, function(**kwargs))
+
+
+def make_device(name: str, /, **kwargs: Any) -> DeviceReward:
+  """The differentiable reward called `name`: an entry of `DEVICE_REWARDS`, or a user's own."""
+  function = _find(name)
+  if not _is_device(name, function):
     raise ValueError(
-      f'unknown reward "{name}"{closest(name, REWARDS)}\n'
-      f'Valid names: {", ".join(REWARDS)}, or your own function as "package.module:function".'
+      f'reward "{name}" runs on the host only, and a gradient is asked for; valid names: '
+      f"{', '.join(DEVICE_REWARDS)},\n"
+      'or your own function, annotated "-> DeviceReward", as "package.module:function"'
     )
-  check_call(f'reward "{name}"', REWARDS[name], **kwargs)
-  return Reward(name, REWARDS[name](**kwargs))
+  check_call(f'reward "{name}"', function, **kwargs)
+  device = function(**kwargs)
+  if not isinstance(device, DeviceReward):
+    raise ValueError(
+      f'reward "{name}": expected it to return a DeviceReward, as its annotation says, got '
+      f"{type(device).__name__}"
+    )
+  return device._replace(name=name)
+
+
+def _find(name: str) -> Callable[..., Any]:
+  if ":" in name:
+    return user.load(name)
+  table: dict[str, Callable[..., Any]] = {**REWARDS, **DEVICE_REWARDS}
+  if name not in table:
+    raise ValueError(
+      f'unknown reward "{name}"{closest(name, table)}\n'
+      f'Valid names: {", ".join(table)}, or your own function as "package.module:function".'
+    )
+  return table[name]
+
+
+def _is_device(name: str, function: Callable[..., Any]) -> bool:
+  if ":" not in name:
+    return name in DEVICE_REWARDS
+  # A text where the user's module postpones the evaluation of annotations.
+  annotation = inspect.signature(function).return_annotation
+  return annotation is DeviceReward or str(annotation).endswith("DeviceReward")

@@ -17,6 +17,7 @@ import numpy as np
 from jaxalign import rewards as rewards_lib
 from jaxalign.checks import closest
 from jaxalign.rewards.contract import (
+  DeviceReward,
   Prompt,
   Reward,
   RewardError,
@@ -51,6 +52,28 @@ class WeightedRewards:
       raise ValueError(f"expected one prompt per image, got {len(prompts)} for {len(images)}")
     _check_images(images)
     return {reward.name: _call(reward, images, prompts) for reward in self.rewards}
+
+  @property
+  def device(self) -> DeviceReward | None:
+    """The weighted sum as one differentiable reward.
+
+    None unless every reward has that form, and with a normalisation, which is over an iteration.
+    """
+    parts = [reward.device for reward in self.rewards if reward.device is not None]
+    if len(parts) < len(self.rewards) or self.normalize != "none":
+      return None
+
+    def encode(prompts):
+      return [part.encode(prompts) for part in parts]
+
+    def score(params, images, features):
+      scores = [
+        weight * part.score(one, images, feature)
+        for weight, part, one, feature in zip(self.weights, parts, params, features, strict=True)
+      ]
+      return sum(scores)
+
+    return DeviceReward("total", [part.params for part in parts], encode, score)
 
   def total(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
     """float32 `[B]` from the raw rewards `{name: [B]}` of one whole iteration."""

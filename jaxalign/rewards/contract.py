@@ -1,20 +1,43 @@
 """What a reward is, and the check on what it returns."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:  # they pull in jax, which a reward on the host does without
+  from jaxalign.types import Array, Params
 
 Prompt = Mapping[str, Any]  # {"prompt": str, **metadata}
 # fn(images, prompts) -> [B]; images [B, H, W, 3] float32 in [0, 1]; higher is better
 RewardFn = Callable[[np.ndarray, Sequence[Prompt]], np.ndarray]
 
 
+class DeviceReward(NamedTuple):
+  """A reward that is part of a program: pure, and differentiable in the images.
+
+  name:   what messages call it.
+  params: its parameters, an argument of every program that uses it.
+  encode: `(prompts) -> features`, on the host; a tree of numpy arrays `[B, ...]`.
+  score:  `(params, images [B, H, W, 3] in [0, 1], features) -> [B]`; higher is better.
+  """
+
+  name: str
+  params: "Params"
+  encode: Callable[[Sequence[Prompt]], Any]
+  score: "Callable[[Params, Array, Any], Array]"
+
+
 class Reward(NamedTuple):
-  """A named reward that runs on the host. `name` is what metrics and messages call it."""
+  """A named reward. `name` is what metrics and messages call it.
+
+  fn: on the host, `(images, prompts) -> [B]`.
+  device: the same reward as part of a program, if it has that form.
+  """
 
   name: str
   fn: RewardFn
+  device: DeviceReward | None = None
 
 
 class RewardError(ValueError):

@@ -1,0 +1,151 @@
+"""Preferences of the embedded world: pairs of images of its model, compared by its judge.
+
+  python -m jaxalign.data.shapes_preferences --output=preferences/train
+  python -m jaxalign.data.shapes_preferences --output=preferences/held_out --split=held_out --seed=1
+
+Writes `pairs.parquet`, in the format of `preference_files` and with the judge's true scores as an
+extra column `judge`, and `about.json`. Both are a function of the flags alone; the noise of the
+images depends on the seed and the microbatch.
+"""
+
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from PIL import Image
+
+from jaxalign import checks, files
+from jaxalign.data import preference_files
+from jaxalign.data import prompts as prompts_lib
+
+
+def generate(
+  *,
+  output: str | os.PathLike,
+  num_pairs: int,
+  seed: int,
+  temperature: float,
+  guidance_scale: float,
+  num_steps: int,
+  eta: float,
+  microbatch: int,
+  split: str,
+) -> dict[str, Any]:
+  """Samples, judges, labels and writes `num_pairs` pairs; returns what about.json says.
+
+  The judge's scores s become choices as in Bradley & Terry 1952,
+  P(first better) = sigmoid((s_0 - s_1) / temperature), and the label is one draw of it, so pairs
+  of equal scores are labelled by a coin. `accuracy_ceiling` is the share of labels that a reader
+  who knows the scores gets right, the mean of max(P, 1 - P).
+  """
+  settings = {name: value for name, value in locals().items() if name != "output"}
+  if num_pairs < 1 or microbatch < 1 or not 0 < temperature < np.inf:
+    raise ValueError(
+      "expected num_pairs and microbatch of at least 1 and a temperature above 0, got "
+      f"{num_pairs}, {microbatch} and {temperature}"
+    )
+  checks.check_seed("seed", seed)
+  # Both can fail, and had better do so before an hour of sampling.
+  preference_files.import_pyarrow()
+  folder = pathlib.Path(output)
+  folder.mkdir(parents=True, exist_ok=True)
+
+  rng = np.random.default_rng(seed)
+  prompt_set = prompts_lib.load(f"shapes/{split}")
+  prompts = [record["prompt"] for record in prompt_set[prompt_set.draw(rng, num_pairs)]]
+  process = {"transition": "ddim", "num_steps": num_steps, "eta": eta}
+  pairs = _sample(prompts, seed, microbatch, process=process, guidance={"scale": guidance_scale})
+  images, scores = [], np.zeros((num_pairs, 2))
+  for row, pair in enumerate(tqdm.tqdm(pairs, "sampling pairs", num_pairs, unit="pair")):
+    images.append([_png(image) for image in pair])
+    scores[row] = _judge(pair, prompts[row])
+  p = first_better(scores, temperature)
+  label_0 = (rng.random(num_pairs) < p).astype(np.float64)
+
+  _write(folder / "pairs.parquet", prompt=prompts, images=images, label_0=label_0, judge=scores)
+  about = {
+    "model": "shapes",
+    **settings,
+    "accuracy_ceiling": float(np.maximum(p, 1 - p).mean()),
+    "equal_scores": float((scores[:, 0] == scores[:, 1]).mean()),
+  }
+  files.write_json(folder / "about.json", about)
+  return about
+
+
+def first_better(scores: np.ndarray, temperature: float) -> np.ndarray:
+  """P(first better) `[N]` of scores `[N, 2]`: sigmoid((s_0 - s_1) / temperature)."""
+  # As a tanh, which no temperature makes overflow.
+  return 0.5 + 0.5 * np.tanh(0.5 * (scores[:, 0] - scores[:, 1]) / temperature)
+
+
+def _sample(
+  prompts: Sequence[str], seed: int, microbatch: int, **sections: Mapping[str, Any]
+) -> Iterator[np.ndarray]:
+  """Two images of each prompt, uint8 `[2, H, W, 3]`."""
+  from jaxalign import pictures, system
+
+  sys = system.make_system(seed=0, model={"path": "shapes"}, lora=system.NO_LORA, **sections)
+  for j, start in enumerate(range(0, len(prompts), microbatch)):
+    part = prompts[start : start + microbatch]
+    # The last microbatch is filled up, so that no second program is compiled.
+    token_ids = sys.model.tokenize([*part, *[part[-1]] * (microbatch - len(part))])
+    first, second = (
+      np.asarray(sys.sample_fn(sys.policy.params, sys.frozen, token_ids, seed, i, j).images)
+      for i in range(2)
+    )
+    yield from pictures.to_uint8(np.stack([first, second], axis=1)[: len(part)])
+
+
+def _judge(pair: np.ndarray, prompt: str) -> list[float]:
+  from jaxalign.worlds.shapes import judge
+
+  return [judge.judge(image, prompt).score for image in pair]
+
+
+def _png(image: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+def _write(file: pathlib.Path, **columns: Iterable) -> None:
+  pyarrow = preference_files.import_pyarrow()
+  table = pyarrow.table({name: list(values) for name, values in columns.items()})
+  with files.replacing(file) as temporary:
+    pyarrow.parquet.write_table(table, temporary)
+
+
+def command() -> None:
+  """Defines the flags, which an import of this file does not, and generates what they say."""
+  from absl import flags
+
+  from jaxalign import errors
+
+  holders = (
+    flags.DEFINE_string("output", None, "Folder to write to; made if needed.", required=True),
+    flags.DEFINE_integer("num_pairs", 4096, "Pairs of images; prompts are used several times."),
+    flags.DEFINE_integer("seed", 0, "Of prompts, noise and labels."),
+    flags.DEFINE_float("temperature", 0.1, "Of the labels; near 0 the better image always wins."),
+    flags.DEFINE_float("guidance_scale", 2.0, "Classifier-free guidance; 1 is none."),
+    flags.DEFINE_integer("num_steps", 8, "Denoising steps."),
+    flags.DEFINE_float("eta", 1.0, "DDIM's noise, 0 to 1."),
+    flags.DEFINE_integer("microbatch", 64, "Images sampled at once."),
+    flags.DEFINE_enum("split", "train", ["train", "held_out"], "Of the prompts of the grammar."),
+  )
+
+  def main(argv):
+    del argv
+    about = generate(**{holder.name: holder.value for holder in holders})
+    for name, value in about.items():
+      print(f"{name:20}{value}")
+
+  errors.run(main)
+
+
+if __name__ == "__main__":
+  command()

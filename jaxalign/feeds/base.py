@@ -1,0 +1,85 @@
+"""What a feed is: it turns prompts, models and stored data into the batches of an iteration."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from jaxalign.advantages import PromptStats
+from jaxalign.state import TrainState
+from jaxalign.types import Params
+
+
+class Drawn(NamedTuple):
+  """What one iteration learns from.
+
+  state: with reward statistics brought up to date.
+  data: a tree of arrays; what is in it, `Feed.select` knows.
+  selections: one for each optimizer step.
+  record: metrics that are known before the updates.
+  """
+
+  state: TrainState
+  data: Any
+  selections: Sequence[Any]
+  record: dict[str, float]
+
+
+class Program(NamedTuple):
+  """A jitted function and arguments for it, so that a dry run can weigh it."""
+
+  name: str
+  function: Any
+  args: tuple
+
+
+class Feed(Protocol):
+  """The source of a run's batches; a context manager, for threads it may hold.
+
+  num_images: an iteration's samples, which throughput counts.
+  microbatch: images in one program, which evaluation takes over.
+  frozen: trees that the loss wants beside those of the system.
+  """
+
+  num_images: int
+  microbatch: int
+  frozen: Mapping[str, Params]
+
+  def describe(self) -> str:
+    """The batch algebra, in a few lines."""
+    ...
+
+  def init_stats(self) -> PromptStats | None:
+    """The statistics that a new run starts with."""
+    ...
+
+  def draw(self, state: TrainState, step: int) -> Drawn:
+    """The data of iteration `step`, a pure function of the state and the step."""
+    ...
+
+  def select(self, data: Any, selected: Any) -> Any:
+    """Pure: the batch of one gradient slice."""
+    ...
+
+  def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """The record of an iteration's updates."""
+    ...
+
+  def check(self, record: Mapping[str, float], step: int) -> None:
+    """Raises ValueError if the record shows that the run must not go on."""
+    ...
+
+  def program(self, state: TrainState) -> Program:
+    """The program that makes the data."""
+    ...
+
+  def __enter__(self) -> "Feed": ...
+
+  def __exit__(self, *_) -> None: ...
+
+
+def averages(updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
+  """The mean of every metric over the updates and their examples."""
+  return {
+    name: float(np.mean([np.mean(values[name]) for values in updates])) for name in updates[0]
+  }

@@ -1,0 +1,110 @@
+"""Stored preference pairs, encoded as they are drawn: what offline methods learn from."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign import batching, checks, methods, system
+from jaxalign.data import preference_files
+from jaxalign.data.preference_pairs import PreferencePairs
+from jaxalign.feeds.base import Drawn, Program, averages
+from jaxalign.rewards.combine import WeightedRewards
+from jaxalign.state import TrainState
+
+
+class StoredPairs:
+  """Pairs of images and their prompts from a file (`methods.Pairs`)."""
+
+  frozen: Mapping[str, Any] = {}
+
+  def __init__(
+    self,
+    sections: Mapping[str, Any],
+    sys: system.System,
+    method: methods.Method,
+    rewards: WeightedRewards | None,
+    workdir: pathlib.Path,
+  ):
+    del method, rewards
+    self.plan = checks.call_section(sections, "batch", batching.solve_examples)
+    self.num_images = 2 * self.plan.examples
+    self.microbatch = 2 * self.plan.microbatch
+    self.pairs, self._report, self._prompt_dropout = checks.call_section(
+      sections, "data", read_pairs, size=sys.model.image_size
+    )
+    self._token_ids = sys.model.tokenize([*self.pairs.prompts, ""])
+    self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
+
+  def describe(self) -> str:
+    return f"{self._report.summary()}\n{self.plan.describe('pairs')}"
+
+  def init_stats(self) -> None:
+    return None
+
+  def draw(self, state: TrainState, step: int) -> Drawn:
+    rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)
+    images = self.pairs.images(rows)
+    flat = images.reshape(-1, *images.shape[2:])
+    x_0 = self._sys.encode_fn(self._sys.frozen, flat, self._seed, step)
+    rng = np.random.default_rng([self._seed, step, 2])  # apart from other streams of the step
+    dropped = rng.random(len(rows)) < self._prompt_dropout
+    token_ids = self._token_ids[np.where(dropped, len(self.pairs), rows)]
+    cond = self._sys.condition_fn(self._sys.frozen, token_ids).cond
+    data = methods.Pairs(
+      x_0=x_0.reshape(-1, 2, *x_0.shape[1:]), cond=cond, weight=self.pairs.weight[rows]
+    )
+    return Drawn(state, data, [self.plan.selection()], {})
+
+  @staticmethod
+  def select(data: methods.Pairs, selected: np.ndarray) -> methods.Pairs:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[selected], data)
+
+  def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    return averages(updates)
+
+  def check(self, record: Mapping[str, float], step: int) -> None:
+    pass
+
+  def program(self, state: TrainState) -> Program:
+    del state
+    images = self.pairs.images(np.resize(np.arange(len(self.pairs)), self.plan.examples))
+    flat = images.reshape(-1, *images.shape[2:])
+    return Program("encoding", self._sys.encode_fn, (self._sys.frozen, flat, self._seed, 0))
+
+  def __enter__(self):
+    """Writes which rows of the data were set aside, once there is a workdir."""
+    if self._workdir.is_dir():
+      self._report.write(self._workdir / "preferences_report.json")
+    return self
+
+  def __exit__(self, *_) -> None:
+    pass
+
+
+def read_pairs(
+  *,
+  source: str,
+  ties: str,
+  max_bad_fraction: float,
+  prompt_dropout: float,
+  resize: bool,
+  size: tuple[int, int],
+) -> tuple[PreferencePairs, preference_files.Report, float]:
+  """The section `data` of a method that learns from pairs.
+
+  Args:
+    source: a .jsonl or .parquet file, see `data.preference_files`.
+    ties: "drop", or "half" to keep them with the first image as the winner.
+    max_bad_fraction: more rows than this share set aside stop the run.
+    prompt_dropout: share of pairs whose prompt is replaced by the empty one.
+    resize: bring images to the size of the model.
+    size: (height, width) of the model's images.
+  """
+  if not 0.0 <= prompt_dropout <= 1.0:
+    raise ValueError(f"config.data.prompt_dropout: expected a share in [0, 1], got {prompt_dropout}")
+  records, report = preference_files.load(source, max_bad_fraction=max_bad_fraction)
+  return PreferencePairs(records, size=size, ties=ties, resize=resize), report, prompt_dropout

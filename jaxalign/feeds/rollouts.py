@@ -1,0 +1,258 @@
+"""Trajectories sampled by the policy and scored on the host: what policy gradients learn from."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxalign import advantages, batching, checks, methods, pictures, system
+from jaxalign.data import prompts as prompts_lib
+from jaxalign.diffusion.rollout import Rollout
+from jaxalign.feeds.base import Drawn, Program, averages
+from jaxalign.rewards.combine import WeightedRewards
+from jaxalign.rewards.contract import RewardError
+from jaxalign.rewards.pool import RewardPool
+from jaxalign.state import TrainState
+from jaxalign.types import Array, Params
+
+Trajectories = tuple[Rollout, Any]  # of all images of an iteration, and their conditioning
+
+
+class Sampling:
+  """Prompts in, scored trajectories out: the half of an iteration that methods share.
+
+  One microbatch is scored on the host while the device samples the next.
+  """
+
+  frozen: Mapping[str, Params] = {}
+
+  def __init__(
+    self,
+    sections: Mapping[str, Any],
+    sys: system.System,
+    method: methods.Method,
+    rewards: WeightedRewards | None,
+    workdir: pathlib.Path,
+    *,
+    plan: batching.BatchPlan,
+    shared_noise: bool,
+  ):
+    if rewards is None:
+      raise ValueError("config.reward is missing; a method that samples needs one")
+    section = functools.partial(checks.call_section, sections)
+    self.plan = plan
+    self.num_images, self.microbatch = plan.images, plan.microbatch
+    self.prompts = section("data", prompts_lib.load)
+    self.pool = section("reward_pool", RewardPool, total=rewards)
+    self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
+    self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
+    self._max_log_prob_gap = section("exactness", lambda *, max_log_prob_gap: max_log_prob_gap)
+    self._kl_weight = method.kl_weight
+    group = plan.images_per_prompt
+    images = np.arange(plan.microbatch, dtype=np.int32)
+    self._start = images // group * group if shared_noise else None
+
+  def describe(self) -> str:
+    return self.plan.describe()
+
+  def sample(
+    self, state: TrainState, step: int
+  ) -> tuple[Trajectories, np.ndarray, np.ndarray, dict[str, float]]:
+    """`(trajectories, prompt ids [B], rewards [B], record)` of one iteration."""
+    plan, sys = self.plan, self._sys
+    chosen = self.prompts.draw_for_step(self._seed, step, plan.num_prompts)
+    prompt_ids = np.repeat(chosen, plan.images_per_prompt)
+    parts, pending, kl = [], [], []
+    for j, ids in enumerate(np.split(prompt_ids, plan.microbatches)):
+      args = (state.params, sys.frozen, self._token_ids[ids], self._seed, step, j, self._start)
+      sampled = sys.sample_fn(*args)
+      parts.append((sampled.rollout, sampled.cond))
+      pending.append(self.pool.submit(sampled.images, self.prompts[ids]))
+      if self._kl_weight:
+        kl.append(sys.kl_fn(state.params, sys.frozen, sampled))
+    trajectories = collect(parts)
+    total, named = gather_rewards(self.pool, pending, self._workdir, step)
+    record = {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
+    record |= {f"reward/{name}": float(values.mean()) for name, values in named.items()}
+    if kl:
+      nats = np.concatenate(jax.device_get(kl))
+      record["kl/to_ref"] = float(nats.mean())
+      total = total - self._kl_weight * nats
+    return trajectories, prompt_ids, total, record
+
+  def program(self, state: TrainState) -> Program:
+    rows = np.resize(np.arange(len(self._token_ids)), self.plan.microbatch)
+    args = (state.params, self._sys.frozen, self._token_ids[rows], self._seed, 0, 0, self._start)
+    return Program("rollout", self._sys.sample_fn, args)
+
+  def check(self, record: Mapping[str, float], step: int) -> None:
+    if "policy/log_prob_gap" in record:
+      check_log_prob_gap(
+        record["policy/log_prob_gap"], step, max_log_prob_gap=self._max_log_prob_gap
+      )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.pool.close()
+
+
+class Rollouts(Sampling):
+  """Single transitions with the advantage of their trajectory (`methods.Transitions`)."""
+
+  def __init__(self, sections, sys, method, rewards, workdir):
+    plan = checks.call_section(
+      sections, "batch", batching.solve, steps=sys.process.stochastic_steps()
+    )
+    if method.on_policy and plan.updates > 1:
+      raise ValueError(
+        f"config.method: it has no ratio to correct a second update, and the batch asks for "
+        f"{plan.updates}\nset config.batch.updates_per_epoch and num_epochs to 1"
+      )
+    super().__init__(sections, sys, method, rewards, workdir, plan=plan, shared_noise=False)
+    self._estimator = checks.call_section(
+      sections,
+      "advantage",
+      advantages.make,
+      num_groups=plan.num_prompts,
+      group_size=plan.images_per_prompt,
+    )
+    self._estimate_fn = jax.jit(self._estimator.estimate)
+
+  def init_stats(self):
+    return self._estimator.init(len(self.prompts))
+
+  def draw(self, state: TrainState, step: int) -> Drawn:
+    trajectories, prompt_ids, total, record = self.sample(state, step)
+    group = np.unique(prompt_ids, return_inverse=True)[1].astype(np.int32)
+    stats, advantage = self._estimate_fn(state.stats, total, prompt_ids, group)
+    state = dataclasses.replace(state, stats=stats)
+    selections = batching.selections(self.plan, self._seed, step)
+    return Drawn(state, (trajectories, advantage), selections, record)
+
+  @staticmethod
+  def select(data, selected: batching.Selection) -> methods.Transitions:
+    (rollout, cond), advantages = data
+    image, i = selected
+    return methods.Transitions(
+      x_t=rollout.x[i, image],
+      x_s=rollout.x[i + 1, image],
+      i=i,
+      cond=select_cond(cond, image),
+      old_log_prob=rollout.log_prob[i, image],
+      advantages=advantages[image],
+    )
+
+  def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """`policy/log_prob_gap` is the largest over the first update alone, where the parameters are
+    still those that sampled, so that any gap is one of numerics.
+    """
+    record = averages(updates)
+    if "policy/ratio" in record:
+      record["policy/ratio_mean"] = record.pop("policy/ratio")
+      record["policy/first_ratio_max_error"] = float(np.abs(updates[0]["policy/ratio"] - 1).max())
+      record["policy/log_prob_gap"] = float(updates[0]["policy/log_prob_gap"].max())
+    return record
+
+
+class RolloutPairs(Sampling):
+  """The best and the worst trajectory of each prompt, all from one noise (`methods.StepPairs`).
+
+  Prompts whose images all earn the same have no better one: they count 0, and the others as much
+  more, so that the mean over the batch is the mean over pairs.
+  """
+
+  def __init__(self, sections, sys, method, rewards, workdir):
+    plan = checks.call_section(
+      sections, "batch", batching.solve, steps=sys.process.stochastic_steps(), pairs=True
+    )
+    super().__init__(sections, sys, method, rewards, workdir, plan=plan, shared_noise=True)
+
+  def init_stats(self) -> None:
+    return None
+
+  def draw(self, state: TrainState, step: int) -> Drawn:
+    trajectories, _, total, record = self.sample(state, step)
+    images, weight = best_and_worst(total.reshape(-1, self.plan.images_per_prompt))
+    record["preference/ties"] = float(np.mean(weight == 0))
+    selections = batching.selections(self.plan, self._seed, step)
+    return Drawn(state, (trajectories, images, weight), selections, record)
+
+  @staticmethod
+  def select(data, selected: batching.Selection) -> methods.StepPairs:
+    (rollout, cond), images, weight = data
+    pair, i = selected
+    both = jnp.asarray(images)[pair]  # [B, 2]
+    return methods.StepPairs(
+      x_t=rollout.x[i[:, None], both],
+      x_s=rollout.x[i[:, None] + 1, both],
+      i=i,
+      cond=select_cond(cond, both[:, 0]),
+      weight=jnp.asarray(weight)[pair],
+    )
+
+  def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    return averages(updates)
+
+
+def best_and_worst(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """From rewards `[P, K]`: images `[P, 2]` int32, the best first, and weights `[P]` float32.
+
+  Among several best (or worst) it takes the first. A weight is 0 where all K are equal, and else
+  P divided by the number of prompts where they are not.
+  """
+  P, K = rewards.shape
+  images = np.stack([rewards.argmax(axis=1), rewards.argmin(axis=1)], axis=1)
+  images = (images + K * np.arange(P)[:, None]).astype(np.int32)
+  untied = rewards.max(axis=1) > rewards.min(axis=1)
+  return images, (untied * (P / max(1, untied.sum()))).astype(np.float32)
+
+
+def select_cond(cond: Any, image: Array) -> Any:
+  """The conditioning of some images; the empty prompt's is shared, and stays as it is."""
+  return cond._replace(cond=jax.tree.map(lambda leaf: leaf[image], cond.cond))
+
+
+@jax.jit
+def collect(parts: list[Trajectories]) -> Trajectories:
+  """Joins the microbatches of an iteration along the image axis."""
+  rollouts, conds = zip(*parts, strict=True)
+  rollout = dataclasses.replace(
+    rollouts[0],
+    x=jnp.concatenate([part.x for part in rollouts], axis=1),
+    log_prob=jnp.concatenate([part.log_prob for part in rollouts], axis=1),
+  )
+  joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[part.cond for part in conds])
+  return rollout, conds[0]._replace(cond=joined)
+
+
+def gather_rewards(
+  pool: RewardPool, pending: Sequence[futures.Future], workdir: pathlib.Path, step: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """`pool.gather`, saving the image that a reward could not score before its error goes on."""
+  try:
+    return pool.gather(pending)
+  except RewardError as error:
+    if error.image is None:
+      raise
+    path = workdir / f"rejected_step_{step:06d}.png"
+    Image.fromarray(pictures.to_uint8(np.nan_to_num(error.image))).save(path)
+    raise RewardError(f"iteration {step}: {error}\nits image is in {path}") from error
+
+
+def check_log_prob_gap(gap: float, step: int, *, max_log_prob_gap: float) -> None:
+  """Raises ValueError if rollout and update disagree about the policy that sampled."""
+  if gap > max_log_prob_gap:
+    raise ValueError(
+      f"iteration {step}: log-probabilities of rollout and update differ by {gap:.2e}, more than "
+      f"config.exactness.max_log_prob_gap = {max_log_prob_gap:.2e}\nimportance ratios are wrong by "
+      "that much; use float32, or raise the bound if you accept it"
+    )

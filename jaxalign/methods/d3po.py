@@ -1,0 +1,43 @@
+"""D3PO: direct preference optimisation of every step of sampled trajectories (arXiv:2311.13231).
+
+Two chains from one initial noise; of each pair of steps the log-ratios to the reference are exact
+Gaussians, clipped (eq. 12 and official code), and go into DPO's loss. As in DDPO, log-probabilities
+are means over latent dimensions, for which the published beta of 0.1 and clip range are tuned.
+"""
+
+from jaxalign import losses
+from jaxalign.diffusion import log_ratios, rollout
+from jaxalign.methods.base import (
+  Method,
+  Parts,
+  StepPairs,
+  for_both,
+  unpair,
+  winner_and_loser,
+)
+from jaxalign.methods.diffusion_dpo import preference_metrics
+
+
+def make(parts: Parts, *, beta: float, clip_range: float) -> Method:
+  """D3PO; `clip_range` in (0, 1) bounds each step's probability ratio to the reference."""
+
+  def loss(params, frozen, batch: StepPairs, key):
+    del key  # nothing is random: the steps were sampled before
+    log_ratio = log_ratios.trajectory_log_ratio(
+      params,
+      frozen["reference"],
+      parts.denoise_fn,
+      parts.process,
+      unpair(batch.x_t),
+      unpair(batch.x_s),
+      for_both(batch.i),
+      batch.cond._replace(cond=for_both(batch.cond.cond)),
+      rollout.mean_over_latents,
+    )
+    clipped = losses.clip_log_ratio(log_ratio, clip_range=clip_range)
+    log_ratio_w, log_ratio_l = winner_and_loser(clipped)
+    values = preference_metrics(*winner_and_loser(log_ratio))
+    values["preference/clip_frac"] = sum(winner_and_loser(clipped != log_ratio)) / 2.0
+    return batch.weight * losses.dpo_loss(log_ratio_w, log_ratio_l, beta=beta), values
+
+  return Method(loss, data="rollout_pairs")

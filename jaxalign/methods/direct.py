@@ -1,0 +1,126 @@
+"""Direct reward fine-tuning: the gradient of a differentiable reward through the sampler.
+
+The methods differ in the window of the chain that is differentiated (`diffusion.backprop`). Each
+adds `kl_weight` times the KL to the reference, in nats over the differentiated steps.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign import losses
+from jaxalign.diffusion import backprop, rollout
+from jaxalign.methods.base import Method, Parts, Prompts
+
+
+def make_draft(parts: Parts, *, num_grad_steps: int, kl_weight: float) -> Method:
+  """DRaFT-K (Clark et al. 2023, arXiv:2309.17400, section 4): the last K = `num_grad_steps` steps.
+
+  0 differentiates through the whole chain (DRaFT); 1 is the paper's cheapest.
+  """
+  K = num_grad_steps or parts.process.table.num_steps
+
+  def sample(params, reference, batch, x_T, key):
+    x_0, kl = _last_steps(key, params, reference, parts, x_T, batch.cond, num_steps=K)
+    return x_0, batch, kl
+
+  return _make(parts, sample, kl_weight)
+
+
+def make_align_prop(
+  parts: Parts, *, mean_grad_steps: float, std_grad_steps: float, kl_weight: float
+) -> Method:
+  """AlignProp (Prabhudesai et al. 2023, arXiv:2310.03739): a random number of last steps.
+
+  It is normal with the given mean and std, rounded, and limited to 1..S-1; one draw for a batch, as
+  a draw for each step would leave gaps in the window.
+  """
+  S = parts.process.table.num_steps
+
+  def sample(params, reference, batch, x_T, key):
+    key_cut, key = jax.random.split(key)
+    drawn = mean_grad_steps + std_grad_steps * jax.random.normal(key_cut)
+    steps = jnp.clip(jnp.round(drawn), 1, max(1, S - 1)).astype(jnp.int32)
+    x_0, kl = _last_steps(
+      key, params, reference, parts, x_T, batch.cond, num_steps=S, first=S - steps
+    )
+    return x_0, batch, kl
+
+  return _make(parts, sample, kl_weight)
+
+
+def make_draft_lv(parts: Parts, *, num_noises: int) -> Method:
+  """DRaFT-LV (arXiv:2309.17400, section 4.2): the last step, from `num_noises` fresh noisings."""
+
+  def sample(params, reference, batch, x_T, key):
+    del reference
+    key_chain, key_noises = jax.random.split(key)
+    constant = jax.lax.stop_gradient(params)
+    rolled = rollout.rollout(
+      key_chain, constant, parts.denoise_fn, parts.process, x_T, batch.cond,
+      rollout.mean_over_latents,
+    )  # fmt: skip
+    repeat = lambda tree: jax.tree.map(lambda leaf: leaf.repeat(num_noises, axis=0), tree)
+    cond = batch.cond._replace(cond=repeat(batch.cond.cond))
+    x_0 = backprop.noised_last_step(
+      key_noises, params, parts.denoise_fn, parts.process, repeat(rolled.x_0), cond
+    )
+    return x_0, Prompts(cond, repeat(batch.features)), jnp.zeros(len(x_0))
+
+  return _make(parts, sample, 0.0)
+
+
+def make_refl(parts: Parts, *, step_range: tuple[float, float], target: float) -> Method:
+  """ReFL (Xu et al. 2023, arXiv:2304.05977, algorithm 1): x_0 as predicted at one random step.
+
+  The step is uniform over the share `step_range` of the chain (the paper: 30 to 39 of 40, that is
+  0.75 to 1), one draw for a batch, and the loss relu(target - reward).
+  """
+  S = parts.process.table.num_steps
+  first, last = (round(share * S) for share in step_range)
+  if not 0 <= first < last <= S:
+    raise ValueError(
+      f"config.method.step_range: expected 0 <= first < last <= 1 with a step between them, got "
+      f"{step_range} of {S} steps"
+    )
+
+  def sample(params, reference, batch, x_T, key):
+    del reference
+    key_step, key = jax.random.split(key)
+    i = jax.random.randint(key_step, (), first, last)
+    x_0 = backprop.one_prediction(
+      key, params, parts.denoise_fn, parts.process, parts.prediction_type, x_T, batch.cond, i=i
+    )
+    return x_0, batch, jnp.zeros(len(x_T))
+
+  return _make(parts, sample, 0.0, target=target)
+
+
+def _last_steps(key, params, reference, parts: Parts, x_T, cond, **window):
+  return backprop.last_steps(
+    key, params, reference, parts.denoise_fn, parts.process, x_T, cond, **window
+  )
+
+
+def _make(parts: Parts, sample, kl_weight: float, target: float | None = None) -> Method:
+  """A method from `sample(params, reference, batch, x_T, key) -> (x_0, batch of x_0, KL)`."""
+  reward_fn = parts.reward
+  if reward_fn is None:
+    raise ValueError(
+      "config.reward: expected rewards that run on the device and can be differentiated, with "
+      "normalize 'none'\nuse a learned one, such as 'shapes_learned'"
+    )
+
+  def loss(params, frozen, batch: Prompts, key):
+    key_start, key_sample = jax.random.split(key)
+    num_prompts = len(jax.tree.leaves(batch.cond.cond)[0])
+    x_T = jax.random.normal(key_start, (num_prompts, *parts.latent_shape))
+    reference = frozen["reference"] if kl_weight else None
+    x_0, scored, kl = sample(params, reference, batch, x_T, key_sample)
+    reward = reward_fn(frozen, parts.decode(frozen, x_0), scored.features)
+    value = losses.reward_loss(reward, target=target) + kl_weight * kl
+    values = {"reward/mean": reward} | ({"kl/window": kl} if kl_weight else {})
+    # Several samples of one prompt are one example.
+    per_prompt = lambda leaf: leaf.reshape(num_prompts, -1).mean(axis=1)
+    return per_prompt(value), jax.tree.map(per_prompt, values)
+
+  return Method(loss, data="prompts")

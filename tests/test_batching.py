@@ -34,7 +34,9 @@ def test_a_plan_by_hand():
     images_per_prompt=6,
     microbatch=3,
     microbatches=8,
-    images_per_update=12,
+    examples=24,
+    slice_size=3,
+    examples_per_update=12,
     steps=STEPS,
     timesteps=3,
     slices=12,
@@ -125,12 +127,12 @@ def test_every_transition_is_trained_once_in_each_epoch():
   plan = solve(timestep_fraction=1.0)
   chosen = batching.selections(plan, seed=3, iteration=8)
   assert len(chosen) == plan.updates == 6
-  every = {(image, i) for image in range(plan.images) for i in STEPS}
+  every = {(image, i) for image in range(plan.examples) for i in STEPS}
   for epoch in (chosen[0:2], chosen[2:4], chosen[4:6]):
     pairs = [
       pair
       for s in epoch
-      for pair in zip(s.image.ravel().tolist(), s.i.ravel().tolist(), strict=True)
+      for pair in zip(s.example.ravel().tolist(), s.i.ravel().tolist(), strict=True)
     ]
     assert len(pairs) == len(every) and set(pairs) == every
 
@@ -140,11 +142,11 @@ def test_part_of_the_timesteps_are_distinct_and_drawn_for_each_image():
   first, second = batching.selections(plan, seed=0, iteration=0)[:2]
   by_image = collections.defaultdict(list)
   for s in (first, second):
-    assert s.image.shape == s.i.shape == (plan.slices, plan.microbatch)
-    assert s.image.dtype == s.i.dtype == np.int32
-    for image, i in zip(s.image.ravel().tolist(), s.i.ravel().tolist(), strict=True):
+    assert s.example.shape == s.i.shape == (plan.slices, plan.microbatch)
+    assert s.example.dtype == s.i.dtype == np.int32
+    for image, i in zip(s.example.ravel().tolist(), s.i.ravel().tolist(), strict=True):
       by_image[image].append(i)
-  assert sorted(by_image) == list(range(plan.images))
+  assert sorted(by_image) == list(range(plan.examples))
   assert all(len(set(steps)) == len(steps) == plan.timesteps for steps in by_image.values())
   assert all(i in STEPS for steps in by_image.values() for i in steps)
   assert len({tuple(steps) for steps in by_image.values()}) > 5  # not one choice for all
@@ -153,9 +155,9 @@ def test_part_of_the_timesteps_are_distinct_and_drawn_for_each_image():
 def test_one_image_is_in_one_update_and_at_most_once_in_a_slice():
   plan = solve()
   first, second = batching.selections(plan, seed=0, iteration=0)[:2]
-  assert not set(first.image.ravel().tolist()) & set(second.image.ravel().tolist())
+  assert not set(first.example.ravel().tolist()) & set(second.example.ravel().tolist())
   for s in (first, second):
-    assert all(len(set(row.tolist())) == plan.microbatch for row in s.image)
+    assert all(len(set(row.tolist())) == plan.microbatch for row in s.example)
 
 
 def test_all_timesteps_are_trained_equally_often():
@@ -171,7 +173,7 @@ def test_all_timesteps_are_trained_equally_often():
 def test_a_pure_function_of_seed_and_iteration():
   def flat(seed, iteration):
     chosen = batching.selections(solve(), seed=seed, iteration=iteration)
-    return np.concatenate([np.concatenate([s.image, s.i]) for s in chosen])
+    return np.concatenate([np.concatenate([s.example, s.i]) for s in chosen])
 
   np.testing.assert_array_equal(flat(5, 2), flat(5, 2))
   for other in (flat(5, 3), flat(6, 2), flat(2, 5)):
@@ -180,4 +182,4 @@ def test_a_pure_function_of_seed_and_iteration():
 
 def test_epochs_are_shuffled_anew():
   chosen = batching.selections(solve(updates_per_epoch=1), seed=0, iteration=0)
-  assert (chosen[0].image != chosen[1].image).any() and (chosen[0].i != chosen[1].i).any()
+  assert (chosen[0].example != chosen[1].example).any() and (chosen[0].i != chosen[1].i).any()

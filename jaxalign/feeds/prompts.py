@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import batching, checks, methods, system
@@ -50,7 +51,9 @@ class PromptBatches:
 
   @staticmethod
   def select(data: methods.Prompts, selected: np.ndarray) -> methods.Prompts:
-    pick = lambda tree: jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[selected], tree)
+    def pick(tree):
+      return jax.tree.map(lambda leaf: jnp.asarray(leaf)[selected], tree)
+
     return methods.Prompts(data.cond._replace(cond=pick(data.cond.cond)), pick(data.features))
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:

@@ -59,7 +59,10 @@ def make_draft_lv(parts: Parts, *, num_noises: int) -> Method:
       key_chain, constant, parts.denoise_fn, parts.process, x_T, batch.cond,
       rollout.mean_over_latents,
     )  # fmt: skip
-    repeat = lambda tree: jax.tree.map(lambda leaf: leaf.repeat(num_noises, axis=0), tree)
+
+    def repeat(tree):
+      return jax.tree.map(lambda leaf: leaf.repeat(num_noises, axis=0), tree)
+
     cond = batch.cond._replace(cond=repeat(batch.cond.cond))
     x_0 = backprop.noised_last_step(
       key_noises, params, parts.denoise_fn, parts.process, repeat(rolled.x_0), cond
@@ -119,8 +122,10 @@ def _make(parts: Parts, sample, kl_weight: float, target: float | None = None) -
     reward = reward_fn(frozen, parts.decode(frozen, x_0), scored.features)
     value = losses.reward_loss(reward, target=target) + kl_weight * kl
     values = {"reward/mean": reward} | ({"kl/window": kl} if kl_weight else {})
-    # Several samples of one prompt are one example.
-    per_prompt = lambda leaf: leaf.reshape(num_prompts, -1).mean(axis=1)
+
+    def per_prompt(leaf):  # several samples of one prompt are one example
+      return leaf.reshape(num_prompts, -1).mean(axis=1)
+
     return per_prompt(value), jax.tree.map(per_prompt, values)
 
   return Method(loss, data="prompts")

@@ -1,0 +1,269 @@
+"""DDPO's identities and its updates, on a denoiser one can see through."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy_policy import (
+  ADVANTAGES,
+  FROZEN,
+  GUIDED,
+  NUM_IMAGES,
+  NUM_STEPS,
+  PARAMS,
+  PARTS,
+  PROCESS,
+  SHAPE,
+  select_transitions,
+  selection,
+  trajectories,
+)
+
+from jaxalign import batching, methods, update
+from jaxalign.diffusion import rollout
+from jaxalign.feeds import rollouts
+from jaxalign.state import init_state
+
+KWARGS = {"ddpo": {"clip_range": 1e-4, "kl_weight": 0.0}, "ddpo_sf": {"kl_weight": 0.0}}
+
+
+def make(name, **changes):
+  return methods.make(name, PARTS, **{**KWARGS[name], **changes})
+
+
+def batch_of(image, i, **changes):
+  batch = select_transitions((trajectories(), ADVANTAGES), selection(image, i))
+  return dataclasses.replace(batch, **changes)
+
+
+def batch_anywhere():
+  return batch_of([5, 0, 3, 2, 2], [0, 3, 1, 2, 0])
+
+
+@functools.cache  # one compilation for each method and batch shape
+def loss_and_grad_fn(name, **changes):
+  method = make(name, **changes)
+
+  def loss_and_grad(params, batch):
+    def total(params):
+      loss, values = method.loss(params, FROZEN, batch, jax.random.key(0))
+      return loss.sum(), (loss, values)
+
+    return jax.value_and_grad(total, has_aux=True)(params)
+
+  return jax.jit(loss_and_grad)
+
+
+def loss_and_grad(name, batch, params=PARAMS, **changes):
+  """`((sum of loss, (loss [B], metrics)), gradient of the sum)`."""
+  return loss_and_grad_fn(name, **changes)(params, batch)
+
+
+@pytest.mark.parametrize("name", KWARGS)
+def test_no_gradient_to_what_was_sampled(name):
+  batch = batch_anywhere()
+
+  def total(old_log_prob, x_s, advantages):
+    changed = batch_of(
+      [5, 0, 3, 2, 2], [0, 3, 1, 2, 0], old_log_prob=old_log_prob, x_s=x_s, advantages=advantages
+    )
+    return make(name).loss(PARAMS, FROZEN, changed, jax.random.key(0))[0].sum()
+
+  given = (batch.old_log_prob, batch.x_s, batch.advantages)
+  for leaf in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*given):
+    assert not leaf.any()
+
+
+@pytest.mark.parametrize("name", KWARGS)
+def test_an_advantage_of_zero_teaches_nothing(name):
+  batch = batch_anywhere()
+  batch = dataclasses.replace(batch, advantages=jnp.zeros_like(batch.advantages))
+  _, grad = loss_and_grad(name, batch)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(grad))
+
+
+# ---- the log-probability
+
+
+@jax.jit
+def distribution(params, batch):
+  return rollout.step_distribution(params, GUIDED, PROCESS, batch.x_t, batch.i, batch.cond)
+
+
+def test_the_log_probability_is_the_mean_over_latents_by_hand():
+  # mean of (0, 1, ..., 29) is 14.5; the sum would be 435.
+  elementwise = jnp.arange(30.0).reshape(1, *SHAPE)
+  np.testing.assert_allclose(rollout.mean_over_latents(elementwise), [14.5])
+  np.testing.assert_allclose(rollout.mean_over_latents(jnp.ones((4, 7))), np.ones(4))
+
+
+def test_the_loss_of_one_step_by_hand():
+  """x_s one standard deviation above its mean everywhere: log p = -1/2 - log std - log(2 pi)/2."""
+  batch = batch_of([1], [2])
+  mean, std = distribution(PARAMS, batch)
+  log_prob = -0.5 - np.log(float(std.squeeze())) - 0.5 * np.log(2 * np.pi)
+  batch = batch_of([1], [2], x_s=mean + std, advantages=jnp.array([2.0]))
+  (_, (loss, _)), _ = loss_and_grad("ddpo_sf", batch)
+  np.testing.assert_allclose(loss, [-2.0 * log_prob], rtol=1e-5)
+  # With log p_old = log p - log 1.5 the ratio is 1.5 whatever the number of latents, 30 here.
+  batch = batch_of(
+    [1], [2], x_s=mean + std, old_log_prob=jnp.array([log_prob - np.log(1.5)], jnp.float32),
+    advantages=jnp.array([-2.0]),
+  )  # fmt: skip
+  (_, (loss, values)), _ = loss_and_grad("ddpo", batch, clip_range=0.1)
+  np.testing.assert_allclose(values["policy/ratio"], [1.5], rtol=1e-5)
+  np.testing.assert_allclose(loss, [3.0], rtol=1e-5)  # -min(1.5 * -2, 1.1 * -2)
+
+
+@pytest.mark.parametrize(
+  "advantage, log_ratio, loss, has_gradient",
+  [
+    (1.0, 0.5, -1.1, False),  # far up and good: clipped
+    (1.0, -0.5, -np.exp(-0.5), True),  # far down and good: a plain clamp would lose this gradient
+    (-1.0, 0.5, np.exp(0.5), True),  # far up and bad: and this one
+    (-1.0, -0.5, 0.9, False),  # far down and bad: clipped
+    (1.0, 0.05, -np.exp(0.05), True),  # inside
+  ],
+)
+def test_the_surrogate_is_pessimistic_and_no_plain_clamp(advantage, log_ratio, loss, has_gradient):
+  batch = batch_of([4], [1], advantages=jnp.array([advantage]))
+  log_prob = batch.old_log_prob  # on-policy: that of PARAMS
+  batch = batch_of(
+    [4], [1], advantages=jnp.array([advantage]), old_log_prob=log_prob - jnp.float32(log_ratio)
+  )
+  (actual, (_, values)), grad = loss_and_grad("ddpo", batch, clip_range=0.1)
+  np.testing.assert_allclose(actual, loss, rtol=1e-5)
+  assert any(bool(leaf.any()) for leaf in jax.tree.leaves(grad)) == has_gradient
+  np.testing.assert_array_equal(values["policy/clip_frac"], [float(abs(log_ratio) > 0.1)])
+
+
+# ---- on-policy identities, through rollout, selection and loss
+
+
+def all_transitions(slices, microbatch):
+  """Every transition once, in a fixed shuffle."""
+  pairs = np.random.default_rng(0).permutation(NUM_IMAGES * NUM_STEPS).astype(np.int32)
+  shape = (slices, microbatch)
+  return batching.Selection((pairs // NUM_STEPS).reshape(shape), (pairs % NUM_STEPS).reshape(shape))
+
+
+def test_selection_takes_the_right_transitions():
+  rolled, cond = trajectories()
+  batch = batch_of([5, 0], [2, 3])
+  for row, (image, i) in enumerate([(5, 2), (0, 3)]):
+    np.testing.assert_array_equal(batch.x_t[row], rolled.x[i, image])
+    np.testing.assert_array_equal(batch.x_s[row], rolled.x[i + 1, image])
+    assert batch.old_log_prob[row] == rolled.log_prob[i, image]
+    assert batch.advantages[row] == ADVANTAGES[image] and batch.i[row] == i
+    np.testing.assert_array_equal(batch.cond.cond["text"][row], cond.cond["text"][image])
+  assert batch.cond.uncond["text"].shape == (1, 2)  # shared, so not gathered
+
+
+def test_collect_joins_along_the_images():
+  rolled, cond = trajectories()
+  assert rolled.x.shape == (NUM_STEPS + 1, NUM_IMAGES, *SHAPE)
+  assert rolled.log_prob.shape == (NUM_STEPS, NUM_IMAGES)
+  assert cond.cond["text"].shape == (NUM_IMAGES, 2)
+  second = jax.random.normal(jax.random.key(1), (3, 2)) * 0.1
+  np.testing.assert_allclose(cond.cond["text"][3:], second, rtol=1e-6)
+
+
+@jax.jit
+def score(params, batch):
+  return rollout.step_log_prob(
+    params, GUIDED, PROCESS, batch.x_t, batch.x_s, batch.i, batch.cond, rollout.mean_over_latents
+  )
+
+
+def test_the_ratio_on_policy_is_exactly_one():
+  """In slices as large as the microbatches of the rollout, which is what a plan makes them."""
+  moved = {**PARAMS, "w": PARAMS["w"] + 0.01}
+  for image, i in zip(*all_transitions(8, 3), strict=True):
+    batch = batch_of(image, i)
+    np.testing.assert_array_equal(score(PARAMS, batch), batch.old_log_prob)
+    # In the program of the loss XLA may contract mean and difference, and then the new
+    # log-probability is never rounded: the gap is below an ulp and the ratio a neighbour of 1.
+    (_, (_, values)), _ = loss_and_grad("ddpo", batch)
+    np.testing.assert_allclose(values["policy/ratio"], np.ones(3), rtol=0, atol=1.3e-7)
+    assert values["policy/log_prob_gap"].max() < 1.3e-7 and not values["policy/clip_frac"].any()
+    (_, (_, values)), _ = loss_and_grad("ddpo", batch, moved)
+    assert (np.abs(values["policy/ratio"] - 1) > 1e-6).all()
+
+
+def test_on_policy_the_gradients_of_both_estimators_are_equal():
+  for image, i in zip(*all_transitions(8, 3), strict=True):
+    grads = [loss_and_grad(name, batch_of(image, i))[1] for name in ("ddpo", "ddpo_sf")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *grads)
+
+
+def test_the_gradient_is_that_of_the_gaussian_in_closed_form():
+  """d log p / d b = mean over latents of (x_s - mean) / std^2 * d mean / d b; linear in b."""
+  batch = batch_of([3], [1])
+  mean, std = distribution(PARAMS, batch)
+  bumped = {**PARAMS, "b": PARAMS["b"] + jnp.array([1.0, 0.0])}
+  mean_bumped, _ = distribution(bumped, batch)
+  expected = np.mean((batch.x_s - mean) / std**2 * (mean_bumped - mean))
+  _, grad = loss_and_grad("ddpo_sf", batch)
+  np.testing.assert_allclose(grad["b"][0], -float(batch.advantages[0]) * expected, rtol=2e-3)
+
+
+# ---- updates
+
+
+def full(params, base):
+  return {**base, **params}
+
+
+SGD = optax.sgd(1.0)
+
+
+@functools.cache
+def update_fn(ema_decay):
+  return update.jit_update(make("ddpo"), SGD, full, rollouts.Rollouts.select, ema_decay=ema_decay)
+
+
+def updated(selected, ema_decay=0.5):
+  state = init_state(PARAMS, SGD, None, with_ema=ema_decay > 0)
+  arguments = (FROZEN, (trajectories(), ADVANTAGES), selected, 0, 0, 0)
+  return update_fn(ema_decay)(state, *arguments)
+
+
+def test_slices_add_up_to_one_big_slice():
+  big, big_values = updated(all_transitions(1, 24))
+  for slices in (4, 24):
+    small, values = updated(all_transitions(slices, 24 // slices))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), small, big)
+    np.testing.assert_allclose(values["grad/norm"], big_values["grad/norm"], rtol=1e-5)
+    assert values["loss/total"].shape == (slices, 24 // slices)
+    for metric, value in values.items():
+      np.testing.assert_allclose(
+        np.ravel(value), np.ravel(big_values[metric]), rtol=1e-5, atol=1e-6, err_msg=metric
+      )
+
+
+def test_an_update_is_the_mean_gradient_times_the_rate_and_the_average_follows():
+  state, values = updated(all_transitions(4, 6))
+  (everything,) = zip(*all_transitions(1, 24), strict=True)
+  _, grad = loss_and_grad("ddpo", batch_of(*everything))
+  for name, start in PARAMS.items():
+    step = grad[name] / 24  # of a sum over 24 transitions
+    np.testing.assert_allclose(state.params[name], start - step, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.ema_params[name], start - step / 2, rtol=1e-5, atol=1e-6)
+  norm = np.sqrt(sum(float(jnp.sum((g / 24) ** 2)) for g in jax.tree.leaves(grad)))
+  np.testing.assert_allclose(values["grad/norm"], norm, rtol=1e-5)
+
+
+def test_without_an_average_there_is_none():
+  state, _ = updated(all_transitions(4, 6), ema_decay=0.0)
+  assert state.ema_params is None and state.sampling_params is state.params
+
+
+def test_the_state_is_donated_and_the_start_is_not_lost():
+  state = init_state(PARAMS, SGD, None, with_ema=True)
+  arguments = (FROZEN, (trajectories(), ADVANTAGES), all_transitions(4, 6), 0, 0, 0)
+  jax.block_until_ready(update_fn(0.5)(state, *arguments))
+  assert state.params["b"].is_deleted() and not PARAMS["b"].is_deleted()

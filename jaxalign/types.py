@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Programs take both; step tables, selections and weights as read from a file are numpy. Where the
@@ -34,3 +35,8 @@ def expand_to(per_example: Array, like: Array) -> Array:
   if per_example.ndim == 0:
     return per_example
   return per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))
+
+
+def at_least_float32(x: Array) -> jax.Array:
+  """`x` in float32 if it is narrower, or an integer; float64 stays, where JAX has been told to."""
+  return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxalign.diffusion import gaussian, log_ratios, predictions, rollout, schedules
 from jaxalign.diffusion.transitions import Process
-from jaxalign.types import Array, DenoiseFn, Key, Params
+from jaxalign.types import Array, DenoiseFn, Key, Params, at_least_float32
 
 
 def last_steps(
@@ -84,7 +84,7 @@ def one_prediction(
   """
   x_t = _without_gradient(key, params, denoise_fn, process, x_T, cond, i)
   step = process.table[jnp.full(x_T.shape[:1], i)]
-  prediction = denoise_fn(params, x_t, step.t, cond).astype(jnp.float32)
+  prediction = at_least_float32(denoise_fn(params, x_t, step.t, cond))
   x_0, _ = predictions.to_x_0_and_eps(
     prediction, x_t, step.alpha_t, step.sigma_t, prediction_type
   )
@@ -134,5 +134,5 @@ def _without_gradient(key, params, denoise_fn, process, x_T, cond, num_steps):
   def body(i, x_t):
     return _step(key, params, None, denoise_fn, process, x_t, i, cond)[0]
 
-  x = jax.lax.stop_gradient(x_T.astype(jnp.float32))
+  x = jax.lax.stop_gradient(at_least_float32(x_T))
   return jax.lax.stop_gradient(jax.lax.fori_loop(0, num_steps, body, x))

@@ -10,15 +10,15 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxalign.types import Array, Key
+from jaxalign.types import Array, Key, at_least_float32
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def sample(key: Key, mean: Array, std: Array) -> Array:
   """mean + std z with z ~ N(0, I); float32, the shape of `mean`; `std` broadcasts against it."""
-  z = jax.random.normal(key, mean.shape, jnp.float32)
-  return mean.astype(jnp.float32) + std * z
+  mean = at_least_float32(mean)
+  return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
 
 
 def log_prob(x: Array, mean: Array, std: Array) -> Array:
@@ -28,7 +28,7 @@ def log_prob(x: Array, mean: Array, std: Array) -> Array:
 
   `std` broadcasts against `x` and must be positive.
   """
-  x, mean = x.astype(jnp.float32), mean.astype(jnp.float32)
+  x, mean = at_least_float32(x), at_least_float32(mean)
   return -0.5 * jnp.square((x - mean) / std) - jnp.log(std) - _HALF_LOG_TWO_PI
 
 
@@ -39,5 +39,5 @@ def kl(mean_1: Array, mean_2: Array, std: Array) -> Array:
 
   `std` broadcasts against the means and must be positive.
   """
-  mean_1, mean_2 = mean_1.astype(jnp.float32), mean_2.astype(jnp.float32)
+  mean_1, mean_2 = at_least_float32(mean_1), at_least_float32(mean_2)
   return 0.5 * jnp.square((mean_1 - mean_2) / std)

@@ -13,27 +13,11 @@ import jax.numpy as jnp
 from jaxalign.diffusion import gaussian, predictions, rollout, schedules
 from jaxalign.diffusion.schedules import StepTable
 from jaxalign.diffusion.transitions import Moments, Process
-from jaxalign.types import Array, DenoiseFn, Params
+from jaxalign.types import Array, DenoiseFn, Params, at_least_float32
 
 # weight(step, x_0, prediction_type) -> scalar or [B], what a mean squared error of the network's
 # prediction counts in the log-ratio at the noise levels `step`.
 TimeWeight = Callable[[StepTable, Array, str], Array | float]
-
-
-def denoising_error(
-  params: Params,
-  denoise_fn: DenoiseFn,
-  step: StepTable,  # fields [B]
-  prediction_type: str,
-  x_0: Array,  # [B, *D]
-  eps: Array,  # [B, *D]
-  cond: Any,
-) -> Array:  # [B]
-  """Mean over latents of the squared error of the network's prediction at x_t, in float32."""
-  x_t = schedules.add_noise(x_0, eps, step.alpha_t, step.sigma_t)
-  prediction = denoise_fn(params, x_t, step.t, cond).astype(jnp.float32)
-  target = predictions.target(x_0, eps, step.alpha_t, step.sigma_t, prediction_type)
-  return rollout.mean_over_latents(jnp.square(prediction - target))
 
 
 def denoising_log_ratio(
@@ -51,12 +35,16 @@ def denoising_log_ratio(
 
     log_ratio = -weight(step) (e_theta - e_ref)
 
-  The same x_t for both (Wallace et al. 2023, arXiv:2311.12908, eq. 14).
+  e is the mean over latents of the prediction's squared error, at the same x_t for both (Wallace et al. 2023, arXiv:2311.12908, eq. 14).
   """
-  args = (denoise_fn, step, prediction_type, x_0, eps, cond)
-  error = denoising_error(params, *args)
-  reference_error = jax.lax.stop_gradient(denoising_error(reference, *args))
-  return -weight(step, x_0, prediction_type) * (error - reference_error)
+  x_t = schedules.add_noise(x_0, eps, step.alpha_t, step.sigma_t)
+  target = predictions.target(x_0, eps, step.alpha_t, step.sigma_t, prediction_type)
+  prediction = at_least_float32(denoise_fn(params, x_t, step.t, cond))
+  other = jax.lax.stop_gradient(at_least_float32(denoise_fn(reference, x_t, step.t, cond)))
+  # As a product: the difference of two mean squares near 1 would have lost the digits that a beta
+  # of 5000 asks for.
+  excess = (prediction - other) * ((prediction - target) + (other - target))
+  return -weight(step, x_0, prediction_type) * rollout.mean_over_latents(excess)
 
 
 def half(step: StepTable, x_0: Array, prediction_type: str) -> float:

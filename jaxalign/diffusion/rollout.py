@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxalign.diffusion import gaussian
 from jaxalign.diffusion.transitions import Moments, Process
-from jaxalign.types import Array, DenoiseFn, Key, Params
+from jaxalign.types import Array, DenoiseFn, Key, Params, at_least_float32
 
 # Reduces elementwise log-probabilities [B, *D] to [B]. It has no default: a clip range tuned for
 # the mean over latent dimensions means nothing for the sum.
@@ -50,7 +50,7 @@ def step_distribution(
 ) -> Moments:
   """Mean `[B, *D]` and std `[B, 1, ...]` of x_s given x_t: the policy at step i, in float32."""
   step = process.table[i]
-  prediction = denoise_fn(params, x_t, step.t, cond).astype(jnp.float32)
+  prediction = at_least_float32(denoise_fn(params, x_t, step.t, cond))
   return process.transition(x_t, prediction, step)
 
 
@@ -96,7 +96,7 @@ def rollout(
   reparameterisation; for the gradient of `log_prob` use `step_log_prob` on the stored trajectory,
   whose x_t is data.
   """
-  x_T = x_T.astype(jnp.float32)
+  x_T = at_least_float32(x_T)
 
   def body(x_t: Array, i: Array) -> tuple[Array, tuple[Array, Array]]:
     per_example = jnp.full(x_t.shape[:1], i)

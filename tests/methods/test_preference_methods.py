@@ -1,0 +1,176 @@
+"""Diffusion-DPO, IPO and D3PO: identities at the reference, the published values, the clamp."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_policy
+from toy_policy import FROZEN, PARAMS, PARTS, REFERENCE
+
+from jaxalign import methods
+from jaxalign.diffusion import log_ratios, rollout
+from jaxalign.methods import diffusion_dpo
+
+GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
+DPO_CASES = [
+  case
+  for case in json.loads((GOLDEN / "transitions_and_losses.json").read_text())
+  if case["kind"] == "diffusion_dpo"
+]
+
+
+@functools.cache
+def loss_fn(name, **kwargs):
+  return jax.jit(methods.make(name, PARTS, **kwargs).loss)
+
+
+@pytest.mark.parametrize("case", DPO_CASES, ids=lambda case: case["case"])
+def test_diffusion_dpo_equals_the_published_implementation(case):
+  """Its predictions and targets as they are: a network that predicts x_0, which is the target.
+
+  The published code subtracts float32 errors near 1 and multiplies by beta, so its logits carry an
+  error of about beta * 2.5e-7 and its losses one of 1e-4: its arrays in float64 say so. Ours agrees
+  with float64 to 1e-5, and with the published values within their error.
+  """
+  arrays = np.load(GOLDEN / "transitions_and_losses.npz")
+  order = [0, 3, 1, 4, 2, 5]  # theirs is all winners and then all losers
+  pred, target, ref_pred = (
+    arrays[f"{case['case']}/{name}"][order] for name in ("pred", "target", "ref_pred")
+  )
+  parts = PARTS._replace(
+    conditional_fn=lambda params, x_t, t, cond: params["prediction"], prediction_type="x_0"
+  )
+  method = methods.make("dpo", parts, beta=case["beta"], time_weight="half")
+  batch = methods.Pairs(target.reshape(3, 2, *target.shape[1:]), {}, jnp.ones(3))
+  frozen = {"reference": {"prediction": ref_pred}}
+  loss, values = method.loss({"prediction": pred}, frozen, batch, jax.random.key(0))
+
+  error, ref_error = (
+    np.mean(np.square(p.astype(np.float64) - target), axis=(1, 2, 3)) for p in (pred, ref_pred)
+  )
+  excess = error - ref_error
+  exact = -0.5 * case["beta"] * (excess[0::2] - excess[1::2])
+  logit = case["beta"] * values["preference/margin"]
+  np.testing.assert_allclose(logit, exact, rtol=1e-5)
+  np.testing.assert_allclose(loss, np.log1p(np.exp(-exact)), rtol=1e-5)
+  published = arrays[f"{case['case']}/implicit_logit"]
+  np.testing.assert_allclose(values["preference/margin"], published / case["beta"], atol=3e-7)
+  np.testing.assert_allclose(loss.mean(), arrays[f"{case['case']}/loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name,kwargs,expected", [
+  ("dpo", {"beta": 5000.0, "time_weight": "half"}, np.log(2.0)),
+  ("dpo", {"beta": 0.1, "time_weight": "elbo"}, np.log(2.0)),
+  ("ipo", {"tau": 0.1, "time_weight": "half"}, 25.0),
+  ("d3po", {"beta": 0.1, "clip_range": 0.1}, np.log(2.0)),
+])
+def test_at_the_reference_the_loss_is_known_and_nothing_is_preferred(name, kwargs, expected):
+  batch = toy_policy.make_batch(methods.make(name, PARTS, **kwargs).data)
+  loss, values = loss_fn(name, **kwargs)(REFERENCE, FROZEN, batch, jax.random.key(1))
+  np.testing.assert_allclose(loss, expected * batch.weight, rtol=1e-6)
+  np.testing.assert_allclose(values["preference/margin"], np.zeros(3), atol=1e-6)
+
+
+@pytest.mark.parametrize("name,kwargs", [
+  ("dpo", {"beta": 50.0, "time_weight": "half"}),
+  ("d3po", {"beta": 0.1, "clip_range": 0.5}),
+])
+def test_swapping_winner_and_loser_negates_the_margin(name, kwargs):
+  batch = toy_policy.make_batch(methods.make(name, PARTS, **kwargs).data)
+  first = "x_0" if name == "dpo" else "x_s"
+  swapped = dataclasses.replace(batch, **{first: getattr(batch, first)[:, ::-1]})
+  if name == "d3po":
+    swapped = dataclasses.replace(swapped, x_t=batch.x_t[:, ::-1])
+  key = jax.random.key(3)
+  _, values = loss_fn(name, **kwargs)(PARAMS, FROZEN, batch, key)
+  _, other = loss_fn(name, **kwargs)(PARAMS, FROZEN, swapped, key)
+  np.testing.assert_allclose(
+    values["preference/margin"], -other["preference/margin"], rtol=1e-4, atol=1e-7
+  )
+
+
+def test_winner_and_loser_share_level_and_noise():
+  """A pair of one sample twice has no margin, whatever the policy."""
+  batch = toy_policy.make_batch("pairs")
+  same = dataclasses.replace(batch, x_0=batch.x_0[:, :1].repeat(2, axis=1))
+  _, values = loss_fn("dpo", beta=50.0, time_weight="half")(PARAMS, FROZEN, same, jax.random.key(4))
+  np.testing.assert_allclose(values["preference/margin"], np.zeros(3), atol=1e-7)
+  assert values["preference/log_ratio_w"].any()
+
+
+def test_one_step_of_dpo_lowers_the_error_of_the_winner_and_raises_the_losers():
+  batch = toy_policy.make_batch("pairs")
+  fn, key = loss_fn("dpo", beta=50.0, time_weight="half"), jax.random.key(5)
+  # At the reference, where beta d = 0 and both samples pull equally.
+  slope = jax.grad(lambda p: fn(p, FROZEN, batch, key)[0].sum())(REFERENCE)
+  moved = jax.tree.map(lambda p, g: p - 1e-3 * g, REFERENCE, slope)
+  _, values = fn(moved, FROZEN, batch, key)
+  assert (values["preference/margin"] * batch.weight).sum() > 0
+
+
+def test_a_tie_of_weight_zero_teaches_nothing():
+  batch = toy_policy.make_batch("rollout_pairs")
+  none = dataclasses.replace(batch, weight=jnp.zeros(3))
+  fn = loss_fn("d3po", beta=0.1, clip_range=0.1)
+  slope = jax.grad(lambda p: fn(p, FROZEN, none, jax.random.key(0))[0].sum())(PARAMS)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(slope))
+
+
+def test_d3po_by_hand_on_steps_whose_log_ratio_is_set():
+  """x_s half way between the two means plus a shift: the log-ratio is shift * gap / std^2."""
+  batch = toy_policy.make_batch("rollout_pairs")
+  flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
+  i = np.repeat(np.asarray(batch.i), 2)
+  cond = batch.cond._replace(cond=jax.tree.map(lambda c: c.repeat(2, axis=0), batch.cond.cond))
+  both = [
+    rollout.step_distribution(p, PARTS.denoise_fn, PARTS.process, flat(batch.x_t), i, cond)
+    for p in (PARAMS, REFERENCE)
+  ]
+  (mean, std), (reference_mean, _) = both
+  wanted = np.array([0.05, -0.03, 0.5, -0.5, 0.02, 0.04], np.float32)  # per latent, w and l in turn
+  gap = mean - reference_mean
+  shift = wanted[:, None, None, None] * std**2 / gap
+  x_s = (0.5 * (mean + reference_mean) + shift).reshape(batch.x_s.shape)
+  made = dataclasses.replace(batch, x_s=x_s, weight=jnp.ones(3))
+  loss, values = loss_fn("d3po", beta=0.1, clip_range=0.1)(PARAMS, FROZEN, made, jax.random.key(0))
+  margin = np.array([0.05 + 0.03, 1.0, 0.02 - 0.04])
+  np.testing.assert_allclose(values["preference/margin"], margin, rtol=2e-3, atol=2e-3)
+  clipped = np.array([0.08, np.log(1.1) - np.log(0.9), -0.02])
+  np.testing.assert_allclose(loss, np.log1p(np.exp(-0.1 * clipped)), rtol=3e-4)
+  np.testing.assert_array_equal(values["preference/clip_frac"], [0.0, 1.0, 0.0])
+
+
+def test_prompts_of_a_pair_are_not_mixed_up():
+  """Changing the third prompt changes the third loss alone."""
+  batch = toy_policy.make_batch("pairs")
+  text = batch.cond["text"].at[2].add(0.5)
+  fn, key = loss_fn("dpo", beta=50.0, time_weight="half"), jax.random.key(6)
+  before, _ = fn(PARAMS, FROZEN, batch, key)
+  after, _ = fn(PARAMS, FROZEN, dataclasses.replace(batch, cond={"text": text}), key)
+  assert (before[:2] == after[:2]).all() and before[2] != after[2]
+
+
+def test_an_unknown_time_weight_is_named():
+  with pytest.raises(ValueError, match="expected one of half, elbo; got 'snr'"):
+    methods.make("dpo", PARTS, beta=1.0, time_weight="snr")
+
+
+def test_any_loss_on_log_ratios_makes_a_method():
+  """The loss, the estimator and the time weight are chosen independently."""
+  square = lambda w, l: jnp.square(w) + jnp.square(l)  # noqa: E731
+  batch = toy_policy.make_batch("pairs")
+  key = jax.random.key(7)
+  elbo = diffusion_dpo.make(PARTS, square, time_weight="elbo").loss(PARAMS, FROZEN, batch, key)[1]
+  half = diffusion_dpo.make(PARTS, square, time_weight="half").loss(PARAMS, FROZEN, batch, key)[1]
+  level = jax.random.randint(jax.random.split(key)[0], (3,), 0, PARTS.levels.num_steps)
+  weight = log_ratios.make_elbo(PARTS.levels.num_steps)(
+    PARTS.levels[level], batch.x_0[:, 0], PARTS.prediction_type
+  )
+  np.testing.assert_allclose(
+    elbo["preference/margin"], 2.0 * weight * half["preference/margin"], rtol=1e-4
+  )

@@ -8,6 +8,7 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "jaxalign/__init__.py").read_text())[1]
 
+DATA = ["pyarrow>=18.0"]
 DIFFUSERS = ["diffusers>=0.35", "peft>=0.17", "accelerate>=1.0"]
 
 setuptools.setup(
@@ -42,8 +43,9 @@ setuptools.setup(
   extras_require={
     "cuda12": ["jax[cuda12]>=0.10"],
     "cuda13": ["jax[cuda13]>=0.10"],
+    "data": DATA,
     "diffusers": DIFFUSERS,
-    "test": ["pytest>=8.0", "torch==2.13.0", *DIFFUSERS],
+    "test": ["pytest>=8.0", "torch==2.13.0", *DIFFUSERS, *DATA],
     "dev": ["mypy>=1.10", "ruff>=0.8"],
   },
 )

@@ -10,7 +10,7 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 LABELS = ("prob", "rank", "binary", "scores")
 
@@ -51,7 +51,9 @@ def decode(image: pathlib.Path | bytes) -> np.ndarray:
     with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
       return _to_rgb(ImageOps.exif_transpose(opened))
   except Exception as error:  # in a broken file Pillow's decoders raise nearly anything
-    raise ValueError(f"unreadable image: expected a whole image in {name}: {error}") from error
+    unknown = isinstance(error, UnidentifiedImageError)
+    fault = "of no kind that Pillow knows" if unknown else error
+    raise ValueError(f"unreadable image: expected a whole image in {name}: {fault}") from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -60,7 +60,9 @@ def generate(
   process = {"transition": "ddim", "num_steps": num_steps, "eta": eta}
   pairs = _sample(prompts, seed, microbatch, process=process, guidance={"scale": guidance_scale})
   images, scores = [], np.zeros((num_pairs, 2))
-  for row, pair in enumerate(tqdm.tqdm(pairs, "sampling pairs", num_pairs, unit="pair")):
+  # They come in bursts of a microbatch, so time left is told from the mean speed.
+  progress = tqdm.tqdm(pairs, "sampling pairs", num_pairs, unit="pair", smoothing=0)
+  for row, pair in enumerate(progress):
     images.append([_png(image) for image in pair])
     scores[row] = _judge(pair, prompts[row])
   p = first_better(scores, temperature)

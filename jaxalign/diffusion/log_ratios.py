@@ -35,7 +35,8 @@ def denoising_log_ratio(
 
     log_ratio = -weight(step) (e_theta - e_ref)
 
-  e is the mean over latents of the prediction's squared error, at the same x_t for both (Wallace et al. 2023, arXiv:2311.12908, eq. 14).
+  e is the mean over latents of the squared error of the prediction, at the same x_t for both
+  (Wallace et al. 2023, arXiv:2311.12908, eq. 14).
   """
   x_t = schedules.add_noise(x_0, eps, step.alpha_t, step.sigma_t)
   target = predictions.target(x_0, eps, step.alpha_t, step.sigma_t, prediction_type)

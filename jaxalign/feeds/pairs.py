@@ -105,6 +105,6 @@ def read_pairs(
     size: (height, width) of the model's images.
   """
   if not 0.0 <= prompt_dropout <= 1.0:
-    raise ValueError(f"config.data.prompt_dropout: expected a share in [0, 1], got {prompt_dropout}")
+    raise ValueError(f"config.data.prompt_dropout: expected 0 to 1, got {prompt_dropout}")
   records, report = preference_files.load(source, max_bad_fraction=max_bad_fraction)
   return PreferencePairs(records, size=size, ties=ties, resize=resize), report, prompt_dropout

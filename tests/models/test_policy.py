@@ -71,7 +71,7 @@ def test_the_first_gradient_of_an_adapter_reaches_b_only():
 
 
 def test_rank_zero_shares_everything_with_the_reference():
-  """`init_state` copies what is trained; a second copy here would be a whole network for nothing."""
+  """`init_state` copies what is trained; a copy here would be a whole network for nothing."""
   made = make(rank=0, targets="")
   assert set(made.params) == {"params"} and made.base == {"params": {}}
   pairs = zip(jax.tree.leaves(made.params["params"]), jax.tree.leaves(BASE), strict=True)

@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     # error is a mean over latent dimensions, 32 times fewer here.
     "beta": 500.0,
     "time_weight": "half",  # or "elbo", log-ratios in nats
+    "num_draws": 1,  # noise levels that the log-ratio of a pair is averaged over
   })
 
   config.optim = config_dict.ConfigDict({
@@ -84,7 +85,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
 
 def _ipo(config):
-  config.method = {"name": "ipo", "tau": 100.0, "time_weight": "half"}
+  config.method = {"name": "ipo", "tau": 100.0, "time_weight": "half", "num_draws": 1}
 
 
 def _lora(config):

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from jaxalign import losses
 from jaxalign.diffusion import log_ratios
@@ -20,51 +21,69 @@ from jaxalign.types import Array
 PreferenceLoss = Callable[[Array, Array], Array]
 
 
-def make_dpo(parts: Parts, *, beta: float, time_weight: str) -> Method:
-  """Diffusion-DPO (eq. 14). With time_weight "half", beta is that of the published code: 2000 to
-  5000 for Stable Diffusion at 512 pixels.
+def make_dpo(parts: Parts, *, beta: float, **estimator) -> Method:
+  """Diffusion-DPO (eq. 14); `estimator` as in `make`.
+
+  With time_weight "half", beta is that of the published code: 2000 to 5000 for Stable Diffusion at
+  512 pixels.
   """
-  return make(parts, functools.partial(losses.dpo_loss, beta=beta), time_weight=time_weight)
+  return make(parts, functools.partial(losses.dpo_loss, beta=beta), **estimator)
 
 
-def make_ipo(parts: Parts, *, tau: float, time_weight: str) -> Method:
-  """IPO (arXiv:2310.12036 eq. 17) on denoising errors. The target, 1 / (2 tau), is on the scale
-  of the log-ratio that `time_weight` chooses.
+def make_ipo(parts: Parts, *, tau: float, **estimator) -> Method:
+  """IPO (arXiv:2310.12036 eq. 17) on denoising errors; `estimator` as in `make`.
+
+  The target, 1 / (2 tau), is on the scale of the log-ratio that `time_weight` chooses.
   """
-  return make(parts, functools.partial(losses.ipo_loss, tau=tau), time_weight=time_weight)
+  return make(parts, functools.partial(losses.ipo_loss, tau=tau), **estimator)
 
 
-def make(parts: Parts, preference_loss: PreferenceLoss, *, time_weight: str) -> Method:
+def make(
+  parts: Parts, preference_loss: PreferenceLoss, *, time_weight: str, num_draws: int
+) -> Method:
   """A method from any loss on log-ratios.
 
   Args:
     parts: the model. Only the network without guidance is used.
     preference_loss: `(log_ratio_w, log_ratio_l) -> [B]`.
     time_weight: "half" (the published convention) or "elbo" (nats, with a larger variance).
+    num_draws: noise levels, spread evenly over the range, and noises that the log-ratio of a pair
+      is averaged over; 1 in all published code. The loss of a noisy log-ratio is above that of its
+      mean, and is least at smaller log-ratios: fewer draws learn less from the same pairs.
   """
   weights = {"half": log_ratios.half, "elbo": log_ratios.make_elbo(parts.levels.num_steps)}
   if time_weight not in weights:
     raise ValueError(
       f"config.method.time_weight: expected one of {', '.join(weights)}; got {time_weight!r}"
     )
+  if num_draws < 1:
+    raise ValueError(f"config.method.num_draws: expected at least 1, got {num_draws}")
 
   def loss(params, frozen, batch: Pairs, key):
     key_level, key_eps = jax.random.split(key)
-    num_pairs = len(batch.weight)
-    level = jax.random.randint(key_level, (num_pairs,), 0, parts.levels.num_steps)
-    eps = jax.random.normal(key_eps, (num_pairs, *batch.x_0.shape[2:]))
+    num_pairs, num_levels = len(batch.weight), parts.levels.num_steps
+    # A draw is a row of its own: [B, n] of them, for both samples of a pair the same.
+    offset = jax.random.uniform(key_level, (num_pairs, 1))
+    share = (jnp.arange(num_draws) + offset) / num_draws
+    level = jnp.minimum((share * num_levels).astype(jnp.int32), num_levels - 1).reshape(-1)
+    eps = jax.random.normal(key_eps, (len(level), *batch.x_0.shape[2:]))
+    x_0, cond = jax.tree.map(
+      lambda leaf: leaf.repeat(num_draws, axis=0), (batch.x_0, batch.cond)
+    )
     log_ratio = log_ratios.denoising_log_ratio(
       params,
       frozen["reference"],
       parts.conditional_fn,
       parts.levels[for_both(level)],
       parts.prediction_type,
-      unpair(batch.x_0),
+      unpair(x_0),
       for_both(eps),
-      for_both(batch.cond),
+      for_both(cond),
       weights[time_weight],
     )
-    log_ratio_w, log_ratio_l = winner_and_loser(log_ratio)
+    log_ratio_w, log_ratio_l = (
+      one.reshape(num_pairs, num_draws).mean(axis=1) for one in winner_and_loser(log_ratio)
+    )
     values = preference_metrics(log_ratio_w, log_ratio_l)
     return batch.weight * preference_loss(log_ratio_w, log_ratio_l), values
 

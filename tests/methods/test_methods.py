@@ -15,8 +15,8 @@ from jaxalign import feeds, methods
 KWARGS = {
   "ddpo": {"clip_range": 1e-4, "kl_weight": 0.1},
   "ddpo_sf": {"kl_weight": 0.1},
-  "dpo": {"beta": 100.0, "time_weight": "half"},
-  "ipo": {"tau": 5.0, "time_weight": "half"},
+  "dpo": {"beta": 100.0, "time_weight": "half", "num_draws": 1},
+  "ipo": {"tau": 5.0, "time_weight": "half", "num_draws": 1},
   "d3po": {"beta": 0.1, "clip_range": 0.1},
   "draft": {"num_grad_steps": 2, "kl_weight": 0.01},
   "draft_lv": {"num_noises": 2},
@@ -104,7 +104,7 @@ def test_unknown_names_are_told_with_the_known():
 
 def test_a_misspelt_argument_is_named():
   with pytest.raises(ValueError, match=r"config\.method 'dpo': .*valid keys: beta"):
-    methods.make("dpo", PARTS, bta=1.0, time_weight="half")
+    methods.make("dpo", PARTS, bta=1.0, time_weight="half", num_draws=1)
 
 
 @pytest.mark.parametrize("name", ["draft", "draft_lv", "align_prop", "refl"])
@@ -118,7 +118,7 @@ def prefer_winners(parts, *, strength):
   from jaxalign.methods import diffusion_dpo
 
   hinge = lambda w, l: jnp.maximum(0.0, 1.0 - strength * (w - l))  # noqa: E731
-  return diffusion_dpo.make(parts, hinge, time_weight="half")
+  return diffusion_dpo.make(parts, hinge, time_weight="half", num_draws=1)
 
 
 def not_a_method(parts):

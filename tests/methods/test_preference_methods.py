@@ -45,7 +45,7 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
   parts = PARTS._replace(
     conditional_fn=lambda params, x_t, t, cond: params["prediction"], prediction_type="x_0"
   )
-  method = methods.make("dpo", parts, beta=case["beta"], time_weight="half")
+  method = methods.make("dpo", parts, beta=case["beta"], time_weight="half", num_draws=1)
   batch = methods.Pairs(target.reshape(3, 2, *target.shape[1:]), {}, jnp.ones(3))
   frozen = {"reference": {"prediction": ref_pred}}
   loss, values = method.loss({"prediction": pred}, frozen, batch, jax.random.key(0))
@@ -64,9 +64,9 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
 
 
 @pytest.mark.parametrize("name,kwargs,expected", [
-  ("dpo", {"beta": 5000.0, "time_weight": "half"}, np.log(2.0)),
-  ("dpo", {"beta": 0.1, "time_weight": "elbo"}, np.log(2.0)),
-  ("ipo", {"tau": 0.1, "time_weight": "half"}, 25.0),
+  ("dpo", {"beta": 5000.0, "time_weight": "half", "num_draws": 1}, np.log(2.0)),
+  ("dpo", {"beta": 0.1, "time_weight": "elbo", "num_draws": 1}, np.log(2.0)),
+  ("ipo", {"tau": 0.1, "time_weight": "half", "num_draws": 1}, 25.0),
   ("d3po", {"beta": 0.1, "clip_range": 0.1}, np.log(2.0)),
 ])
 def test_at_the_reference_the_loss_is_known_and_nothing_is_preferred(name, kwargs, expected):
@@ -77,7 +77,7 @@ def test_at_the_reference_the_loss_is_known_and_nothing_is_preferred(name, kwarg
 
 
 @pytest.mark.parametrize("name,kwargs", [
-  ("dpo", {"beta": 50.0, "time_weight": "half"}),
+  ("dpo", {"beta": 50.0, "time_weight": "half", "num_draws": 1}),
   ("d3po", {"beta": 0.1, "clip_range": 0.5}),
 ])
 def test_swapping_winner_and_loser_negates_the_margin(name, kwargs):
@@ -98,14 +98,15 @@ def test_winner_and_loser_share_level_and_noise():
   """A pair of one sample twice has no margin, whatever the policy."""
   batch = toy_policy.make_batch("pairs")
   same = dataclasses.replace(batch, x_0=batch.x_0[:, :1].repeat(2, axis=1))
-  _, values = loss_fn("dpo", beta=50.0, time_weight="half")(PARAMS, FROZEN, same, jax.random.key(4))
+  fn = loss_fn("dpo", beta=50.0, time_weight="half", num_draws=1)
+  _, values = fn(PARAMS, FROZEN, same, jax.random.key(4))
   np.testing.assert_allclose(values["preference/margin"], np.zeros(3), atol=1e-7)
   assert values["preference/log_ratio_w"].any()
 
 
 def test_one_step_of_dpo_lowers_the_error_of_the_winner_and_raises_the_losers():
   batch = toy_policy.make_batch("pairs")
-  fn, key = loss_fn("dpo", beta=50.0, time_weight="half"), jax.random.key(5)
+  fn, key = loss_fn("dpo", beta=50.0, time_weight="half", num_draws=1), jax.random.key(5)
   # At the reference, where beta d = 0 and both samples pull equally.
   slope = jax.grad(lambda p: fn(p, FROZEN, batch, key)[0].sum())(REFERENCE)
   moved = jax.tree.map(lambda p, g: p - 1e-3 * g, REFERENCE, slope)
@@ -149,7 +150,7 @@ def test_prompts_of_a_pair_are_not_mixed_up():
   """Changing the third prompt changes the third loss alone."""
   batch = toy_policy.make_batch("pairs")
   text = batch.cond["text"].at[2].add(0.5)
-  fn, key = loss_fn("dpo", beta=50.0, time_weight="half"), jax.random.key(6)
+  fn, key = loss_fn("dpo", beta=50.0, time_weight="half", num_draws=1), jax.random.key(6)
   before, _ = fn(PARAMS, FROZEN, batch, key)
   after, _ = fn(PARAMS, FROZEN, dataclasses.replace(batch, cond={"text": text}), key)
   assert (before[:2] == after[:2]).all() and before[2] != after[2]
@@ -157,7 +158,7 @@ def test_prompts_of_a_pair_are_not_mixed_up():
 
 def test_an_unknown_time_weight_is_named():
   with pytest.raises(ValueError, match="expected one of half, elbo; got 'snr'"):
-    methods.make("dpo", PARTS, beta=1.0, time_weight="snr")
+    methods.make("dpo", PARTS, beta=1.0, time_weight="snr", num_draws=1)
 
 
 def test_any_loss_on_log_ratios_makes_a_method():
@@ -165,12 +166,34 @@ def test_any_loss_on_log_ratios_makes_a_method():
   square = lambda w, l: jnp.square(w) + jnp.square(l)  # noqa: E731
   batch = toy_policy.make_batch("pairs")
   key = jax.random.key(7)
-  elbo = diffusion_dpo.make(PARTS, square, time_weight="elbo").loss(PARAMS, FROZEN, batch, key)[1]
-  half = diffusion_dpo.make(PARTS, square, time_weight="half").loss(PARAMS, FROZEN, batch, key)[1]
-  level = jax.random.randint(jax.random.split(key)[0], (3,), 0, PARTS.levels.num_steps)
+  elbo, half = (
+    diffusion_dpo.make(PARTS, square, time_weight=name, num_draws=1).loss(
+      PARAMS, FROZEN, batch, key
+    )[1]
+    for name in ("elbo", "half")
+  )
+  num_levels = PARTS.levels.num_steps
+  level = (jax.random.uniform(jax.random.split(key)[0], (3, 1))[:, 0] * num_levels).astype(int)
   weight = log_ratios.make_elbo(PARTS.levels.num_steps)(
     PARTS.levels[level], batch.x_0[:, 0], PARTS.prediction_type
   )
   np.testing.assert_allclose(
     elbo["preference/margin"], 2.0 * weight * half["preference/margin"], rtol=1e-4
   )
+
+
+def test_draws_are_spread_over_the_levels_and_averaged_before_the_loss():
+  """1000 draws of a pair see every level once, so that only the noise is left to chance."""
+  batch = toy_policy.make_batch("pairs")
+  margins = []
+  for num_draws, key in ((1, 0), (1, 1), (1000, 2), (1000, 3)):
+    fn = loss_fn("dpo", beta=50.0, time_weight="half", num_draws=num_draws)
+    loss, values = fn(PARAMS, FROZEN, batch, jax.random.key(key))
+    assert loss.shape == (3,)
+    margins.append(values["preference/margin"])
+    expected = batch.weight * np.log1p(np.exp(-50.0 * margins[-1]))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+  one, other, many, more = margins
+  assert np.abs(many - more).max() < 0.1 * np.abs(one - other).max()
+  with pytest.raises(ValueError, match=r"num_draws: expected at least 1, got 0"):
+    methods.make("dpo", PARTS, beta=1.0, time_weight="half", num_draws=0)

@@ -107,6 +107,16 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "rewards": ("shapes", "shapes_correct"),
     "seed": 1234,
     "every": 0,  # iterations; 0 evaluates at the end only
+    "microbatch": 32,
+    "features": "pixels",  # of images, that their diversity is measured by
+  })
+  # Over-optimisation, looked for at every evaluation during the run. 0 and "" set no bound.
+  config.guard = config_dict.ConfigDict({
+    "action": "off",  # "warn", or "stop", which ends the run with the best checkpoint on `gold`
+    "gold": "shapes",  # a reward of the evaluation, best one that is not trained on
+    "patience": 3,  # evaluations in a row without a new best
+    "kl_budget": 0.0,  # nats of trajectory KL to the base model
+    "diversity_floor": 0.0,  # share of the base model's diversity
   })
   config.samples = config_dict.ConfigDict({"every": 8, "num_images": 16})
   config.checkpoint = config_dict.ConfigDict({"every": 5, "keep": 2})
@@ -130,7 +140,7 @@ def _quicktest(config):
   config.num_iterations = 2
   config.process.num_steps = 4
   config.batch.update({"num_prompts": 2, "images_per_prompt": 2, "microbatch": 2})
-  config.evaluation.num_images = 4
+  config.evaluation.update({"num_images": 4, "microbatch": 2})
   config.samples.update({"every": 1, "num_images": 2})
   config.checkpoint.every = 1
 

@@ -6,23 +6,28 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+CHECKPOINTS, BEST = "checkpoints", "best"
+
 
 class Manager:
   """Saves and restores the state of a run; a checkpoint is complete or absent, never half written.
 
   Args:
-    workdir: the run's folder; checkpoints go to `workdir/checkpoints/<step>`.
+    workdir: the run's folder; checkpoints go to `workdir/<folder>/<step>`.
     every: save after each `every` iterations (and whenever `save` is called with force); 0 saves
       with force only.
     keep: how many of the newest to keep.
+    folder: "checkpoints", or `BEST` for the one that a guard keeps.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, every: int, keep: int):
+  def __init__(
+    self, workdir: pathlib.Path, *, every: int, keep: int, folder: str = CHECKPOINTS
+  ):
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, create=True, enable_async_checkpointing=True
     )
     self._every = every
-    self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    self._manager = ocp.CheckpointManager((workdir / folder).absolute(), options=options)
 
   def restore_latest(self, state: Any) -> Any:
     """The newest checkpoint, shaped and placed like `state`; `state` itself if there is none."""
@@ -39,15 +44,21 @@ class Manager:
       # Always forced: left to its own rule the manager also saves the first step it is shown.
       self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
+  def wait(self) -> None:
+    """Until pending writes are on disk."""
+    self._manager.wait_until_finished()
+
   def close(self) -> None:
     """Waits for pending writes."""
-    self._manager.wait_until_finished()
+    self.wait()
     self._manager.close()
 
 
-def read_latest(workdir: pathlib.Path) -> tuple[int, dict[str, Any]]:
+def read_latest(
+  workdir: pathlib.Path, folder_name: str = CHECKPOINTS
+) -> tuple[int, dict[str, Any]]:
   """The newest checkpoint as `(step, nested dict of arrays)`, without a state to shape it by."""
-  folder = (workdir / "checkpoints").absolute()
+  folder = (workdir / folder_name).absolute()
   step = None
   if folder.is_dir():
     with ocp.CheckpointManager(folder) as manager:

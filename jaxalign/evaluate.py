@@ -13,6 +13,7 @@ from jaxalign import evaluation as evaluation_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run; writes its evaluation.json anew.")
 _MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
+_BEST = flags.DEFINE_bool("best", False, "With --workdir: the checkpoint that a guard kept.")
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "shapes/held_out, a .txt or .jsonl file, ...")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
@@ -35,18 +36,18 @@ def main(argv):
 
 def evaluate_run(workdir: pathlib.Path) -> None:
   """Compares a run's newest checkpoint with its base model, as the run itself does at its end."""
-  found = run.load(workdir)
+  found = run.load(workdir, best=_BEST.value)
   evaluation = evaluation_lib.make_evaluation(**{**found.config["evaluation"], **_given()})
-  comparison = evaluation.compare_with_base(
-    found.system, found.params, found.config["batch"]["microbatch"]
-  )
+  comparison = evaluation.compare_with_base(found.system, found.params)
   comparison.write(workdir)
   print(f"iteration {found.step}\n{comparison.table()}")
 
 
 def evaluate_model() -> None:
   """Prints the mean rewards of a model."""
-  defaults: dict = {"num_images": 96, "seed": _SEED.value}
+  defaults: dict = {
+    "num_images": 96, "seed": _SEED.value, "microbatch": _MICROBATCH.value, "features": "pixels"
+  }
   if _MODEL.value == "shapes":
     defaults |= {"rewards": ["shapes", "shapes_correct"], "source": "shapes/held_out"}
   given = {**defaults, **_given()}
@@ -60,9 +61,10 @@ def evaluate_model() -> None:
     process={"transition": "ddim", "num_steps": _NUM_STEPS.value, "eta": _ETA.value},
     guidance={"scale": _GUIDANCE_SCALE.value},
   )
-  scores = evaluation.run(sys, sys.policy.params, _MICROBATCH.value)
+  scores = evaluation.run(sys, sys.policy.params)
   for name, mean in scores.means("").items():
-    print(f"{name:24}{mean:8.3f}")
+    if name != "kl_to_ref":  # there is nothing it could have moved away from
+      print(f"{name:24}{mean:8.3f}")
 
 
 def _given() -> dict:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign import checks, files, pictures, statistics, system
+from jaxalign import features as features_lib
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.rewards import combine
 from jaxalign.types import Params
@@ -17,13 +18,25 @@ SHOWN = 24  # pairs of images in before_after.png
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Rewards of one set of parameters on the evaluation's prompts and noise."""
+  """One set of parameters on the evaluation's prompts and noise.
 
-  images: np.ndarray  # [N, H, W, 3]
-  rewards: Mapping[str, np.ndarray]  # {name: [N]}
+  images: `[N, H, W, 3]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base.
+  diversity: mean pairwise distance of the images of a prompt, None if no prompt has two; vendi: of
+    all images.
+  """
+
+  images: np.ndarray
+  rewards: Mapping[str, np.ndarray]
+  kl: np.ndarray
+  diversity: float | None
+  vendi: float
 
   def means(self, prefix: str) -> dict[str, float]:
-    return {f"{prefix}{name}": float(values.mean()) for name, values in self.rewards.items()}
+    values = {name: float(values.mean()) for name, values in self.rewards.items()}
+    values |= {"kl_to_ref": float(self.kl.mean()), "vendi": self.vendi}
+    if self.diversity is not None:
+      values["diversity"] = self.diversity
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,39 +47,47 @@ class Evaluation:
     prompts: the held-out set.
     ids: `[N]`, the prompt of each image.
     rewards: all of them are reported; their weights play no part.
+    features: for diversity, `[N, H, W, 3] -> [N, F]`.
     seed: of the noise.
     every: iterations between evaluations during a run; 0 evaluates at its end only.
+    microbatch: images sampled and scored at once; with the seed it decides the noise.
   """
 
   prompts: prompts_lib.PromptSet
   ids: np.ndarray
   rewards: combine.WeightedRewards
+  features: features_lib.FeatureFn
   seed: int
   every: int
+  microbatch: int
 
   def sample(
-    self, sys: system.System, params: Params, microbatch: int, *, num_images: int
-  ) -> tuple[list[prompts_lib.Record], np.ndarray]:
-    """The first `num_images` prompts and their images `[num_images, H, W, 3]`."""
+    self, sys: system.System, params: Params, *, num_images: int
+  ) -> tuple[list[prompts_lib.Record], np.ndarray, np.ndarray]:
+    """The first `num_images` prompts, their images `[num_images, H, W, 3]` and KLs."""
     records = self.prompts[self.ids[:num_images]]
     token_ids = sys.model.tokenize([record["prompt"] for record in records])
-    return records, sys.sample_images(params, token_ids, microbatch=microbatch, seed=self.seed)
+    images, kl = sys.sample_images(params, token_ids, microbatch=self.microbatch, seed=self.seed)
+    return records, images, kl
 
-  def run(self, sys: system.System, params: Params, microbatch: int) -> Scores:
+  def run(self, sys: system.System, params: Params) -> Scores:
     """Samples and scores every prompt."""
-    records, images = self.sample(sys, params, microbatch, num_images=len(self.ids))
+    records, images, kl = self.sample(sys, params, num_images=len(self.ids))
+    m = self.microbatch
     parts = [
-      self.rewards.score(images[i : i + microbatch], records[i : i + microbatch])
-      for i in range(0, len(images), microbatch)
+      self.rewards.score(images[i : i + m], records[i : i + m]) for i in range(0, len(images), m)
     ]  # in pieces, because a reward network that fits in training must fit here
-    return Scores(images, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+    rewards = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = self.features(images)
+    diversity = statistics.mean_pairwise_distance(found, self.ids)
+    return Scores(images, rewards, kl, diversity, statistics.vendi_score(found))
 
   def compare_with_base(
-    self, sys: system.System, params: Params, microbatch: int
+    self, sys: system.System, params: Params, base: Scores | None = None
   ) -> "Comparison":
-    """The base model and `params` on the same prompts and noise."""
-    base = self.run(sys, sys.policy.params, microbatch)
-    return Comparison(self.prompts[self.ids], self.ids, base, self.run(sys, params, microbatch))
+    """The base model, unless its scores are at hand, and `params` on the same prompts and noise."""
+    base = self.run(sys, sys.policy.params) if base is None else base
+    return Comparison(self.prompts[self.ids], self.ids, base, self.run(sys, params))
 
 
 def make_evaluation(
@@ -75,19 +96,23 @@ def make_evaluation(
   num_images: int,
   rewards: Sequence[str],
   seed: int,
+  microbatch: int,
+  features: str,
   every: int = 0,
   kwargs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Evaluation:
   """Draws `num_images` prompts from the set `source`, categories balanced.
 
-  `kwargs` are those of each reward, none by default.
+  `features` is a name of `features.FEATURES`; `kwargs` are those of each reward, none by default.
   """
-  if num_images < 1:
-    raise ValueError(f"evaluation.num_images: expected at least 1, got {num_images}")
+  for name, value in (("num_images", num_images), ("microbatch", microbatch)):
+    if value < 1:
+      raise ValueError(f"evaluation.{name}: expected at least 1, got {value}")
   checks.check_seed("evaluation.seed", seed)
   prompts = prompts_lib.load(source)
   ids = prompts.draw(np.random.default_rng(seed), num_images)
-  return Evaluation(prompts, ids, combine.make_total(rewards, kwargs=kwargs), seed, every)
+  total = combine.make_total(rewards, kwargs=kwargs)
+  return Evaluation(prompts, ids, total, features_lib.get(features), seed, every, microbatch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +142,9 @@ class Comparison:
       "num_images": len(self.ids),
       "num_prompts": len(np.unique(self.ids)),
       "rewards": rewards,
+      "kl_to_ref": float(self.aligned.kl.mean()),
+      "diversity": {"base": self.base.diversity, "aligned": self.aligned.diversity},
+      "vendi": {"base": self.base.vendi, "aligned": self.aligned.vendi},
     }
 
   def table(self) -> str:
@@ -135,6 +163,14 @@ class Comparison:
       )
       for category, means in row.get("categories", {}).items():
         lines.append(f"  {category:22}{means['base']:8.3f}{means['aligned']:9.3f}")
+    for name in ("diversity", "vendi"):
+      row = report[name]
+      if None in row.values():
+        continue
+      lines.append(
+        f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['aligned'] - row['base']:+8.3f}"
+      )
+    lines.append(f"{'trajectory KL':24}{'':8}{report['kl_to_ref']:9.3f} nats")
     return "\n".join(lines)
 
   def write(self, workdir: pathlib.Path) -> None:

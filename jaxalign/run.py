@@ -33,20 +33,28 @@ def load(
   *,
   process: Mapping[str, Any] = MappingProxyType({}),
   guidance: Mapping[str, Any] = MappingProxyType({}),
+  best: bool = False,
+  strength: float = 1.0,
 ) -> Run:
   """Reads the run of `workdir`, whose sampler `process` and `guidance` may override in part.
+
+  `best` takes the checkpoint that a guard kept, not the newest. `strength` is how much of the
+  training is applied: 0 is the base model, 1 the trained one.
 
   Raises ValueError if there is no run with a checkpoint.
   """
   path = workdir / "config.json"
   if not path.is_file():
     raise ValueError(f"expected the workdir of a run, found no {path}")
-  step, state = checkpoint.read_latest(workdir)
+  step, state = checkpoint.read_latest(
+    workdir, checkpoint.BEST if best else checkpoint.CHECKPOINTS
+  )
   config = files.read_json(path)
   config["process"].update(process)
   config["guidance"].update(guidance)
   sys = system.from_config(config)
-  return Run(config, sys, state.get("ema_params") or state["params"], step)
+  params = state.get("ema_params") or state["params"]
+  return Run(config, sys, sys.policy.at_strength(params, strength), step)
 
 
 def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:

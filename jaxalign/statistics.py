@@ -1,4 +1,4 @@
-"""Paired comparison of two models on the same prompts and noise."""
+"""Paired comparison of two models on the same prompts and noise, and the diversity of one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -53,3 +53,35 @@ def by_category(values: np.ndarray, categories: list[str]) -> Mapping[str, float
   """Mean of `values` `[N]` in each category, in order of first appearance."""
   labels = np.array(categories)
   return {name: float(values[labels == name].mean()) for name in dict.fromkeys(categories)}
+
+
+def mean_pairwise_distance(features: np.ndarray, clusters: np.ndarray) -> float | None:
+  """Mean of 1 - cosine over the pairs of images of one prompt, prompts with a pair counted alike.
+
+  0 if all images of each prompt are the same, 1 if they are orthogonal; None if no prompt has two.
+
+  Args:
+    features: `[N, F]`, rows of norm 1.
+    clusters: `[N]`, the prompt of each.
+  """
+  means = []
+  for cluster in np.unique(clusters):
+    rows = features[clusters == cluster]
+    n = len(rows)
+    if n > 1:
+      # The sum of all cosines is the squared norm of the sum; the n of the diagonal are 1.
+      cosines = (np.square(rows.sum(axis=0)).sum() - n) / (n * (n - 1))
+      means.append(1.0 - cosines)
+  return float(np.mean(means)) if means else None
+
+
+def vendi_score(features: np.ndarray) -> float:
+  """The effective number of different images, 1 (all the same) to N (orthogonal).
+
+    exp(-sum_i lambda_i log lambda_i),     lambda the eigenvalues of K / N, K the cosines
+
+  Friedman & Dieng 2022 (arXiv:2210.02410) eq. 1. `features` is `[N, F]`, rows of norm 1.
+  """
+  eigenvalues = np.square(np.linalg.svd(features, compute_uv=False)) / len(features)
+  eigenvalues = eigenvalues[eigenvalues > 1e-12]
+  return float(np.exp(-np.sum(eigenvalues * np.log(eigenvalues))))

@@ -79,10 +79,11 @@ class System:
 
   def sample_images(
     self, params: Params, token_ids: np.ndarray, *, microbatch: int, seed: int
-  ) -> np.ndarray:
-    """Images `[M, H, W, 3]` of any number of prompts; noise from `seed` and the microbatch's size.
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[M, H, W, 3]` of any number of prompts, and the KL to the reference `[M]` of each.
 
-    The last microbatch is padded, so that no second program is compiled.
+    The noise comes from `seed` and the microbatch's size. The last microbatch is
+    padded, so that no second program is compiled.
     """
     if microbatch < 1 or len(token_ids) < 1:
       raise ValueError(
@@ -91,11 +92,12 @@ class System:
       )
     padding = -len(token_ids) % microbatch
     padded = np.concatenate([token_ids, np.repeat(token_ids[-1:], padding, axis=0)])
-    images = [
-      np.asarray(self.sample_fn(params, self.frozen, rows, seed, 0, j).images)
-      for j, rows in enumerate(np.split(padded, len(padded) // microbatch))
-    ]
-    return np.concatenate(images)[: len(token_ids)]
+    images, kl = [], []
+    for j, rows in enumerate(np.split(padded, len(padded) // microbatch)):
+      sampled = self.sample_fn(params, self.frozen, rows, seed, 0, j)
+      images.append(np.asarray(sampled.images))
+      kl.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))
+    return np.concatenate(images)[: len(token_ids)], np.concatenate(kl)[: len(token_ids)]
 
 
 def make_system(

@@ -21,6 +21,7 @@ from jaxalign import (
   checkpoint,
   checks,
   feeds,
+  guard,
   methods,
   metrics,
   optim,
@@ -43,6 +44,9 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   check_numbers(config)
   rewards = section("reward", combine.make_total) if "reward" in sections else None
   evaluation = section("evaluation", evaluation_lib.make_evaluation)
+  bounds = section(
+    "guard", guard.make, rewards=config.evaluation.rewards, every=config.evaluation.every
+  )
   sys = system.from_config(sections)
   method = section("method", methods.make, parts=sys.parts_with(rewards))
   feed = feeds.make(method, sections, sys, rewards, workdir)
@@ -70,15 +74,18 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   writer = section("log", metrics.Writer, workdir=workdir, start_step=start)
   draw = section("samples", Samples, workdir=workdir, evaluation=evaluation, writer=writer)
   last = config.num_iterations
+  base = evaluation.run(sys, sys.policy.params) if bounds else None
+  watch = guard.Watch(bounds, base.means("eval/") if base else {}, workdir)
+  verdict = watch.look(None)
 
   with (
     stop_on_signal() as stop,
     feed,
     tqdm.trange(start, last, initial=start, total=last) as iterations,
   ):
-    for step in iterations:
+    for step in () if verdict.stop else iterations:
       if draw.every and step % draw.every == 0:
-        draw.save(step, sys, state, feed.microbatch)
+        draw.save(step, sys, state)
       began = time.perf_counter()
 
       # What this iteration learns from: prompts, samples, rewards, as the method wants them.
@@ -95,26 +102,34 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       record |= feed.summarize(jax.device_get(updates))
       record["throughput/images_per_s"] = feed.num_images / (time.perf_counter() - began)
       record["compile/count"] = compilations.count
-      if evaluation.every and (step + 1) % evaluation.every == 0:
-        record |= evaluation.run(sys, state.sampling_params, feed.microbatch).means("eval/")
+      evaluated = evaluation.every > 0 and (step + 1) % evaluation.every == 0
+      if evaluated:
+        record |= evaluation.run(sys, state.sampling_params).means("eval/")
       writer.write(step, record)
       feed.check(record, step)
+      if evaluated:
+        verdict = watch.look(state)
       iterations.set_postfix_str(progress_line(record))
-      checkpoints.save(step + 1, state, force=stop.is_set() or step + 1 == last)
-      if stop.is_set():
+      ends = stop.is_set() or verdict.stop or step + 1 == last
+      checkpoints.save(step + 1, state, force=ends)
+      if ends:
         break
 
   # The verdict: held-out prompts, against the base model, on the same noise.
   checkpoints.close()
-  if int(state.step) < last:
+  if int(state.step) < last and not verdict.stop:
     print(f"stopped after iteration {int(state.step)}; the same command continues", flush=True)
   else:
-    draw.save(last, sys, state, feed.microbatch)
-    comparison = evaluation.compare_with_base(sys, state.sampling_params, feed.microbatch)
+    if verdict.stop:
+      state = watch.best(init_state(sys.policy.params, tx, stats, with_ema=config.ema_decay > 0))
+      print(f"ended by the guard; what follows is of its best iteration, {int(state.step)}")
+    draw.save(int(state.step), sys, state)
+    comparison = evaluation.compare_with_base(sys, state.sampling_params, base)
     comparison.write(workdir)
     pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
     print(comparison.table(), flush=True)
     print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
+  watch.close()
   writer.close()
 
 
@@ -179,13 +194,13 @@ class Samples:
   every: int
   num_images: int
 
-  def save(self, step: int, sys: system.System, state: TrainState, microbatch: int) -> None:
+  def save(self, step: int, sys: system.System, state: TrainState) -> None:
     """Draws the picture of `step`. The first one is scored too.
 
     So an evaluation whose rewards do not fit the images fails before the training, not after it.
     """
-    prompts, images = self.evaluation.sample(
-      sys, state.sampling_params, microbatch, num_images=self.num_images
+    prompts, images, _ = self.evaluation.sample(
+      sys, state.sampling_params, num_images=self.num_images
     )
     if step == 0:
       self.evaluation.rewards.score(images, prompts)

@@ -29,6 +29,7 @@ def generate(
   num_pairs: int,
   seed: int,
   temperature: float,
+  tie_margin: float,
   guidance_scale: float,
   num_steps: int,
   eta: float,
@@ -37,16 +38,15 @@ def generate(
 ) -> dict[str, Any]:
   """Samples, judges, labels and writes `num_pairs` pairs; returns what about.json says.
 
-  The judge's scores s become choices as in Bradley & Terry 1952,
-  P(first better) = sigmoid((s_0 - s_1) / temperature), and the label is one draw of it, so pairs
-  of equal scores are labelled by a coin. `accuracy_ceiling` is the share of labels that a reader
-  who knows the scores gets right, the mean of max(P, 1 - P).
+  The label is one draw of `choice_probabilities` of the judge's scores: 1 the first is better, 0
+  the second, 0.5 a tie. `accuracy_ceiling` is the share of choices that one who knows the scores
+  would get right, ties left out.
   """
   settings = {name: value for name, value in locals().items() if name != "output"}
-  if num_pairs < 1 or microbatch < 1 or not 0 < temperature < np.inf:
+  if num_pairs < 1 or microbatch < 1 or not 0 < temperature < np.inf or not tie_margin >= 0:
     raise ValueError(
-      "expected num_pairs and microbatch of at least 1 and a temperature above 0, got "
-      f"{num_pairs}, {microbatch} and {temperature}"
+      "expected num_pairs and microbatch of at least 1, a temperature above 0 and a tie_margin of "
+      f"at least 0, got {num_pairs}, {microbatch}, {temperature} and {tie_margin}"
     )
   checks.check_seed("seed", seed)
   # Both can fail, and had better do so before an hour of sampling.
@@ -65,24 +65,36 @@ def generate(
   for row, pair in enumerate(progress):
     images.append([_png(image) for image in pair])
     scores[row] = _judge(pair, prompts[row])
-  p = first_better(scores, temperature)
-  label_0 = (rng.random(num_pairs) < p).astype(np.float64)
+  first, second = choice_probabilities(scores, temperature, tie_margin)
+  drawn = rng.random(num_pairs)
+  label_0 = np.where(drawn < first, 1.0, np.where(drawn >= 1.0 - second, 0.0, 0.5))
 
   _write(folder / "pairs.parquet", prompt=prompts, images=images, label_0=label_0, judge=scores)
   about = {
     "model": "shapes",
     **settings,
-    "accuracy_ceiling": float(np.maximum(p, 1 - p).mean()),
+    "accuracy_ceiling": float(np.maximum(first, second).sum() / (first + second).sum()),
+    "ties": float((label_0 == 0.5).mean()),
     "equal_scores": float((scores[:, 0] == scores[:, 1]).mean()),
   }
   files.write_json(folder / "about.json", about)
   return about
 
 
-def first_better(scores: np.ndarray, temperature: float) -> np.ndarray:
-  """P(first better) `[N]` of scores `[N, 2]`: sigmoid((s_0 - s_1) / temperature)."""
+def choice_probabilities(
+  scores: np.ndarray, temperature: float, tie_margin: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """P(first chosen) and P(second chosen), `[N]` each, of scores `[N, 2]`; the rest is a tie.
+
+    P(first) = sigmoid((s_0 - s_1) / temperature - tie_margin)
+
+  Bradley & Terry 1952 at a margin of 0; else with the ties of Rao & Kupper 1967, whose threshold
+  is exp(tie_margin).
+  """
+  d = (scores[:, 0] - scores[:, 1]) / temperature
   # As a tanh, which no temperature makes overflow.
-  return 0.5 + 0.5 * np.tanh(0.5 * (scores[:, 0] - scores[:, 1]) / temperature)
+  first, second = (0.5 + 0.5 * np.tanh(0.5 * (x - tie_margin)) for x in (d, -d))
+  return first, second
 
 
 def _sample(
@@ -133,6 +145,7 @@ def command() -> None:
     flags.DEFINE_integer("num_pairs", 4096, "Pairs of images; prompts are used several times."),
     flags.DEFINE_integer("seed", 0, "Of prompts, noise and labels."),
     flags.DEFINE_float("temperature", 0.1, "Of the labels; near 0 the better image always wins."),
+    flags.DEFINE_float("tie_margin", 2.0, "How readily close pairs are ties; 0 is never."),
     flags.DEFINE_float("guidance_scale", 2.0, "Classifier-free guidance; 1 is none."),
     flags.DEFINE_integer("num_steps", 8, "Denoising steps."),
     flags.DEFINE_float("eta", 1.0, "DDIM's noise, 0 to 1."),

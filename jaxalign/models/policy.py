@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from flax import traverse_util
 
 from jaxalign.models import lora as lora_lib
@@ -16,11 +17,15 @@ class Policy(NamedTuple):
   base: the frozen rest of the variables; no leaves when everything is trained.
   variables: `(params, base) -> variables` for `denoise`. With `params` as made here the network is
     the reference.
+  at_strength: `(params, strength) -> params`, with that much of the training applied: 0 is the
+    reference, 1 is `params`. Adapters are scaled (arXiv:2309.17400, section 4.3), weights are
+    interpolated (arXiv:2109.01903).
   """
 
   params: Params
   base: Params
   variables: Callable[[Params, Params], Params]
+  at_strength: Callable[[Params, float], Params]
 
 
 def make_policy(
@@ -45,7 +50,10 @@ def make_policy(
   def variables(params: Params, base: Params) -> Params:
     return {**base, "lora": lora_lib.scaled(params["lora"], scale)}
 
-  return Policy({"lora": lora}, {"params": unet_params}, variables)
+  def at_strength(params: Params, strength: float) -> Params:
+    return {"lora": lora_lib.scaled(params["lora"], strength)}
+
+  return Policy({"lora": lora}, {"params": unet_params}, variables, at_strength)
 
 
 def _make_full(unet_params: Params, targets: str) -> Policy:
@@ -66,8 +74,11 @@ def _make_full(unet_params: Params, targets: str) -> Policy:
     }
     return {"params": traverse_util.unflatten_dict(leaves)}
 
+  initial = {"params": traverse_util.unflatten_dict(trained)}
+
+  def at_strength(params: Params, strength: float) -> Params:
+    return jax.tree.map(lambda old, new: old + strength * (new - old), initial, params)
+
   return Policy(
-    {"params": traverse_util.unflatten_dict(trained)},
-    {"params": traverse_util.unflatten_dict(frozen)},
-    variables,
+    initial, {"params": traverse_util.unflatten_dict(frozen)}, variables, at_strength
   )

@@ -22,6 +22,7 @@ SETTINGS = {
   "seed": 3,
   "temperature": 0.25,
   "guidance_scale": 2.0,
+  "tie_margin": 0.5,
   "num_steps": 4,
   "eta": 1.0,
   "microbatch": 3,  # the second one is not full
@@ -51,7 +52,7 @@ def test_one_file_of_pairs_and_one_about_it(folder, rows):
   assert set(rows[0]) == {"prompt", "images", "label_0", "judge"}
   known = {record["prompt"] for record in prompts.load("shapes/held_out").records}
   assert {row["prompt"] for row in rows} <= known
-  assert {row["label_0"] for row in rows} <= {0.0, 1.0}
+  assert {row["label_0"] for row in rows} <= {0.0, 0.5, 1.0}
 
 
 def test_all_images_differ_and_the_judge_scored_these(rows):
@@ -66,10 +67,12 @@ def test_all_images_differ_and_the_judge_scored_these(rows):
 def test_about_says_what_was_done_and_how_well_it_can_be_learnt(folder, rows):
   about = json.loads((folder / "about.json").read_text())
   assert {name: about[name] for name in SETTINGS} == SETTINGS
-  difference = np.array([abs(row["judge"][0] - row["judge"][1]) for row in rows])
-  ceiling = np.mean(1 / (1 + np.exp(-difference / 0.25)))
+  difference = np.array([row["judge"][0] - row["judge"][1] for row in rows])
+  first, second = (1 / (1 + np.exp(0.5 - d / 0.25)) for d in (difference, -difference))
+  ceiling = np.maximum(first, second).sum() / (first + second).sum()
   np.testing.assert_allclose(about["accuracy_ceiling"], ceiling)
   assert about["equal_scores"] == np.mean(difference == 0)
+  assert about["ties"] == np.mean([row["label_0"] == 0.5 for row in rows])
 
 
 def test_the_same_flags_write_the_same_bits(folder, tmp_path):
@@ -84,20 +87,30 @@ def test_the_same_flags_write_the_same_bits(folder, tmp_path):
 def test_the_reader_takes_the_label_and_not_the_judge(folder, rows):
   records, report = preference_files.load(folder / "pairs.parquet", max_bad_fraction=0.0)
   assert not report.bad
-  pairs = preference_pairs.PreferencePairs(records, size=(64, 64))
+  pairs = preference_pairs.PreferencePairs(records, size=(64, 64), ties="half")
   assert pairs.prompts == [row["prompt"] for row in rows]
   images = pairs.images(np.arange(5))
   for row, (winner, loser) in zip(rows, images, strict=True):
-    expected = pixels(row) if row["label_0"] == 1 else pixels(row)[::-1]
+    expected = pixels(row)[::-1] if row["label_0"] == 0 else pixels(row)
     np.testing.assert_array_equal([winner, loser], expected)
 
 
-def test_bradley_and_terry():
+def test_bradley_and_terry_and_the_ties_of_rao_and_kupper():
   scores = np.array([[0.5, 0.5], [0.75, 0.5], [0.0, 1.0], [1.0, 0.0]])
   # sigmoid(0), sigmoid(1), sigmoid(-4), sigmoid(4)
   expected = [0.5, 0.7310586, 0.0179862, 0.9820138]
-  np.testing.assert_allclose(shapes_preferences.first_better(scores, 0.25), expected, rtol=1e-6)
-  np.testing.assert_array_equal(shapes_preferences.first_better(scores, 1e-300), [0.5, 1, 0, 1])
+  first, second = shapes_preferences.choice_probabilities(scores, 0.25, 0.0)
+  np.testing.assert_allclose(first, expected, rtol=1e-5)
+  np.testing.assert_allclose(first + second, 1.0)  # no ties
+  # With theta = e^2 and worths e^d and 1: first wins with e^d / (e^d + theta).
+  first, second = shapes_preferences.choice_probabilities(scores, 0.25, 2.0)
+  worth, theta = np.exp([0.0, 1.0, -4.0, 4.0]), np.exp(2.0)
+  np.testing.assert_allclose(first, worth / (worth + theta))
+  np.testing.assert_allclose(second, 1 / (1 + theta * worth))
+  tie = (theta**2 - 1) * worth / ((worth + theta) * (1 + theta * worth))
+  np.testing.assert_allclose(1 - first - second, tie, rtol=1e-9)
+  first, _ = shapes_preferences.choice_probabilities(scores, 1e-300, 2.0)
+  np.testing.assert_allclose(first, [1 / (1 + theta), 1, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -107,6 +120,7 @@ def test_bradley_and_terry():
     ({"microbatch": 0}, "microbatch"),
     ({"temperature": 0.0}, "temperature above 0"),
     ({"temperature": float("nan")}, "temperature above 0"),
+    ({"tie_margin": -1.0}, "tie_margin of at least 0"),
     ({"seed": -1}, "seed"),
     ({"split": "test"}, "shapes/test"),
   ],

@@ -1,0 +1,129 @@
+"""The guard's verdicts on histories written by hand, and what it keeps."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxalign import checkpoint, guard
+from jaxalign.state import init_state
+
+BASE = {"eval/gold": 0.3, "eval/kl_to_ref": 0.0, "eval/diversity": 0.8}
+BOUNDS = {
+  "gold": "gold", "patience": 2, "kl_budget": 0.0, "diversity_floor": 0.0, "action": "stop"
+}  # fmt: skip
+
+
+def make(**changes):
+  return guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=5)
+
+
+def history(*golds, kl=1.0, diversity=0.8):
+  return [
+    {"step": 5 * i + 4, "eval/gold": g, "eval/kl_to_ref": kl, "eval/diversity": diversity}
+    for i, g in enumerate(golds)
+  ]
+
+
+def test_a_rising_gold_reward_is_the_best_and_no_reason_to_stop():
+  assert make().judge(history(0.35, 0.4), BASE) == guard.Verdict((), 10, True, False)
+
+
+def test_a_falling_gold_reward_is_borne_for_the_patience():
+  one = make().judge(history(0.4, 0.35), BASE)
+  assert one == guard.Verdict((), 5, False, False)
+  two = make().judge(history(0.4, 0.35, 0.39), BASE)
+  assert two.stop and two.best_step == 5 and not two.is_best
+  assert two.warnings == (
+    "the gold reward gold is 0.390 and has not passed 0.400, of iteration 5, for 2 evaluations",
+  )
+
+
+def test_a_new_best_forgives():
+  assert make().judge(history(0.4, 0.35, 0.41, 0.2), BASE) == guard.Verdict((), 15, False, False)
+
+
+def test_a_run_that_never_passes_the_base_model_keeps_the_base_model():
+  verdict = make().judge(history(0.29, 0.3), BASE)
+  assert verdict.stop and verdict.best_step == 0
+
+
+def test_the_kl_budget_and_the_floor_of_diversity_name_their_figures():
+  bounded = make(kl_budget=20.0, diversity_floor=0.5, gold="gold", action="warn")
+  assert not bounded.judge(history(0.4, kl=20.0, diversity=0.4), BASE).warnings
+  verdict = bounded.judge(history(0.4, kl=20.1, diversity=0.39), BASE)
+  assert not verdict.stop and verdict.is_best
+  assert verdict.warnings == (
+    "the trajectory KL to the reference is 20.1 nats, above the budget of 20",
+    "the diversity is 0.390, below 0.400, which is 0.5 of the base model's",
+  )
+  assert make(kl_budget=20.0).judge(history(0.4, kl=21.0), BASE).stop
+
+
+def test_without_a_gold_reward_the_other_bounds_still_warn():
+  bounded = make(gold="", kl_budget=20.0, action="warn")
+  assert len(bounded.judge(history(0.1, kl=21.0), BASE).warnings) == 1
+
+
+@pytest.mark.parametrize("changes, every, message", [
+  ({"action": "halt"}, 5, "expected one of off, warn, stop; got 'halt'"),
+  ({}, 0, "needs evaluations during the run"),
+  ({"gold": "golden"}, 5, "expected one of the evaluation's rewards, gold, proxy; got 'golden'"),
+  ({"gold": ""}, 5, "keeps the best checkpoint"),
+  ({"patience": 0}, 5, "patience of at least 1"),
+  ({"kl_budget": -1.0}, 5, "kl_budget of at least 0"),
+  ({"diversity_floor": 1.5}, 5, "from 0 to 1"),
+])
+def test_a_guard_that_could_see_nothing_is_refused(changes, every, message):
+  with pytest.raises(ValueError, match=message):
+    guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=every)
+
+
+def test_off_is_no_guard_whatever_else_it_says():
+  assert guard.make(**{**BOUNDS, "action": "off"}, rewards=(), every=0) is None
+  assert guard.Watch(None, {}, None).look(None) == guard.UNWATCHED
+
+
+def initial():
+  return init_state({"w": jnp.full(2, -1.0)}, optax.sgd(1.0), None, with_ema=False)
+
+
+def state_at(step, value):
+  return dataclasses.replace(
+    initial(), step=np.int32(step), params={"w": jnp.full(2, value)}
+  )
+
+
+def test_the_watch_keeps_the_best_state_and_comes_to_the_same_verdict_again(tmp_path):
+  watch = guard.Watch(make(), BASE, tmp_path)
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward/mean": 1.0}\n')
+  assert watch.look(None) == guard.UNWATCHED
+  records = history(0.4, 0.5, 0.45, 0.2)
+  for number, record in enumerate(records):
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+      file.write(json.dumps(record) + "\n")
+    verdict = watch.look(state_at(5 * number + 5, float(number)))
+  assert verdict.stop and verdict.best_step == 10
+  best = watch.best(initial())
+  assert int(best.step) == 10 and best.params["w"][0] == 1.0
+  watch.close()
+  again = guard.Watch(make(), BASE, tmp_path)
+  assert again.look(None) == verdict
+  again.close()
+  step, saved = checkpoint.read_latest(tmp_path, checkpoint.BEST)
+  assert step == 10 and saved["params"]["w"][0] == 1.0
+
+
+def test_the_watch_falls_back_to_the_base_model(tmp_path):
+  watch = guard.Watch(make(), BASE, tmp_path)
+  assert watch.best(initial()).params["w"][0] == -1.0
+  watch.close()
+
+
+def test_a_floor_of_diversity_wants_several_images_of_a_prompt(tmp_path):
+  base = {name: value for name, value in BASE.items() if name != "eval/diversity"}
+  with pytest.raises(ValueError, match="expected several images of a prompt"):
+    guard.Watch(make(diversity_floor=0.5), base, tmp_path)

@@ -4,6 +4,11 @@
   python -m jaxalign.data.shapes_preferences --output=preferences/held_out --split=held_out \\
     --seed=1 --num_pairs=1024
   python -m jaxalign.main --config=configs/reward_model.py --workdir=runs/reward_model
+
+Not yet run to its end. The model in worlds/assets/shapes_reward had 2000 of the 3000 steps of the
+warm start and all 500 on 6144 pairs. On 1024 pairs of held-out prompts it agrees with 59.6 % of the
+noisy labels (95 % interval 56.5 to 62.6), 78 % of the 76.0 % that the judge itself reaches, and
+with the judge on 66.5 % of the pairs whose scores differ. The warm start alone: 57.0 % and 65.1 %.
 """
 
 from ml_collections import config_dict
@@ -66,7 +71,7 @@ def get_config() -> config_dict.ConfigDict:
     "epsilon": 1e-8,
   }
   config.warm_start = config_dict.ConfigDict({
-    # A quarter of the prompts are drawn; each brings three that differ from it in one fact.
+    # A quarter of the batch is drawn; each prompt brings three that differ from it in one fact.
     "batches": {"batch_size": 128, "group_size": 4},
     "fit": {
       "num_steps": 3000,
@@ -79,12 +84,13 @@ def get_config() -> config_dict.ConfigDict:
     },
   })
   config.preferences = config_dict.ConfigDict({
-    "batches": {"batch_size": 64, "max_shift": 4},
+    "batches": {"batch_size": 96, "max_shift": 3},
+    "logit_scale": 1.0,  # where it starts
     "fit": {
-      "num_steps": 600,
-      "learning_rate": 3e-4,
-      "weight_decay": 0.01,
-      "warmup_steps": 50,
+      "num_steps": 500,
+      "learning_rate": 2e-4,
+      "weight_decay": 1e-4,
+      "warmup_steps": 30,
       "log_every": 20,
       "checkpoint_every": 200,
       **optimizer,

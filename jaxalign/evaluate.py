@@ -14,6 +14,9 @@ from jaxalign import evaluation as evaluation_lib
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run; writes its evaluation.json anew.")
 _MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
 _BEST = flags.DEFINE_bool("best", False, "With --workdir: the checkpoint that a guard kept.")
+_STRENGTH = flags.DEFINE_float(
+  "strength", 1.0, "With --workdir: LoRA scale, how much of the training is applied; 0 is the base."
+)
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "shapes/held_out, a .txt or .jsonl file, ...")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
@@ -36,7 +39,7 @@ def main(argv):
 
 def evaluate_run(workdir: pathlib.Path) -> None:
   """Compares a run's newest checkpoint with its base model, as the run itself does at its end."""
-  found = run.load(workdir, best=_BEST.value)
+  found = run.load(workdir, best=_BEST.value, strength=_STRENGTH.value)
   evaluation = evaluation_lib.make_evaluation(**{**found.config["evaluation"], **_given()})
   comparison = evaluation.compare_with_base(found.system, found.params)
   comparison.write(workdir)

@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxalign import errors, pretrain, train
+from jaxalign import errors, pretrain, reward_model, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; starting again continues it.")
@@ -18,7 +18,9 @@ _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Compile, print batch sizes, memory and speed, and stop."
 )
 
-FLOWS = ("align", "pretrain")
+# What makes something else than an aligned model; these have no dry run.
+FITS = {"pretrain": pretrain.pretrain, "reward_model": reward_model.fit}
+FLOWS = ("align", *FITS)
 
 
 def main(argv):
@@ -33,9 +35,11 @@ def main(argv):
   if config.flow == "align":
     train.train(config, workdir, dry_run=_DRY_RUN.value)
   elif _DRY_RUN.value:
-    raise flags.Error("--dry_run: expected a config that aligns a model; this one pretrains")
+    raise flags.Error(
+      f"--dry_run: expected a config that aligns a model, with flow 'align'; got {config.flow!r}"
+    )
   else:
-    pretrain.pretrain(config, workdir)
+    FITS[config.flow](config, workdir)
 
 
 def use_compilation_cache() -> None:

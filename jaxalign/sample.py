@@ -16,6 +16,10 @@ from jaxalign.types import Array, Key, Params
 
 _MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, instead of --model.")
+_BEST = flags.DEFINE_bool("best", False, "With --workdir: the checkpoint that a guard kept.")
+_STRENGTH = flags.DEFINE_float(
+  "strength", 1.0, "With --workdir: LoRA scale, how much of the training is applied; 0 is the base."
+)
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Denoising steps; 20, or those of the run.")
 _GUIDANCE_SCALE = flags.DEFINE_float(
@@ -50,7 +54,13 @@ def load_system() -> tuple[system.System, Params]:
     raise flags.Error("expected one of --model and --workdir")
   if _WORKDIR.value is not None:
     workdir = pathlib.Path(_WORKDIR.value)
-    found = run.load(workdir, process=_given_process(), guidance=_given_scale())
+    found = run.load(
+      workdir,
+      process=_given_process(),
+      guidance=_given_scale(),
+      best=_BEST.value,
+      strength=_STRENGTH.value,
+    )
     return found.system, found.params
   sys = system.make_system(
     seed=0,

@@ -1,10 +1,13 @@
 """Shared by all tests: a compilation cache, so that no program is compiled twice."""
 
 import importlib.util
+import json
 import pathlib
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -29,3 +32,64 @@ def load_config():
     return module.get_config(*args)
 
   return load
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory):
+  """Eight pairs of rendered scenes, the right one preferred, and a row whose image is missing."""
+  from jaxalign.worlds.shapes import prompts, scene
+
+  folder = tmp_path_factory.mktemp("pairs")
+  rng = np.random.default_rng(0)
+  rows = []
+  for number, prompt in enumerate(prompts.sample_prompts(rng, 8, "train")):
+    names = []
+    for spec in (prompt.spec, prompts.corrupt(rng, prompt.spec)):
+      names.append(f"{number}_{len(names)}.png")
+      Image.fromarray(scene.render(prompts.sample_scene(rng, spec))).save(folder / names[-1])
+    rows.append({"prompt": prompt.text, "images": names, "label_0": 1.0})
+  rows.append({"prompt": "a circle", "images": ["0_0.png", "nowhere.png"], "label_0": 1.0})
+  file = folder / "pairs.jsonl"
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return file
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+  """A folder with a Stable Diffusion of random weights whose programs compile in seconds.
+
+  One block, images of 16 x 16, and the vocabulary of the `shapes` world.
+  """
+  from jaxalign.models import stable_diffusion
+  from jaxalign.models.weights import hub
+
+  shapes = stable_diffusion.load(hub.find_folder("shapes"))
+  unet = {
+    **shapes.configs["unet"],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "block_out_channels": [16],
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+  }
+  vae = {
+    **shapes.configs["vae"],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [4, 8],
+    "latent_channels": 4,
+    "sample_size": 16,
+  }
+  model = stable_diffusion.build(
+    unet=unet,
+    vae=vae,
+    text_encoder=shapes.configs["text_encoder"],
+    scheduler=shapes.configs["scheduler"],
+    tokenizer_folder=shapes.tokenizer_folder,
+  )
+  params = model.init_params(jax.random.key(0))
+  folder = tmp_path_factory.mktemp("tiny") / "model"
+  stable_diffusion.save(model.with_params(params), folder)
+  return folder

@@ -9,16 +9,21 @@ CONFIGS = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / "config
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_says_which_flow_it_is_for_and_how_to_run_it(name, load_config):
-  assert load_config(name).flow in ("align", "pretrain")
+  assert load_config(name).flow in ("align", "pretrain", "reward_model")
   source = (pathlib.Path(__file__).parent.parent / "configs" / f"{name}.py").read_text()
   assert f"python -m jaxalign.main --config=configs/{name}.py" in source
 
 
-@pytest.mark.parametrize(
-  "variant", ["long", "quicktest", "lora", "full", "per_prompt", "score_function"]
-)
-def test_each_variant_of_ddpo_changes_something(variant, load_config):
-  assert load_config("ddpo", variant) != load_config("ddpo")
+@pytest.mark.parametrize("name, variant", [
+  *[("ddpo", v) for v in ("long", "quicktest", "lora", "full", "per_prompt", "score_function")],
+  *[("dpo", v) for v in ("ipo", "lora", "full", "quicktest")],
+  *[("d3po", v) for v in ("lora", "quicktest")],
+  *[("draft", v) for v in ("whole", "lv", "align_prop", "refl", "lora", "quicktest")],
+])
+def test_each_variant_changes_something_and_is_documented(name, variant, load_config):
+  assert load_config(name, variant) != load_config(name)
+  source = (pathlib.Path(__file__).parent.parent / "configs" / f"{name}.py").read_text()
+  assert f"\n  {variant} " in source.split('"""')[1]
 
 
 def test_variants_combine_and_unknown_ones_are_named(load_config):

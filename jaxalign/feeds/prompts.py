@@ -13,6 +13,7 @@ from jaxalign.data import prompts as prompts_lib
 from jaxalign.feeds.base import Drawn, Program, averages
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.state import TrainState
+from jaxalign.types import Params
 
 
 class PromptBatches:
@@ -32,7 +33,7 @@ class PromptBatches:
     self.num_images = self.plan.examples
     self.microbatch = self.plan.microbatch
     self.prompts = checks.call_section(sections, "data", prompts_lib.load)
-    self.frozen = {"reward": rewards.device.params}
+    self.frozen: Mapping[str, Params] = {"reward": rewards.device.params}
     self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
     self._features = rewards.device.encode(self.prompts.records)
     self._sys, self._seed = sys, sections["seed"]

@@ -37,7 +37,8 @@ def make(parts: Parts, *, beta: float, clip_range: float) -> Method:
     clipped = losses.clip_log_ratio(log_ratio, clip_range=clip_range)
     log_ratio_w, log_ratio_l = winner_and_loser(clipped)
     values = preference_metrics(*winner_and_loser(log_ratio))
-    values["preference/clip_frac"] = sum(winner_and_loser(clipped != log_ratio)) / 2.0
+    is_clipped = (clipped != log_ratio).astype(clipped.dtype)
+    values["preference/clip_frac"] = is_clipped.reshape(-1, 2).mean(axis=1)
     return batch.weight * losses.dpo_loss(log_ratio_w, log_ratio_l, beta=beta), values
 
   return Method(loss, data="rollout_pairs")

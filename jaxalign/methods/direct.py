@@ -17,7 +17,13 @@ def make_draft(parts: Parts, *, num_grad_steps: int, kl_weight: float) -> Method
 
   0 differentiates through the whole chain (DRaFT); 1 is the paper's cheapest.
   """
-  K = num_grad_steps or parts.process.table.num_steps
+  S = parts.process.table.num_steps
+  K = num_grad_steps or S
+  if not 1 <= K <= S:
+    raise ValueError(
+      f"config.method.num_grad_steps: expected 1 to {S} steps to differentiate through, or 0 for "
+      f"all, got {num_grad_steps}"
+    )
 
   def sample(params, reference, batch, x_T, key):
     x_0, kl = _last_steps(key, params, reference, parts, x_T, batch.cond, num_steps=K)

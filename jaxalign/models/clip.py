@@ -1,12 +1,13 @@
 """The CLIP text encoder: token ids to one vector per token and one per prompt.
 
 The transformer of Radford et al. 2021 (arXiv:2103.00020, section 2.4), under the parameter names
-of transformers' `CLIPTextModel` as published checkpoints store them.
+of transformers' `CLIPTextModel` as published checkpoints store them. `Encoder` and what it is made
+of serve the image tower as well, see `clip_vision`.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -33,7 +34,37 @@ _LEGACY_EOS_TOKEN_ID = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPTextConfig:
+class EncoderConfig:
+  """What the encoder of either tower is shaped by."""
+
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  hidden_act: str
+  layer_norm_eps: float
+
+  def __post_init__(self):
+    name = type(self).__name__
+    if self.hidden_act not in _ACTIVATIONS:
+      raise ValueError(
+        f"{name}: expected hidden_act in {sorted(_ACTIVATIONS)}, found {self.hidden_act!r}"
+      )
+    if self.hidden_size % self.num_attention_heads:
+      raise ValueError(
+        f"{name}: hidden_size {self.hidden_size} not divisible by "
+        f"num_attention_heads {self.num_attention_heads}"
+      )
+
+  @classmethod
+  def from_dict(cls, config: Mapping[str, Any]) -> Self:
+    """Reads the tower's parsed config; other entries are left alone."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in config.items() if name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig(EncoderConfig):
   """The fields of `text_encoder/config.json` that shape the network or its pooling."""
 
   vocab_size: int = 49408
@@ -46,27 +77,20 @@ class CLIPTextConfig:
   layer_norm_eps: float = 1e-5
   eos_token_id: int = 49407
 
-  def __post_init__(self):
-    if self.hidden_act not in _ACTIVATIONS:
-      raise ValueError(
-        f"text encoder config: expected hidden_act in {sorted(_ACTIVATIONS)}, "
-        f"found {self.hidden_act!r}"
-      )
-    if self.hidden_size % self.num_attention_heads:
-      raise ValueError(
-        f"text encoder config: hidden_size {self.hidden_size} not divisible by "
-        f"num_attention_heads {self.num_attention_heads}"
-      )
-
-  @classmethod
-  def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
-    """Reads the parsed `text_encoder/config.json`; other entries are left alone."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{name: value for name, value in config.items() if name in names})
-
 
 class CLIPTextModel(nn.Module):
   """The text encoder; a shell around `text_model`, because published names start with it."""
+
+  config: CLIPTextConfig
+
+  @nn.compact
+  def __call__(self, token_ids: Array) -> tuple[Array, Array]:
+    """As `TextTransformer`."""
+    return TextTransformer(self.config, name="text_model")(token_ids)
+
+
+class TextTransformer(nn.Module):
+  """Embeddings, causal transformer, final layer norm."""
 
   config: CLIPTextConfig
 
@@ -81,12 +105,16 @@ class CLIPTextModel(nn.Module):
       `(hidden [B, N, D] after the final layer norm, pooled [B, D])`; pooled is the hidden state at
       the end-of-text token.
     """
-    if token_ids.shape[-1] > self.config.max_position_embeddings:
+    length = token_ids.shape[-1]
+    if length > self.config.max_position_embeddings:
       raise ValueError(
         f"expected at most {self.config.max_position_embeddings} tokens per prompt, found "
-        f"{token_ids.shape[-1]}; truncate the prompts"
+        f"{length}; truncate the prompts"
       )
-    hidden = TextTransformer(self.config, name="text_model")(token_ids)
+    x = Embeddings(self.config, name="embeddings")(token_ids)
+    causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    x = Encoder(self.config, name="encoder")(x, causal)
+    hidden = layers.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)
     end = _end_positions(token_ids, self.config.eos_token_id)
     return hidden, jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
 
@@ -96,18 +124,6 @@ def _end_positions(token_ids: Array, eos_token_id: int) -> Array:  # [B, N] -> [
   if eos_token_id == _LEGACY_EOS_TOKEN_ID:
     return jnp.argmax(token_ids, axis=-1)  # end-of-text is the last entry of CLIP's vocabulary
   return jnp.argmax(token_ids == eos_token_id, axis=-1)
-
-
-class TextTransformer(nn.Module):
-  """Embeddings, causal transformer, final layer norm: `[B, N]` -> `[B, N, D]`."""
-
-  config: CLIPTextConfig
-
-  @nn.compact
-  def __call__(self, token_ids: Array) -> Array:
-    x = Embeddings(self.config, name="embeddings")(token_ids)
-    x = Encoder(self.config, name="encoder")(x)
-    return layers.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)
 
 
 class Embeddings(nn.Module):
@@ -126,14 +142,12 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-  """The stack of layers under one causal mask."""
+  """The stack of layers under one mask: `[B, N, D]` -> `[B, N, D]`."""
 
-  config: CLIPTextConfig
+  config: EncoderConfig
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    length = x.shape[1]
-    mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
+  def __call__(self, x: Array, mask: Array | None = None) -> Array:
     for i in range(self.config.num_hidden_layers):
       x = EncoderLayer(self.config, name=f"layers_{i}")(x, mask)
     return x
@@ -142,10 +156,10 @@ class Encoder(nn.Module):
 class EncoderLayer(nn.Module):
   """Pre-norm self-attention and MLP, each with a residual connection."""
 
-  config: CLIPTextConfig
+  config: EncoderConfig
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array) -> Array:
+  def __call__(self, x: Array, mask: Array | None) -> Array:
     config = self.config
     h = layers.LayerNorm(config.layer_norm_eps, name="layer_norm1")(x)
     x = x + SelfAttention(config.num_attention_heads, name="self_attn")(h, mask)
@@ -159,7 +173,7 @@ class SelfAttention(nn.Module):
   num_heads: int
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array) -> Array:
+  def __call__(self, x: Array, mask: Array | None) -> Array:
     features = x.shape[-1]
     query, key, value = (
       layers.Dense(features, name=name)(x).reshape(*x.shape[:2], self.num_heads, -1)
@@ -171,7 +185,7 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
   """`fc2(act(fc1(x)))`."""
 
-  config: CLIPTextConfig
+  config: EncoderConfig
 
   @nn.compact
   def __call__(self, x: Array) -> Array:

@@ -64,16 +64,15 @@ class WeightedRewards:
       return None
 
     def encode(prompts):
-      return [part.encode(prompts) for part in parts]
+      return {part.name: part.encode(prompts) for part in parts}
 
     def score(params, images, features):
-      scores = [
-        weight * part.score(one, images, feature)
-        for weight, part, one, feature in zip(self.weights, parts, params, features, strict=True)
-      ]
-      return sum(scores)
+      return sum(
+        weight * part.score(params[part.name], images, features[part.name])
+        for weight, part in zip(self.weights, parts, strict=True)
+      )
 
-    return DeviceReward("total", [part.params for part in parts], encode, score)
+    return DeviceReward("total", {part.name: part.params for part in parts}, encode, score)
 
   def total(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
     """float32 `[B]` from the raw rewards `{name: [B]}` of one whole iteration."""

@@ -31,7 +31,7 @@ def make(path: str | os.PathLike = "shapes") -> DeviceReward:
 
 
 def make_shapes() -> DeviceReward:
-  """The reward model of the embedded world, under a name that says which judge it is learned from."""
+  """The reward model of the embedded world, learned from noisy comparisons by its judge."""
   return make("shapes")._replace(name="shapes_learned")
 
 

@@ -128,4 +128,4 @@ def _first(entries: list[str]) -> str:
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
-  return np.ascontiguousarray(array, dtype=np.float32)
+  return np.asarray(array, np.float32, order="C")  # np.ascontiguousarray gives a scalar an axis

@@ -1,0 +1,179 @@
+"""CLIP with both towers: how well an image fits a prompt, as a number with a gradient.
+
+Radford et al. 2021 (arXiv:2103.00020). PickScore (arXiv:2305.01569) is this model with other
+weights. On disk it is the folder that transformers' `CLIPModel` and `CLIPTokenizer` read and write.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign import files
+from jaxalign.models import clip, clip_vision, layers, tokenization
+from jaxalign.models.weights import safetensors_io
+from jaxalign.types import Array, Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+  """What a CLIP model's config.json says about the network."""
+
+  text: clip.CLIPTextConfig
+  vision: clip_vision.CLIPVisionConfig
+  projection_dim: int = 512
+  logit_scale_init_value: float = 2.6592
+
+  @classmethod
+  def from_dict(cls, config: Mapping[str, Any]) -> "CLIPConfig":
+    """Reads the parsed config.json; other entries are left alone."""
+    missing = [name for name in ("text_config", "vision_config") if not config.get(name)]
+    if missing:
+      raise ValueError(
+        f"expected the config.json of a CLIPModel, found no {' or '.join(missing)} in that of "
+        f"{config.get('architectures', 'an unnamed class')}"
+      )
+    names = ("projection_dim", "logit_scale_init_value")
+    return cls(
+      clip.CLIPTextConfig.from_dict(config["text_config"]),
+      clip_vision.CLIPVisionConfig.from_dict(config["vision_config"]),
+      **{name: config[name] for name in names if name in config},
+    )
+
+
+class CLIPModel(nn.Module):
+  """Both towers, and the projections into the space where they are compared."""
+
+  config: CLIPConfig
+
+  def setup(self):
+    dim = self.config.projection_dim
+    self.text_model = clip.TextTransformer(self.config.text)
+    self.vision_model = clip_vision.VisionTransformer(self.config.vision)
+    self.text_projection = layers.Dense(dim, use_bias=False)
+    self.visual_projection = layers.Dense(dim, use_bias=False)
+    init = nn.initializers.constant(self.config.logit_scale_init_value)
+    self.logit_scale = self.param("logit_scale", init, ())
+
+  def image_features(self, images: Array) -> Array:
+    """Images `[B, H, W, 3]` in [0, 1] to unit vectors `[B, E]`."""
+    inputs = clip_vision.preprocess(images, self.config.vision.image_size)
+    return _unit(self.visual_projection(self.vision_model(inputs)))
+
+  def text_features(self, token_ids: Array) -> Array:
+    """Token ids `[B, N]` to unit vectors `[B, E]`."""
+    return _unit(self.text_projection(self.text_model(token_ids)[1]))
+
+  def __call__(self, images: Array, token_ids: Array) -> Array:
+    """`exp(logit_scale) * cosine` of each image and its prompt, `[B]`."""
+    cosine = jnp.sum(self.image_features(images) * self.text_features(token_ids), axis=-1)
+    return jnp.exp(self.logit_scale) * cosine
+
+
+def _unit(x: Array) -> Array:
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CLIP:
+  """The network, its parameters, and everything else that a model's folder holds.
+
+  `image_features`, `text_features` and `score` are pure and see no `params` unless given.
+
+  Attributes:
+    network: holds no arrays.
+    params: numpy arrays in host memory after `load`, {} after `build`.
+    config: the parsed config.json, as found.
+    tokenizer_folder: holds vocab.json and merges.txt.
+  """
+
+  network: CLIPModel
+  params: Params
+  config: dict[str, Any]
+  tokenizer_folder: pathlib.Path
+
+  # The ignores: flax types `apply` as perhaps a pair, which it is only with `mutable`.
+
+  def image_features(self, params: Params, images: Array) -> Array:
+    """Images `[B, H, W, 3]` in [0, 1] to unit vectors `[B, E]`."""
+    return self.network.apply({"params": params}, images, method="image_features")  # type: ignore[return-value]
+
+  def text_features(self, params: Params, token_ids: Array) -> Array:
+    """Token ids `[B, N]` to unit vectors `[B, E]`."""
+    return self.network.apply({"params": params}, token_ids, method="text_features")  # type: ignore[return-value]
+
+  def score(self, params: Params, images: Array, token_ids: Array) -> Array:
+    """`exp(logit_scale) * cosine` of each image and its prompt, `[B]`; the PickScore.
+
+    Args:
+      params: as the attribute.
+      images: `[B, H, W, 3]` in [0, 1], of any size; gradients flow to them.
+      token_ids: `[B, N]`, from `tokenize`.
+    """
+    return self.network.apply({"params": params}, images, token_ids)  # type: ignore[return-value]
+
+  def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
+    """Prompts to int32 `[B, N]`, padded; tokens beyond N are dropped (warned of once)."""
+    length = self.network.config.text.max_position_embeddings
+    return tokenization.tokenize(self.tokenizer_folder, prompts, length)
+
+  def param_shapes(self) -> Params:
+    """The parameter tree with shapes in place of arrays."""
+    size = self.network.config.vision.image_size
+    images, token_ids = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(self.network.init, jax.random.key(0), images, token_ids)["params"]
+
+  def init_params(self, key: Key) -> Params:
+    """Random parameters, as numpy arrays; drawn on the host, which has nothing to compile."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    scale = self.network.config.logit_scale_init_value
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: _random_leaf(rng, path[-1].key, leaf.shape, scale), self.param_shapes()
+    )
+
+  def with_params(self, params: Params) -> "CLIP":
+    """This model with other parameters."""
+    return dataclasses.replace(self, params=params)
+
+
+def _random_leaf(rng: np.random.Generator, name: str, shape: tuple, logit_scale: float) -> Any:
+  """As the layers initialise themselves: kernels of variance 1 / fan_in, embeddings of 0.02^2."""
+  constants = {"scale": 1.0, "bias": 0.0, "logit_scale": logit_scale}
+  if name in constants:
+    return np.full(shape, constants[name], np.float32)
+  fan_in = np.prod(shape[:-1]) if name == "kernel" else shape[-1]  # or the class embedding
+  std = 0.02 if name == "embedding" else fan_in**-0.5
+  return np.float32(std) * rng.standard_normal(shape, np.float32)
+
+
+def build(config: dict[str, Any], *, tokenizer_folder: str | os.PathLike) -> CLIP:
+  """Builds the model, without parameters, from its parsed config.json."""
+  tokenization.check_folder(tokenizer_folder)
+  network = CLIPModel(CLIPConfig.from_dict(config))
+  return CLIP(network, {}, config, pathlib.Path(tokenizer_folder))
+
+
+def load(folder: str | os.PathLike) -> CLIP:
+  """Reads the folder of a CLIPModel and its tokenizer; ValueError says what is not as expected."""
+  folder = pathlib.Path(folder).expanduser()
+  if not folder.is_dir():
+    raise ValueError(
+      f"expected the folder of a CLIPModel, found no folder {folder}\n"
+      f"A model of the hub is downloaded once with: hf download OWNER/NAME --local-dir FOLDER"
+    )
+  model = build(files.read_json(folder / "config.json"), tokenizer_folder=folder)
+  return model.with_params(safetensors_io.read_component(folder, model.param_shapes()))
+
+
+def save(model: CLIP, folder: str | os.PathLike) -> None:
+  """Writes the folder that `load` and transformers read; config and tokenizer as found."""
+  if not model.params:
+    raise ValueError("expected a CLIP model with params, found none; see CLIP.with_params")
+  safetensors_io.write_component(folder, model.params, model.config, safetensors_io.TEXT_WEIGHTS)
+  tokenization.copy(model.tokenizer_folder, folder)

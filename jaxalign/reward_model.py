@@ -1,0 +1,227 @@
+"""Trains a reward model on preference pairs: CLIP, fine-tuned nearly as PickScore is.
+
+Published reward models start from CLIP, so this does too: a small one is fitted to rendered scenes
+and their captions, unless a folder holds one already. The result is a folder of `CLIPModel`.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign import files, pretrain, run
+from jaxalign.data import preference_files, preference_pairs
+from jaxalign.losses import reward_model as losses
+from jaxalign.models import clip_dual
+from jaxalign.types import Array
+from jaxalign.worlds.shapes import prompts as shapes_prompts
+from jaxalign.worlds.shapes import scene as shapes_scene
+from jaxalign.worlds.shapes import tokenizer as shapes_tokenizer
+
+# What preferences train. A text tower that is trained with the rest learns the prompts of the pairs
+# by heart: on unseen prompts the model then agreed less with the judge than before.
+TRAINED = ("vision_model", "visual_projection", "logit_scale")
+
+
+def fit(config, workdir: pathlib.Path) -> pathlib.Path:
+  """Runs the stages of `configs/reward_model.py`; returns the folder of the finished model.
+
+  Writes `accuracy.json` too if the config names held-out pairs.
+  """
+  run.prepare_workdir(workdir, config)
+  pairs = load_pairs(**config.data)  # first, because it may be missing
+  model = clip_dual.load(config.init_from) if config.init_from else warm_start(config, workdir)
+  # CLIP's own scale tells one caption from a thousand; between two images it is far too sure.
+  start = {**model.params, "logit_scale": jnp.float32(config.preferences.logit_scale)}
+  trained = pretrain.fit(
+    "preferences",
+    workdir,
+    {name: start[name] for name in TRAINED},
+    make_preference_loss(model),
+    pair_batches(
+      pairs,
+      np.asarray(jax.jit(model.text_features)(model.params, model.tokenize(pairs.prompts))),
+      seed=config.seed,
+      **config.preferences.batches,
+    ),
+    **config.preferences.fit,
+  )
+  model = model.with_params({**model.params, **trained})
+  folder = workdir / "model"
+  clip_dual.save(model, folder)
+  if config.held_out:
+    found = accuracy(model, load_pairs(**{**config.data, "source": config.held_out}))
+    files.write_json(workdir / "accuracy.json", found)
+    print(", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+  return folder
+
+
+def load_pairs(*, source: str, image_size: int, ties: str) -> preference_pairs.PreferencePairs:
+  """The pairs of a preference file, see `data.preference_files`; images brought to a square."""
+  records, report = preference_files.load(source)
+  print(report.summary())
+  size = (image_size, image_size)
+  return preference_pairs.PreferencePairs(records, size=size, ties=ties, resize=True)
+
+
+def warm_start(config, workdir: pathlib.Path) -> clip_dual.CLIP:
+  """A CLIP of the shapes world, fitted from nothing to scenes and captions without end."""
+  tokenizer = workdir / "tokenizer"
+  model_config = config.model.to_dict()
+  model_config["text_config"]["vocab_size"] = shapes_tokenizer.write_tokenizer(
+    tokenizer,
+    pretrain.vocabulary(),
+    context_length=model_config["text_config"]["max_position_embeddings"],
+  )
+  model = clip_dual.build(model_config, tokenizer_folder=tokenizer)
+  params = pretrain.fit(
+    "warm_start",
+    workdir,
+    model.init_params(jax.random.key(config.seed)),
+    make_contrastive_loss(model),
+    scene_batches(model.tokenize, seed=config.seed, **config.warm_start.batches),
+    **config.warm_start.fit,
+  )
+  return model.with_params(params)
+
+
+def make_contrastive_loss(model: clip_dual.CLIP) -> pretrain.LossFn:
+  """`losses.contrastive_loss` of a batch from `scene_batches`."""
+
+  def loss_fn(params, batch, key):
+    del key
+    images, token_ids, also_true = batch
+    of_images = model.image_features(params, _as_float(images))
+    of_captions = model.text_features(params, token_ids)
+    logits = jnp.exp(params["logit_scale"]) * of_images @ of_captions.T
+    loss = jnp.mean(losses.contrastive_loss(logits, also_true=also_true))
+    own = jnp.diagonal(logits)[:, None]
+    found = jnp.all((own > logits) | also_true, axis=1)
+    return loss, {"loss/contrastive": loss, "accuracy/caption": jnp.mean(found)}
+
+  return loss_fn
+
+
+def scene_batches(
+  tokenize: Callable[[Sequence[str]], np.ndarray], *, seed: int, batch_size: int, group_size: int
+) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """`batches(step)` of training prompts and a scene of each, a pure function of seed and step.
+
+  Every prompt comes with `group_size - 1` others that differ from it in one fact: only they make
+  the towers tell a red circle and a blue square from a blue circle and a red square.
+
+  Returns:
+    The function, of `(images uint8 [B, 64, 64, 3], token_ids [B, N], also_true bool [B, B])`, where
+    `also_true[i, j]` says that caption j is true of image i.
+  """
+  if batch_size % group_size:
+    raise ValueError(
+      f"config.warm_start.batches: expected batch_size to be a multiple of group_size, got "
+      f"{batch_size} and {group_size}"
+    )
+  known = {prompt.text for prompt in shapes_prompts.train_prompts()}
+
+  def near_miss(rng, spec):
+    while True:  # most prompts are training prompts, so most tries succeed
+      other = shapes_prompts.corrupt(rng, spec)
+      if shapes_prompts.to_text(other) in known:
+        return other
+
+  def batches(step):
+    rng = np.random.default_rng([seed, step])
+    drawn = shapes_prompts.sample_prompts(rng, batch_size // group_size, "train")
+    specs = [prompt.spec for prompt in drawn]
+    specs += [near_miss(rng, spec) for _ in range(group_size - 1) for spec in specs]
+    scenes = [shapes_prompts.sample_scene(rng, spec) for spec in specs]
+    images = np.stack([shapes_scene.render(drawn) for drawn in scenes])
+    token_ids = tokenize([shapes_prompts.to_text(spec) for spec in specs])
+    also_true = [[shapes_prompts.holds(spec, drawn) for spec in specs] for drawn in scenes]
+    return images, token_ids, np.array(also_true)
+
+  return batches
+
+
+def make_preference_loss(model: clip_dual.CLIP) -> pretrain.LossFn:
+  """`losses.bradley_terry_loss` of a batch from `pair_batches`; its `params` are `TRAINED`."""
+
+  def loss_fn(params, batch, key):
+    del key
+    images, of_prompts, p = batch
+    both = _as_float(images.reshape(-1, *images.shape[2:]))
+    of_images = model.image_features(params, both).reshape(*images.shape[:2], -1)
+    rewards = jnp.exp(params["logit_scale"]) * jnp.sum(of_images * of_prompts[:, None], axis=-1)
+    reward_w, reward_l = rewards.T
+    loss = jnp.mean(losses.bradley_terry_loss(reward_w, reward_l, p=p))
+    metrics = {
+      "loss/preferences": loss,
+      "accuracy/preferences": jnp.mean(reward_w > reward_l),
+      "reward/margin": jnp.mean(jnp.abs(reward_w - reward_l)),
+    }
+    return loss, metrics
+
+  return loss_fn
+
+
+def pair_batches(
+  pairs: preference_pairs.PreferencePairs,
+  of_prompts: np.ndarray,
+  *,
+  seed: int,
+  batch_size: int,
+  max_shift: int,
+) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """`batches(step)` of pairs, a pure function of the seed and the step.
+
+  Args:
+    pairs: of images `[H, W, 3]`.
+    of_prompts: the text features of each pair's prompt, `[P, E]`.
+    seed: of the order and the shifts.
+    batch_size: pairs in a batch.
+    max_shift: each image is moved by up to so many pixels along both axes, its border repeated: a
+      vision transformer does not know by itself that a shifted image shows the same.
+
+  Returns:
+    The function, of `(images uint8 [B, 2, H, W, 3], the better first, of_prompts [B, E], p [B])`.
+  """
+
+  def batches(step):
+    rng = np.random.default_rng([seed, step])
+    rows = pairs.draw_for_step(seed, step, batch_size)
+    images = [[_shifted(rng, image, max_shift) for image in pair] for pair in pairs.images(rows)]
+    return np.array(images), of_prompts[rows], pairs.p[rows]
+
+  return batches
+
+
+def _shifted(rng: np.random.Generator, image: np.ndarray, max_shift: int) -> np.ndarray:
+  height, width, _ = image.shape
+  top, left = rng.integers(2 * max_shift + 1, size=2)
+  padded = np.pad(image, ((max_shift, max_shift), (max_shift, max_shift), (0, 0)), "edge")
+  return padded[top : top + height, left : left + width]
+
+
+def accuracy(
+  model: clip_dual.CLIP, pairs: preference_pairs.PreferencePairs, batch_size: int = 256
+) -> dict[str, float]:
+  """How often the model scores the preferred image higher, with the standard error of that share.
+
+  Labels are noisy, so even the judge that made them does not reach 1. A pair without a preferred
+  image is not counted, and equal scores count as half.
+  """
+  score = jax.jit(model.score)
+  token_ids = model.tokenize(pairs.prompts)
+  rows = np.flatnonzero(pairs.p != 0.5)
+  hits = []
+  for chunk in np.split(rows, range(batch_size, len(rows), batch_size)):
+    images = pairs.images(chunk).astype(np.float32) / 255.0
+    reward_w, reward_l = (score(model.params, images[:, i], token_ids[chunk]) for i in (0, 1))
+    hits.append((1.0 + np.sign(reward_w - reward_l)) / 2)
+  hit = np.concatenate(hits)
+  error = np.std(hit) / np.sqrt(len(hit))
+  return {"accuracy": float(hit.mean()), "standard_error": float(error), "num_pairs": len(hit)}
+
+
+def _as_float(images: Array) -> Array:  # uint8 -> float32 in [0, 1]
+  return images.astype(jnp.float32) / 255.0

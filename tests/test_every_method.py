@@ -1,0 +1,135 @@
+"""Every config and variant that aligns, end to end in `quicktest` size on a tiny random model."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import checkpoint, metrics, train
+from jaxalign.rewards import DeviceReward
+
+TIMING = {"throughput/images_per_s", "compile/count"}
+RUNS = [
+  ("dpo", "lora"),
+  ("dpo", "ipo,full"),
+  ("d3po", ""),
+  ("draft", "lora"),
+  ("draft", "whole"),
+  ("draft", "lv"),
+  ("draft", "align_prop"),
+  ("draft", "refl"),
+]
+
+
+def brightness(*, target=0.6) -> DeviceReward:
+  """How near the mean colour is to `target`: a reward without weights but one number."""
+  return DeviceReward(
+    "brightness",
+    {"target": jnp.float32(target)},
+    lambda prompts: np.array([len(prompt["prompt"]) for prompt in prompts], np.float32),
+    lambda params, images, features: (
+      -jnp.abs(images.mean((1, 2, 3)) - params["target"]) + 0.0 * features
+    ),
+  )
+
+
+@pytest.fixture(scope="module")
+def make_config(load_config, pairs_file, tiny_model):
+  def make(name, variant, **changes):
+    config = load_config(name, ",".join(filter(None, ["quicktest", variant])))
+    config.model.path = str(tiny_model)
+    config.evaluation.rewards = (f"{__name__}:brightness",)
+    config.guard.gold = f"{__name__}:brightness"
+    if name == "dpo":
+      config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2, "resize": True})
+    else:
+      config.reward.names = (f"{__name__}:brightness",)
+    if config.method.name == "refl":
+      config.method.target = 0.5
+    config.update_from_flattened_dict({key.replace("__", "."): v for key, v in changes.items()})
+    return config
+
+  return make
+
+
+def records(workdir):
+  return [
+    {name: value for name, value in record.items() if name not in TIMING}
+    for record in metrics.read(workdir)
+  ]
+
+
+@pytest.mark.parametrize("name,variant", RUNS)
+def test_a_run_moves_the_policy_and_evaluates_it(name, variant, make_config, tmp_path):
+  train.train(make_config(name, variant), tmp_path)
+  written = records(tmp_path)
+  assert [record["step"] for record in written] == [0, 1]
+  assert all(record["grad/norm"] > 0 for record in written)
+  report = json.loads((tmp_path / "evaluation.json").read_text())
+  assert report["kl_to_ref"] > 0 and report["vendi"]["base"] > 1
+  counts = [record["compile/count"] for record in metrics.read(tmp_path)]
+  assert counts[0] == counts[1]
+  if name == "dpo":
+    assert json.loads((tmp_path / "preferences_report.json").read_text())["counts"] == {
+      "missing image": 1
+    }
+    assert written[0]["preference/margin"] == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("name,variant", [("dpo", "lora"), ("d3po", ""), ("draft", "align_prop")])
+def test_one_iteration_and_one_more_equal_two(name, variant, make_config, tmp_path):
+  train.train(make_config(name, variant), tmp_path / "whole")
+  train.train(make_config(name, variant, num_iterations=1), tmp_path / "parts")
+  train.train(make_config(name, variant), tmp_path / "parts")
+  whole, parts = (checkpoint.read_latest(tmp_path / part) for part in ("whole", "parts"))
+  jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
+  assert records(tmp_path / "whole") == records(tmp_path / "parts")
+
+
+def test_a_guard_ends_a_run_with_the_best_checkpoint_and_says_so_again(
+  make_config, tmp_path, capsys
+):
+  changes = dict(num_iterations=5, evaluation__every=1, guard__action="stop", guard__patience=1)
+  changes["guard__kl_budget"] = 1e-9
+  train.train(make_config("draft", "whole", **changes), tmp_path)
+  printed = capsys.readouterr()
+  assert "above the budget of 1e-09" in printed.out + printed.err
+  assert "ended by the guard" in printed.out
+  assert len(records(tmp_path)) == 1
+  before = (tmp_path / "evaluation.json").read_bytes()
+  train.train(make_config("draft", "whole", **changes), tmp_path)
+  assert "ended by the guard" in capsys.readouterr().out
+  assert len(records(tmp_path)) == 1 and (tmp_path / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name,changes,message", [
+  ("dpo", {"data__source": "nowhere.parquet"}, "found no such file"),
+  ("dpo", {"data__max_bad_fraction": 0.0}, "missing image"),
+  ("dpo", {"data__prompt_dropout": 2.0}, "prompt_dropout: expected 0 to 1"),
+  ("dpo", {"batch__microbatch": 3}, r"4 examples do not split .* microbatch can be one of"),
+  ("dpo", {"method__time_weight": "snr"}, "expected one of half, elbo"),
+  ("d3po", {"batch__images_per_prompt": 1}, "images_per_prompt: expected at least 2"),
+  ("d3po", {"batch__microbatch": 2, "batch__images_per_prompt": 4}, "whole prompts"),
+  ("draft", {"reward__names": ("shapes",)}, "run on the device and can be differentiated"),
+  ("draft", {"reward__normalize": "batch"}, "normalize 'none'"),
+  ("draft", {"method__num_grad_steps": 5}, "expected 1 to 4 steps to differentiate through, or 0"),
+  ("draft", {"guard__action": "stop"}, "set config.evaluation.every above 0"),
+  ("draft", {"evaluation__features": "clap"}, "unknown 'clap'"),
+])
+def test_a_wrong_config_is_refused_before_anything_is_written(
+  name, changes, message, make_config, tmp_path
+):
+  with pytest.raises(ValueError, match=message) as error:
+    train.train(make_config(name, "", **changes), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+  assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("name", ["dpo", "d3po", "draft"])
+def test_a_dry_run_states_memory_and_speed_and_writes_nothing(name, make_config, tmp_path, capsys):
+  train.train(make_config(name, ""), tmp_path / "run", dry_run=True)
+  printed = capsys.readouterr().out
+  assert "memory per device" in printed and "images/s" in printed
+  assert not list(tmp_path.iterdir())

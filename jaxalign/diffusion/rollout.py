@@ -98,7 +98,7 @@ def rollout(
   """
   x_T = at_least_float32(x_T)
 
-  def body(x_t: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  def body(x_t: jax.Array, i: jax.Array):
     per_example = jnp.full(x_t.shape[:1], i)
     mean, std = step_distribution(params, denoise_fn, process, x_t, per_example, cond)
     x_s = gaussian.sample(jax.random.fold_in(key, i), mean, std)

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.flow = "align"
   config.seed = 0
-  config.num_iterations = 18
+  config.num_iterations = 30
 
   # "shapes", a folder in the diffusers layout, or a hub id.
   config.model = config_dict.ConfigDict({"path": "shapes"})
@@ -60,7 +60,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   })
 
   config.optim = config_dict.ConfigDict({
-    "learning_rate": 1.5e-3,
+    "learning_rate": 1e-3,
     "max_grad_norm": 1.0,
     "weight_decay": 0.0,
     # Bias correction lets the first gradients of a momentum of 0.9 count several times, and a run
@@ -120,7 +120,7 @@ def _refl(config):
   config.method = {
     "name": "refl",
     "step_range": (0.5, 1.0),  # of the chain; the paper: the last quarter of 40 steps
-    "target": 30.0,  # no gradient where the reward is above
+    "target": 10.0,  # no gradient where the reward is above
   }
 
 

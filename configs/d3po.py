@@ -87,7 +87,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.evaluation = config_dict.ConfigDict({
     "source": "shapes/held_out",
     "num_images": 384,
-    "rewards": ("shapes", "shapes_correct"),
+    "rewards": ("shapes", "shapes_correct", "shapes_learned"),
     "seed": 1234,
     "every": 0,  # iterations; 0 evaluates at the end only
     "microbatch": 32,

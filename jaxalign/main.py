@@ -1,6 +1,9 @@
 """The main command.
 
   python -m jaxalign.main --config=configs/ddpo.py --workdir=runs/ddpo
+
+On several machines each process runs it, with `--distributed` where SLURM, Open MPI or Kubernetes
+say who is who, or with the three flags that do; see docs/devices.md.
 """
 
 import os
@@ -10,13 +13,19 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxalign import errors, pretrain, train
+from jaxalign import errors, pretrain, processes, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; starting again continues it.")
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Compile, print batch sizes, memory and speed, and stop."
 )
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one process of several.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "HOST:PORT at which process 0 of several can be reached."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 FLOWS = ("align", "pretrain")
 
@@ -28,12 +37,16 @@ def main(argv):
     raise flags.Error("expected --config=FILE and --workdir=FOLDER, e.g. --config=configs/ddpo.py")
   workdir = pathlib.Path(_WORKDIR.value or ".")
   use_compilation_cache()
+  if _DISTRIBUTED.value or _COORDINATOR.value is not None:
+    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if config.flow not in FLOWS:
     raise ValueError(f"config.flow: expected one of {', '.join(FLOWS)}; got {config.flow!r}")
   if config.flow == "align":
     train.train(config, workdir, dry_run=_DRY_RUN.value)
   elif _DRY_RUN.value:
     raise flags.Error("--dry_run: expected a config that aligns a model; this one pretrains")
+  elif jax.process_count() > 1:
+    raise ValueError("expected one process, because this config pretrains; found several")
   else:
     pretrain.pretrain(config, workdir)
 

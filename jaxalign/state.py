@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxalign import sharding
 from jaxalign.advantages import PromptStats
 from jaxalign.types import Array, Params
 
@@ -39,13 +40,18 @@ def init_state(
   stats: PromptStats | None,
   *,
   with_ema: bool,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """The state before the first iteration; its arrays are copies, because updates donate them."""
+  """The state before the first iteration; its arrays are copies, because updates donate them.
+
+  It is laid out on `mesh`, one device by default.
+  """
 
   def init(params):
     ema_params = jax.tree.map(jnp.copy, params) if with_ema else None
-    return TrainState(
+    state = TrainState(
       jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params), ema_params, stats
     )
+    return sharding.constrain_params(state, mesh or sharding.one_device())
 
   return jax.jit(init)(params)

@@ -25,8 +25,10 @@ from jaxalign import (
   metrics,
   optim,
   pictures,
+  processes,
   rehearsal,
   run,
+  sharding,
   system,
   update,
 )
@@ -43,7 +45,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   check_numbers(config)
   rewards = section("reward", combine.make_total) if "reward" in sections else None
   evaluation = section("evaluation", evaluation_lib.make_evaluation)
-  sys = system.from_config(sections)
+  sys = system.from_config(sections, section("mesh", sharding.make_mesh))
   method = section("method", methods.make, parts=sys.parts_with(rewards))
   feed = feeds.make(method, sections, sys, rewards, workdir)
   print(feed.describe(), flush=True)
@@ -53,10 +55,12 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   # The programs, and the state that they carry.
   compilations = metrics.CompilationCounter()
   update_fn = update.jit_update(
-    method, tx, sys.policy.variables, feed.select, ema_decay=config.ema_decay
+    method, tx, sys.policy.variables, feed.select, ema_decay=config.ema_decay, mesh=sys.mesh
   )
   stats = feed.init_stats()
-  state = init_state(sys.policy.params, tx, stats, with_ema=config.ema_decay > 0)
+  state = init_state(
+    sys.policy.params, tx, stats, with_ema=config.ema_decay > 0, mesh=sys.mesh
+  )
   if dry_run:
     with feed:
       rehearsal.rehearse(feed, update_fn, state, frozen)
@@ -67,14 +71,16 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
   state = checkpoints.restore_latest(state)
   start = int(state.step)
-  writer = section("log", metrics.Writer, workdir=workdir, start_step=start)
+  writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
   draw = section("samples", Samples, workdir=workdir, evaluation=evaluation, writer=writer)
   last = config.num_iterations
 
   with (
     stop_on_signal() as stop,
     feed,
-    tqdm.trange(start, last, initial=start, total=last) as iterations,
+    tqdm.trange(
+      start, last, initial=start, total=last, disable=not processes.is_first()
+    ) as iterations,
   ):
     for step in iterations:
       if draw.every and step % draw.every == 0:
@@ -100,8 +106,9 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       writer.write(step, record)
       feed.check(record, step)
       iterations.set_postfix_str(progress_line(record))
-      checkpoints.save(step + 1, state, force=stop.is_set() or step + 1 == last)
-      if stop.is_set():
+      stopping = processes.any_of_them(stop.is_set())
+      checkpoints.save(step + 1, state, force=stopping or step + 1 == last)
+      if stopping:
         break
 
   # The verdict: held-out prompts, against the base model, on the same noise.
@@ -111,8 +118,9 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   else:
     draw.save(last, sys, state, feed.microbatch)
     comparison = evaluation.compare_with_base(sys, state.sampling_params, feed.microbatch)
-    comparison.write(workdir)
-    pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
+    if processes.is_first():
+      comparison.write(workdir)
+      pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
     print(comparison.table(), flush=True)
     print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
   writer.close()
@@ -189,6 +197,8 @@ class Samples:
     )
     if step == 0:
       self.evaluation.rewards.score(images, prompts)
+    if not processes.is_first():
+      return
     picture = pictures.grid(images, [record["prompt"] for record in prompts], columns=8)
     path = self.workdir / "samples" / f"step_{step:06d}.png"
     path.parent.mkdir(exist_ok=True)

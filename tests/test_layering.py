@@ -16,7 +16,7 @@ LAYERS = (
   ("models", "rewards", "data", "worlds"),
   (
     *("methods", "steering", "optim", "sharding", "checkpoint", "metrics", "batching"),
-    *("statistics", "pictures", "state", "update", "errors"),
+    *("statistics", "pictures", "state", "update", "errors", "processes"),
   ),
   ("system",),
   (

@@ -133,9 +133,12 @@ def held_rows(array: jax.Array) -> tuple[np.ndarray, jax.Array]:
 
   It does not wait for the batch to be computed.
   """
-  numbers = np.arange(len(array))
-  shards = sorted(array.addressable_shards, key=lambda shard: numbers[shard.index[:1]][0])
-  rows = np.concatenate([numbers[shard.index[:1]] for shard in shards])
+
+  def rows_of(shard):
+    return np.arange(len(array))[shard.index[0]]
+
+  shards = sorted(array.addressable_shards, key=lambda shard: rows_of(shard)[0])
+  rows = np.concatenate([rows_of(shard) for shard in shards])
   here = Mesh(np.array([shard.device for shard in shards]), ("held",))
   held = jax.make_array_from_single_device_arrays(
     (len(rows), *array.shape[1:]),

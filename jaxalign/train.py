@@ -71,6 +71,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
   state = checkpoints.restore_latest(state)
   start = int(state.step)
+  state = dataclasses.replace(state, step=np.int32(start))  # as iterations leave it: one program
   writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
   draw = section("samples", Samples, workdir=workdir, evaluation=evaluation, writer=writer)
   last = config.num_iterations

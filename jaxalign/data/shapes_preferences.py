@@ -84,7 +84,7 @@ def first_better(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _sample(
-  prompts: Sequence[str], seed: int, microbatch: int, **sections: Mapping[str, Any]
+  prompts: Sequence[str], seed: int, microbatch: int, **sections: Any
 ) -> Iterator[np.ndarray]:
   """Two images of each prompt, uint8 `[2, H, W, 3]`."""
   from jaxalign import pictures, system

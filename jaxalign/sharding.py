@@ -122,10 +122,11 @@ def make_batch(
 
   Each process reads the rows that its devices hold, and no others.
   """
-  numbers = np.arange(size)
-  return jax.make_array_from_callback(
-    (size, *shape), batch(mesh), lambda index: read(numbers[index[:1]])
-  )
+
+  def part(index):
+    return read(np.arange(size)[index[0]])
+
+  return jax.make_array_from_callback((size, *shape), batch(mesh), part)
 
 
 def held_rows(array: jax.Array) -> tuple[np.ndarray, jax.Array]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxalign import sharding
@@ -22,7 +21,7 @@ class TrainState:
   place here. The frozen trees never change and are read from the model's folder again.
   """
 
-  step: Array | np.int32  # [] int32, finished iterations; optimizer steps are counted in opt_state
+  step: Array  # [] int32, finished iterations; optimizer steps are counted in opt_state
   params: Params  # the trained tree
   opt_state: Any
   ema_params: Params | None  # None without an average
@@ -49,9 +48,9 @@ def init_state(
 
   def init(params):
     ema_params = jax.tree.map(jnp.copy, params) if with_ema else None
-    state = TrainState(
+    return TrainState(
       jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params), ema_params, stats
     )
-    return sharding.constrain_params(state, mesh or sharding.one_device())
 
-  return jax.jit(init)(params)
+  placed = sharding.params(jax.eval_shape(init, params), mesh or sharding.one_device())
+  return jax.jit(init, out_shardings=placed)(params)

@@ -94,7 +94,7 @@ class System:
     padding = -len(token_ids) % microbatch
     padded = np.concatenate([token_ids, np.repeat(token_ids[-1:], padding, axis=0)])
     images = [
-      sharding.gather(self.sample_fn(params, self.frozen, rows, seed, 0, j).images)
+      sharding.gather(self.sample_fn(params, self.frozen, rows, seed, 0, j, None).images)
       for j, rows in enumerate(np.split(padded, len(padded) // microbatch))
     ]
     return np.concatenate(images)[: len(token_ids)]

@@ -54,12 +54,18 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
 
   # The programs, and the state that they carry.
   compilations = metrics.CompilationCounter()
-  update_fn = update.jit_update(
-    method, tx, sys.policy.variables, feed.select, ema_decay=config.ema_decay, mesh=sys.mesh
-  )
   stats = feed.init_stats()
   state = init_state(
     sys.policy.params, tx, stats, with_ema=config.ema_decay > 0, mesh=sys.mesh
+  )
+  update_fn = update.jit_update(
+    method,
+    tx,
+    sys.policy.variables,
+    feed.select,
+    ema_decay=config.ema_decay,
+    mesh=sys.mesh,
+    state_shardings=sharding.params(state, sys.mesh),
   )
   if dry_run:
     with feed:
@@ -71,7 +77,6 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
   state = checkpoints.restore_latest(state)
   start = int(state.step)
-  state = dataclasses.replace(state, step=np.int32(start))  # as iterations leave it: one program
   writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
   draw = section("samples", Samples, workdir=workdir, evaluation=evaluation, writer=writer)
   last = config.num_iterations
@@ -96,7 +101,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       for j, selection in enumerate(selections):
         state, values = update_fn(state, frozen, data, selection, config.seed, step, j)
         updates.append(values)
-      state = dataclasses.replace(state, step=np.int32(step + 1))
+      state = dataclasses.replace(state, step=state.step + 1)
 
       # Log, check, save.
       record |= feed.summarize(jax.device_get(updates))

@@ -24,14 +24,15 @@ def jit_update(
   *,
   ema_decay: float,
   mesh: jax.sharding.Mesh | None = None,
+  state_shardings: Any = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
   """An optimizer step whose gradient is accumulated over slices in one scan. Donates the state.
 
   The returned function takes `(state, frozen, data, selection, seed, i, j)`. The leaves of
   `selection` are `[slices, ...]`, and `select(data, one of them)` is the batch of a slice. The
   loss's randomness is derived from the three integers. It returns the new state and the metrics of
-  the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken before clipping. Without a
-  `mesh` it runs on one device.
+  the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken before clipping. It runs on
+  `mesh`, one device by default; `state_shardings` says where the new state lies there.
   """
   devices = mesh or sharding.one_device()
 
@@ -61,8 +62,8 @@ def jit_update(
     if ema_params is not None:
       ema_params = optim.ema_update(ema_params, params, decay=ema_decay)
     state = dataclasses.replace(state, params=params, opt_state=opt_state, ema_params=ema_params)
-    state = sharding.constrain_params(state, devices)
     return state, {**values, "grad/norm": optax.global_norm(grads)}
 
-  # The state is laid out by the constraint; the metrics are for the host of every process.
-  return jax.jit(update, donate_argnums=0, out_shardings=(None, sharding.replicated(devices)))
+  # Metrics are for the host of every process.
+  placed = (state_shardings, sharding.replicated(devices))
+  return jax.jit(update, donate_argnums=0, out_shardings=placed)

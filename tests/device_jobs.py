@@ -1,4 +1,4 @@
-"""Runs of the main command on several devices, as the tests of them start it, and a model for it."""
+"""Runs of the main command on several devices or processes, and a small model for them."""
 
 import json
 import os
@@ -36,7 +36,8 @@ def save_small_model(folder):
   configs = {**source.configs}
   configs["unet"] = {**configs["unet"], **UNET}
   configs["vae"] = {**configs["vae"], **VAE}
-  model = stable_diffusion.build(**configs, tokenizer_folder=hub.find_folder("shapes") / "tokenizer")
+  tokenizer = hub.find_folder("shapes") / "tokenizer"
+  model = stable_diffusion.build(**configs, tokenizer_folder=tokenizer)
   params = jax.device_get(model.init_params(jax.random.key(0)))
   stable_diffusion.save(model.with_params(params), folder)
   return folder

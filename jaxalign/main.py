@@ -37,8 +37,9 @@ def main(argv):
     raise flags.Error("expected --config=FILE and --workdir=FOLDER, e.g. --config=configs/ddpo.py")
   workdir = pathlib.Path(_WORKDIR.value or ".")
   use_compilation_cache()
-  if _DISTRIBUTED.value or _COORDINATOR.value is not None:
-    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if _DISTRIBUTED.value or job != (None, None, None):
+    processes.join(*job)
   if config.flow not in FLOWS:
     raise ValueError(f"config.flow: expected one of {', '.join(FLOWS)}; got {config.flow!r}")
   if config.flow == "align":

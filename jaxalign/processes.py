@@ -25,6 +25,7 @@ def join(
   What is None, SLURM, Open MPI or Kubernetes say. Raises ValueError if they do not, or if the
   others cannot be reached.
   """
+  detect = None in (coordinator_address, num_processes, process_id)
   # It would take SIGTERM, which the training loop handles itself.
   jax.config.update("jax_enable_preemption_service", False)
   try:
@@ -32,6 +33,7 @@ def join(
       coordinator_address,
       num_processes,
       process_id,
+      cluster_detection_method=None if detect else "deactivate",
       heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
     )
   except (ValueError, RuntimeError) as error:

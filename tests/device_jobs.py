@@ -8,12 +8,34 @@ import sys
 
 import jax
 import numpy as np
+from PIL import Image
 
 from jaxalign.models import stable_diffusion
 from jaxalign.models.weights import hub
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMING = {"throughput/images_per_s", "compile/count"}
+
+# Devices and flags of a mesh.
+MESHES = {
+  "one device": (1, ()),
+  "data 8": (8, ("--config.mesh.data=8",)),
+  "data 2 x fsdp 4": (8, ("--config.mesh.data=2", "--config.mesh.fsdp=4")),
+}
+ROLLOUTS = (
+  "--config.batch.num_prompts=4",
+  "--config.batch.images_per_prompt=4",
+  "--config.batch.microbatch=8",
+  "--config.batch.updates_per_epoch=2",
+)
+# Config and variant of a case, and flags that let eight devices share its batches; {pairs} is a
+# file of preferences. A new method is a row; "full weights" is what other tests build on.
+CASES = {
+  "full weights": ("configs/ddpo.py:quicktest,full", ROLLOUTS),
+  "an adapter": ("configs/ddpo.py:quicktest,lora", ROLLOUTS),
+  "rollout pairs": ("tests/feed_configs.py:rollout_pairs", ()),
+  "stored pairs": ("tests/feed_configs.py:stored_pairs", ("--config.data.source={pairs}",)),
+}
 
 # The smallest network that has every kind of layer, and some arrays large enough to be cut.
 UNET = {
@@ -43,6 +65,18 @@ def save_small_model(folder):
   return folder
 
 
+def save_pairs(folder):
+  """24 preferences between images of noise, of the size that the small model makes."""
+  rng = np.random.default_rng(0)
+  lines = []
+  for number in range(24):
+    names = [f"{number}_{side}.png" for side in range(2)]
+    for name in names:
+      Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / name)
+    lines.append({"prompt": "a red circle", "images": names, "label_0": number % 2})
+  (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def brightness(images, prompts):
   """A smooth reward: rounding errors of the images stay rounding errors."""
   del prompts
@@ -62,11 +96,12 @@ def environment(cache, devices=1):
   }
 
 
-def small_run(workdir, model, *flags, config="ddpo:quicktest"):
-  """Flags of the main command for a run of seconds; `flags` come last."""
-  name, _, variant = config.partition(":")
+def case_flags(name, workdir, model, *flags):
+  """Flags of the main command for a run of a case in seconds; `flags` come last."""
+  config, flags_of_case = CASES[name]
+  pairs = pathlib.Path(model).parent / "pairs.jsonl"
   return (
-    f"--config={ROOT}/configs/{name}.py:{variant}",
+    f"--config={ROOT}/{config}",
     f"--workdir={workdir}",
     f"--config.model.path={model}",
     "--config.num_iterations=5",
@@ -76,6 +111,8 @@ def small_run(workdir, model, *flags, config="ddpo:quicktest"):
     "--config.evaluation.rewards=('device_jobs:brightness',)",
     "--config.checkpoint.every=2",
     "--config.checkpoint.keep=10",
+    "--config.reward.names=('device_jobs:brightness',)",
+    *(flag.format(pairs=pairs) for flag in flags_of_case),
     *flags,
   )
 

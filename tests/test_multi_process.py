@@ -11,33 +11,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from device_jobs import (
-  ROOT,
-  assert_close,
-  environment,
-  finish,
-  records,
-  save_small_model,
-  small_run,
-  start,
-)
+from device_jobs import ROOT, assert_close, case_flags, environment, finish, records
 
 from jaxalign import checkpoint
 
-FLAGS = (
-  "--config.batch.num_prompts=4",
-  "--config.batch.images_per_prompt=4",
-  "--config.batch.microbatch=8",
-  "--config.batch.updates_per_epoch=2",
-  "--config.reward.names=('device_jobs:brightness',)",
-)
-CONFIG = "ddpo:quicktest,full"
 STATED_SECONDS = 60  # docs/devices.md: within this time of a process's death the others have ended
-
-
-@pytest.fixture(scope="module")
-def small_model(tmp_path_factory):
-  return save_small_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +23,7 @@ def launch(small_model, compilation_cache):
   """`launch(workdir, *flags)`: launch/local.sh with two processes."""
 
   def launch(workdir, *flags):
-    all_flags = small_run(workdir, small_model, *FLAGS, *flags, config=CONFIG)
+    all_flags = case_flags("full weights", workdir, small_model, *flags)
     return subprocess.Popen(
       [ROOT / "launch" / "local.sh", "2", *all_flags],
       env={**environment(compilation_cache), "PYTHON": sys.executable},
@@ -69,13 +47,6 @@ def children(pid):
   """The processes that `pid` has started, oldest first."""
   found = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
   return [int(child) for child in found.split()]
-
-
-@pytest.fixture(scope="module")
-def one_process(small_model, tmp_path_factory, compilation_cache):
-  workdir = tmp_path_factory.mktemp("one") / "run"
-  finish(start(small_run(workdir, small_model, *FLAGS, config=CONFIG), compilation_cache))
-  return workdir
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +80,9 @@ def test_a_killed_process_ends_the_others_with_a_message(killed):
   assert len(records(workdir)) in (3, 4)  # one process wrote, and each line once
 
 
-def test_the_relaunched_job_does_what_one_process_does(relaunched, one_process):
-  assert_close(records(relaunched), records(one_process), 1e-5)
+def test_the_relaunched_job_does_what_one_process_does(relaunched, run_case):
+  alone = run_case("full weights", ["one device"])["one device"]
+  assert_close(records(relaunched), records(alone), 1e-5)
   assert checkpoint.read_latest(relaunched)[0] == 5
   assert (relaunched / "evaluation.json").exists()
 

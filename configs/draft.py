@@ -32,6 +32,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "targets": r"(to_q|to_k|to_v|to_out_0)$",
   })
 
+  # Devices: `data` share the batch, `fsdp` the batch and the large parameters; -1 is what is left.
+  config.mesh = config_dict.ConfigDict({"data": -1, "fsdp": 1})
+
   config.process = config_dict.ConfigDict({
     "transition": "ddim",
     "num_steps": 8,

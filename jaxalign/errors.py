@@ -1,10 +1,13 @@
 """How a command ends: a user's mistake is a message of a few lines, never a traceback."""
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
+
+from jaxalign import processes
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -13,28 +16,32 @@ USER_ERRORS = (ValueError, OSError, flags.Error)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Parses flags and calls `main`, like `absl.app.run`, and exits with 1 on a user's mistake."""
+  """Parses flags and calls `main`, like `absl.app.run`, and exits with 1 on an error."""
   logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
   try:
     app.run(main, flags_parser=_parse)
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
-    sys.exit(130)
-  except (*USER_ERRORS, jax.errors.JaxRuntimeError) as error:
+    processes.end(130)
+  except Exception as error:
     message = _explain(error)
     if message is None or (flags.FLAGS.is_parsed() and _DEBUG.value):
-      raise
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+      traceback.print_exc()
+    else:
+      print(f"error: {message}", file=sys.stderr)
+    processes.end(1)
 
 
 def _explain(error: Exception) -> str | None:
-  """What to tell the user; None for an error of the device that is not theirs."""
-  if not isinstance(error, jax.errors.JaxRuntimeError):
+  """What to tell the user; None for an error that is not theirs to mend."""
+  lost = processes.explain(error)
+  if lost is not None:
+    return lost
+  if isinstance(error, USER_ERRORS):
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # Long messages come from libraries: the first line says what failed, the last one why.
     return "\n".join(lines if len(lines) <= 3 else [lines[0], lines[-1].strip()])
-  if "RESOURCE_EXHAUSTED" in str(error):
+  if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
     return "the device is out of memory; lower config.batch.microbatch, or --microbatch"
   return None
 

@@ -120,36 +120,49 @@ def make(
 
 
 class Watch:
-  """A guard at work: it reads the run's evaluations, says what it finds and keeps the best state.
+  """A guard at work: it remembers the run's evaluations, says what it finds, keeps the best state.
 
-  Without a guard it finds nothing and keeps nothing.
+  Without a guard it finds nothing and keeps nothing. Of several processes each comes to the same
+  verdict.
   """
 
-  def __init__(self, guard: Guard | None, base: Mapping[str, float], workdir: pathlib.Path):
-    self._guard, self._base, self._workdir = guard, base, workdir
-    if guard is not None:
-      if guard.diversity_floor and "eval/diversity" not in base:
-        raise ValueError(
-          "config.guard.diversity_floor: expected several images of a prompt in the evaluation, "
-          "found one of each\nraise config.evaluation.num_images, or set the floor to 0"
-        )
-      self._best = checkpoint.Manager(workdir, every=0, keep=1, folder=checkpoint.BEST)
+  def __init__(
+    self, guard: Guard | None, base: Mapping[str, float], workdir: pathlib.Path, start: int
+  ):
+    """`base` are the base model's evaluation and `start` the iterations that are finished."""
+    self._guard, self._base = guard, base
+    if guard is None:
+      return
+    if guard.diversity_floor and "eval/diversity" not in base:
+      raise ValueError(
+        "config.guard.diversity_floor: expected several images of a prompt in the evaluation, "
+        "found one of each\nraise config.evaluation.num_images, or set the floor to 0"
+      )
+    self._best = checkpoint.Manager(workdir, every=0, keep=1, folder=checkpoint.BEST)
+    self._evaluations = [
+      record
+      for record in (metrics.read(workdir) if start else [])
+      if record["step"] < start and "eval/kl_to_ref" in record
+    ]
 
-  def look(self, state: TrainState | None) -> Verdict:
-    """Judges the run so far: after an evaluation of `state`, or without one when a run starts."""
+  def verdict(self) -> Verdict:
+    """On the run so far."""
+    if self._guard is None or not self._evaluations:
+      return UNWATCHED
+    return self._guard.judge(self._evaluations, self._base)
+
+  def look(self, state: TrainState, record: Mapping[str, float]) -> Verdict:
+    """The verdict after an evaluation of `state`, whose metrics are in `record`."""
     if self._guard is None:
       return UNWATCHED
-    records = metrics.read(self._workdir)
-    evaluations = [record for record in records if "eval/kl_to_ref" in record]
-    if not evaluations:
-      return UNWATCHED
-    verdict = self._guard.judge(evaluations, self._base)
-    if state is not None:
-      for warning in verdict.warnings:
-        tqdm.tqdm.write(f"guard: iteration {int(state.step)}: {warning}")
-      if verdict.is_best:
-        self._best.save(verdict.best_step, state, force=True)
-        self._best.wait()  # before the checkpoint after which it would not be saved again
+    step = int(state.step)
+    self._evaluations.append({"step": step - 1, **record})
+    verdict = self.verdict()
+    for warning in verdict.warnings:
+      tqdm.tqdm.write(f"guard: iteration {step}: {warning}")
+    if verdict.is_best:
+      self._best.save(step, state, force=True)
+      self._best.wait()  # before the checkpoint after which it would not be saved again
     return verdict
 
   def best(self, initial: TrainState) -> TrainState:

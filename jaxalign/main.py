@@ -1,6 +1,9 @@
 """The main command.
 
   python -m jaxalign.main --config=configs/ddpo.py --workdir=runs/ddpo
+
+On several machines each process runs it, with `--distributed` where SLURM, Open MPI or Kubernetes
+say who is who, or with the three flags that do; see docs/devices.md.
 """
 
 import os
@@ -10,13 +13,19 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxalign import errors, pretrain, reward_model, train
+from jaxalign import errors, pretrain, processes, reward_model, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; starting again continues it.")
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Compile, print batch sizes, memory and speed, and stop."
 )
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one process of several.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "HOST:PORT at which process 0 of several can be reached."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 # What makes something else than an aligned model; these have no dry run.
 FITS = {"pretrain": pretrain.pretrain, "reward_model": reward_model.fit}
@@ -30,6 +39,9 @@ def main(argv):
     raise flags.Error("expected --config=FILE and --workdir=FOLDER, e.g. --config=configs/ddpo.py")
   workdir = pathlib.Path(_WORKDIR.value or ".")
   use_compilation_cache()
+  job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if _DISTRIBUTED.value or job != (None, None, None):
+    processes.join(*job)
   if config.flow not in FLOWS:
     raise ValueError(f"config.flow: expected one of {', '.join(FLOWS)}; got {config.flow!r}")
   if config.flow == "align":
@@ -38,6 +50,8 @@ def main(argv):
     raise flags.Error(
       f"--dry_run: expected a config that aligns a model, with flow 'align'; got {config.flow!r}"
     )
+  elif jax.process_count() > 1:
+    raise ValueError(f"expected one process, because flow {config.flow!r} uses one; found several")
   else:
     FITS[config.flow](config, workdir)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jaxalign import files
+from jaxalign import files, processes
 
 
 class NonFiniteError(ValueError):
@@ -41,9 +41,7 @@ class Writer:
       self._events.add_scalar(name, value, step)
     if self._wandb is not None:
       self._wandb.log(values, step=step)
-    broken = sorted(name for name, value in values.items() if not math.isfinite(value))
-    if broken:
-      raise NonFiniteError(f"step {step}: {', '.join(broken)} became NaN or infinite")
+    check_finite(step, values)
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Logs a uint8 image `[H, W, 3]`."""
@@ -54,6 +52,35 @@ class Writer:
     self._events.close()
     if self._wandb is not None:
       self._wandb.finish()
+
+
+class Silent:
+  """The writer of every process but the first: it writes nothing, and stops when that one would."""
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    check_finite(step, metrics)
+
+  def image(self, step: int, name: str, image: np.ndarray) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+def make_writer(
+  workdir: pathlib.Path, *, start_step: int, wandb_project: str = ""
+) -> Writer | Silent:
+  """The writer of this process."""
+  if not processes.is_first():
+    return Silent()
+  return Writer(workdir, start_step=start_step, wandb_project=wandb_project)
+
+
+def check_finite(step: int, metrics: Mapping[str, float]) -> None:
+  """Raises NonFiniteError, naming the step and the metrics, if a value is NaN or infinite."""
+  broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+  if broken:
+    raise NonFiniteError(f"step {step}: {', '.join(broken)} became NaN or infinite")
 
 
 class CompilationCounter:

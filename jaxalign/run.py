@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from jaxalign import checkpoint, files, system
+from jaxalign import checkpoint, files, processes, system
 from jaxalign.types import Params
 
-# What a run may change when it is continued: how long it goes on, what it writes, how it is judged.
-MAY_CHANGE = ("num_iterations", "checkpoint", "log", "samples", "evaluation", "reward_pool")
+# What a run may change when it is continued: how long it goes on, on which devices, what it writes,
+# how it is judged.
+MAY_CHANGE = (
+  *("num_iterations", "mesh", "reward_pool"),
+  *("checkpoint", "log", "samples", "evaluation"),
+)
 
 
 class Run(NamedTuple):
@@ -58,7 +62,10 @@ def load(
 
 
 def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
-  """Writes config.json into a new workdir; raises ValueError if another config's run is there."""
+  """Writes config.json into a new workdir; raises ValueError if another config's run is there.
+
+  Of several processes all check and the first one writes.
+  """
   wanted = json.loads(config.to_json())
   path = workdir / "config.json"
   if path.exists():
@@ -74,4 +81,5 @@ def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
         "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
       )
   workdir.mkdir(parents=True, exist_ok=True)
-  files.write_json(path, wanted)
+  if processes.is_first():
+    files.write_json(path, wanted)

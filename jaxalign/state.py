@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from jaxalign import sharding
 from jaxalign.advantages import PromptStats
 from jaxalign.types import Array, Params
 
@@ -21,7 +21,7 @@ class TrainState:
   place here. The frozen trees never change and are read from the model's folder again.
   """
 
-  step: Array | np.int32  # [] int32, finished iterations; optimizer steps are counted in opt_state
+  step: Array  # [] int32, finished iterations; optimizer steps are counted in opt_state
   params: Params  # the trained tree
   opt_state: Any
   ema_params: Params | None  # None without an average
@@ -39,8 +39,12 @@ def init_state(
   stats: PromptStats | None,
   *,
   with_ema: bool,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """The state before the first iteration; its arrays are copies, because updates donate them."""
+  """The state before the first iteration; its arrays are copies, because updates donate them.
+
+  It is laid out on `mesh`, one device by default.
+  """
 
   def init(params):
     ema_params = jax.tree.map(jnp.copy, params) if with_ema else None
@@ -48,4 +52,5 @@ def init_state(
       jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params), ema_params, stats
     )
 
-  return jax.jit(init)(params)
+  placed = sharding.params(jax.eval_shape(init, params), mesh or sharding.one_device())
+  return jax.jit(init, out_shardings=placed)(params)

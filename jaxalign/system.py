@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, methods
+from jaxalign import checks, methods, sharding
 from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import log_ratios, schedules, transitions
 from jaxalign.diffusion import rollout as rollout_lib
@@ -29,7 +29,7 @@ class Sampled:
 
   rollout: rollout_lib.Rollout
   cond: guidance_lib.Guided  # leaves [m, N, D] and [1, N, D]: what the policy saw
-  images: Array  # [m, H, W, 3] in [0, 1]
+  images: jax.Array  # [m, H, W, 3] in [0, 1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class System:
   """What `train`, `sample` and `evaluate` share, so that all of them sample alike.
 
   Attributes:
+    mesh: the devices; batches are cut over them and parameters lie there by rule (`sharding`).
     model: networks, tokenizer and configs.
     parts: what methods compose; its `denoise_fn` is the guided network.
     policy: the trained parameters as initialised, and how they enter the network.
@@ -46,12 +47,13 @@ class System:
       noise is a function of the three integers. Image k starts from the noise `start[k]` of the m
       that are drawn, from its own without `start`.
     condition_fn: jitted `(frozen, token_ids [m, N]) -> Guided`, what the policy sees of prompts.
-    encode_fn: jitted `(frozen, images [m, H, W, 3] in [0, 1] or uint8, seed, i) -> x_0`; a sample
-      of the autoencoder's posterior.
+    encode_fn: jitted `(frozen, images [m, ..., H, W, 3] in [0, 1] or uint8, seed, i) -> x_0`, with
+      the leading axes of the images; a sample of the autoencoder's posterior.
     kl_fn: jitted `(params, frozen, Sampled) -> [m]`, the KL to the reference of each trajectory, in
-      nats.
+      nats, whole on every device.
   """
 
+  mesh: jax.sharding.Mesh
   model: stable_diffusion.StableDiffusion
   parts: methods.Parts
   policy: policy_lib.Policy
@@ -94,8 +96,8 @@ class System:
     padded = np.concatenate([token_ids, np.repeat(token_ids[-1:], padding, axis=0)])
     images, kl = [], []
     for j, rows in enumerate(np.split(padded, len(padded) // microbatch)):
-      sampled = self.sample_fn(params, self.frozen, rows, seed, 0, j)
-      images.append(np.asarray(sampled.images))
+      sampled = self.sample_fn(params, self.frozen, rows, seed, 0, j, None)
+      images.append(sharding.gather(sampled.images))
       kl.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))
     return np.concatenate(images)[: len(token_ids)], np.concatenate(kl)[: len(token_ids)]
 
@@ -107,12 +109,17 @@ def make_system(
   lora: Mapping[str, Any],
   process: Mapping[str, Any],
   guidance: Mapping[str, Any],
+  mesh: jax.sharding.Mesh | None = None,
 ) -> System:
-  """Builds the system from the sections of a config that have these names."""
+  """Builds the system from the sections of a config that have these names.
+
+  On one device, unless there is a `mesh`.
+  """
+  mesh = mesh or sharding.one_device()
   sections = {"model": model, "lora": lora, "process": process, "guidance": guidance}
   section = functools.partial(checks.call_section, sections)
   loaded = section("model", stable_diffusion.load)
-  unet_params = jax.device_put(loaded.params["unet"])
+  unet_params = sharding.place_params(loaded.params["unet"], mesh)
   policy = section(
     "lora", policy_lib.make_policy, unet_params=unet_params, key=jax.random.key(seed)
   )
@@ -128,8 +135,8 @@ def make_system(
   frozen = {
     "base": policy.base,
     "reference": {"params": unet_params},  # its arrays are those of the base: no second copy
-    "text_encoder": jax.device_put(loaded.params["text_encoder"]),
-    "vae": jax.device_put(loaded.params["vae"]),
+    "text_encoder": sharding.place_params(loaded.params["text_encoder"], mesh),
+    "vae": sharding.place_params(loaded.params["vae"], mesh),
   }
   condition = make_condition(loaded)
   sample = make_sample(parts, condition, policy.variables)
@@ -138,12 +145,15 @@ def make_system(
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), j)
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (len(token_ids), *loaded.latent_shape))
-    return sample(params, frozen, token_ids, x_T if start is None else x_T[start], key_steps)
+    x_T = x_T if start is None else x_T[start]
+    token_ids, x_T = sharding.constrain_batch((token_ids, x_T), mesh)
+    return sample(params, frozen, token_ids, x_T, key_steps)
 
   def encode_fn(frozen, images, seed, i):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), i)
     images = images / 255.0 if images.dtype == jnp.uint8 else images
-    return loaded.encode_images(frozen["vae"], images, key)
+    x_0 = loaded.encode_images(frozen["vae"], images.reshape(-1, *images.shape[-3:]), key)
+    return x_0.reshape(*images.shape[:-3], *x_0.shape[1:])
 
   def kl_fn(params, frozen, sampled):
     kl = log_ratios.trajectory_kl(
@@ -156,23 +166,33 @@ def make_system(
     )
     return jnp.sum(kl, axis=0)
 
+  placed = sampled_shardings(mesh)
   return System(
+    mesh=mesh,
     model=loaded,
     parts=parts,
-    policy=policy,
+    policy=policy._replace(params=sharding.place_params(policy.params, mesh)),
     frozen=frozen,
     sample=sample,
-    sample_fn=jax.jit(sample_fn),
-    condition_fn=jax.jit(condition),
-    encode_fn=jax.jit(encode_fn),
-    kl_fn=jax.jit(kl_fn),
+    sample_fn=jax.jit(sample_fn, out_shardings=placed),
+    condition_fn=jax.jit(condition, out_shardings=placed.cond),
+    encode_fn=jax.jit(encode_fn, out_shardings=sharding.batch(mesh)),
+    kl_fn=jax.jit(kl_fn, out_shardings=sharding.replicated(mesh)),
   )
 
 
-def from_config(config: Mapping[str, Any]) -> System:
-  """The system of a run's whole config."""
+def from_config(config: Mapping[str, Any], mesh: jax.sharding.Mesh | None = None) -> System:
+  """The system of a run's whole config, on one device or on `mesh`."""
   names = ("model", "lora", "process", "guidance")
-  return make_system(seed=config["seed"], **{name: config[name] for name in names})
+  return make_system(seed=config["seed"], mesh=mesh, **{name: config[name] for name in names})
+
+
+def sampled_shardings(mesh: jax.sharding.Mesh) -> Any:
+  """Where a `Sampled` lies, in its own shape: cut along its images."""
+  first: Any = sharding.batch(mesh)
+  second: Any = sharding.batch(mesh, axis=1)
+  cond = guidance_lib.Guided(first, sharding.replicated(mesh))
+  return Sampled(rollout_lib.Rollout(x=second, log_prob=second), cond, images=first)
 
 
 def make_condition(

@@ -26,8 +26,10 @@ from jaxalign import (
   metrics,
   optim,
   pictures,
+  processes,
   rehearsal,
   run,
+  sharding,
   system,
   update,
 )
@@ -47,7 +49,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   bounds = section(
     "guard", guard.make, rewards=config.evaluation.rewards, every=config.evaluation.every
   )
-  sys = system.from_config(sections)
+  sys = system.from_config(sections, section("mesh", sharding.make_mesh))
   method = section("method", methods.make, parts=sys.parts_with(rewards))
   feed = feeds.make(method, sections, sys, rewards, workdir)
   print(feed.describe(), flush=True)
@@ -56,11 +58,20 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
 
   # The programs, and the state that they carry.
   compilations = metrics.CompilationCounter()
-  update_fn = update.jit_update(
-    method, tx, sys.policy.variables, feed.select, ema_decay=config.ema_decay
-  )
   stats = feed.init_stats()
-  state = init_state(sys.policy.params, tx, stats, with_ema=config.ema_decay > 0)
+  fresh_state = functools.partial(
+    init_state, sys.policy.params, tx, stats, with_ema=config.ema_decay > 0, mesh=sys.mesh
+  )
+  state = fresh_state()
+  update_fn = update.jit_update(
+    method,
+    tx,
+    sys.policy.variables,
+    feed.select,
+    ema_decay=config.ema_decay,
+    mesh=sys.mesh,
+    state_shardings=sharding.params(state, sys.mesh),
+  )
   if dry_run:
     with feed:
       rehearsal.rehearse(feed, update_fn, state, frozen)
@@ -71,17 +82,19 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
   state = checkpoints.restore_latest(state)
   start = int(state.step)
-  writer = section("log", metrics.Writer, workdir=workdir, start_step=start)
+  writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
   draw = section("samples", Samples, workdir=workdir, evaluation=evaluation, writer=writer)
   last = config.num_iterations
   base = evaluation.run(sys, sys.policy.params) if bounds else None
-  watch = guard.Watch(bounds, base.means("eval/") if base else {}, workdir)
-  verdict = watch.look(None)
+  watch = guard.Watch(bounds, base.means("eval/") if base else {}, workdir, start)
+  verdict = watch.verdict()
 
   with (
     stop_on_signal() as stop,
     feed,
-    tqdm.trange(start, last, initial=start, total=last) as iterations,
+    tqdm.trange(
+      start, last, initial=start, total=last, disable=not processes.is_first()
+    ) as iterations,
   ):
     for step in () if verdict.stop else iterations:
       if draw.every and step % draw.every == 0:
@@ -96,7 +109,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       for j, selection in enumerate(selections):
         state, values = update_fn(state, frozen, data, selection, config.seed, step, j)
         updates.append(values)
-      state = dataclasses.replace(state, step=np.int32(step + 1))
+      state = dataclasses.replace(state, step=state.step + 1)
 
       # Log, check, save.
       record |= feed.summarize(jax.device_get(updates))
@@ -108,9 +121,10 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       writer.write(step, record)
       feed.check(record, step)
       if evaluated:
-        verdict = watch.look(state)
+        verdict = watch.look(state, record)
       iterations.set_postfix_str(progress_line(record))
-      ends = stop.is_set() or verdict.stop or step + 1 == last
+      stopping = processes.any_of_them(stop.is_set())
+      ends = stopping or verdict.stop or step + 1 == last
       checkpoints.save(step + 1, state, force=ends)
       if ends:
         break
@@ -121,12 +135,13 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     print(f"stopped after iteration {int(state.step)}; the same command continues", flush=True)
   else:
     if verdict.stop:
-      state = watch.best(init_state(sys.policy.params, tx, stats, with_ema=config.ema_decay > 0))
-      print(f"ended by the guard; what follows is of its best iteration, {int(state.step)}")
+      state = watch.best(fresh_state())
+      print(f"ended by the guard; its best iteration is {int(state.step)}", flush=True)
     draw.save(int(state.step), sys, state)
     comparison = evaluation.compare_with_base(sys, state.sampling_params, base)
-    comparison.write(workdir)
-    pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
+    if processes.is_first():
+      comparison.write(workdir)
+      pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
     print(comparison.table(), flush=True)
     print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
   watch.close()
@@ -204,6 +219,8 @@ class Samples:
     )
     if step == 0:
       self.evaluation.rewards.score(images, prompts)
+    if not processes.is_first():
+      return
     picture = pictures.grid(images, [record["prompt"] for record in prompts], columns=8)
     path = self.workdir / "samples" / f"step_{step:06d}.png"
     path.parent.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign import methods, optim
+from jaxalign import methods, optim, sharding
 from jaxalign.state import TrainState
 from jaxalign.types import Array, Params
 
@@ -23,14 +23,18 @@ def jit_update(
   select: SelectFn,
   *,
   ema_decay: float,
+  mesh: jax.sharding.Mesh | None = None,
+  state_shardings: Any = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
   """An optimizer step whose gradient is accumulated over slices in one scan. Donates the state.
 
   The returned function takes `(state, frozen, data, selection, seed, i, j)`. The leaves of
   `selection` are `[slices, ...]`, and `select(data, one of them)` is the batch of a slice. The
   loss's randomness is derived from the three integers. It returns the new state and the metrics of
-  the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken before clipping.
+  the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken before clipping. It runs on
+  `mesh`, one device by default; `state_shardings` says where the new state lies there.
   """
+  devices = mesh or sharding.one_device()
 
   def update(state, frozen, data, selection, seed, i, j):
     # The 1 keeps it apart from the sampler's keys, which come from the same three integers.
@@ -43,10 +47,10 @@ def jit_update(
 
     def accumulate(total, number_and_selected):
       number, selected = number_and_selected
-      batch = select(data, selected)
+      batch = sharding.constrain_batch(select(data, selected), devices)
       key_slice = jax.random.fold_in(key, number)
       grads, values = jax.grad(mean_loss, has_aux=True)(state.params, batch, key_slice)
-      return jax.tree.map(jnp.add, total, grads), values
+      return sharding.constrain_params(jax.tree.map(jnp.add, total, grads), devices), values
 
     slices = len(jax.tree.leaves(selection)[0])
     zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -60,4 +64,6 @@ def jit_update(
     state = dataclasses.replace(state, params=params, opt_state=opt_state, ema_params=ema_params)
     return state, {**values, "grad/norm": optax.global_norm(grads)}
 
-  return jax.jit(update, donate_argnums=0)
+  # Metrics are for the host of every process.
+  placed = (state_shardings, sharding.replicated(devices))
+  return jax.jit(update, donate_argnums=0, out_shardings=placed)

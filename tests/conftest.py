@@ -21,6 +21,42 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+  """The folder of a random model whose runs take seconds, beside pairs.jsonl of its size."""
+  import device_jobs
+
+  folder = tmp_path_factory.mktemp("small")
+  device_jobs.save_pairs(folder)
+  return device_jobs.save_small_model(folder / "model")
+
+
+@pytest.fixture(scope="session")
+def run_case(small_model, tmp_path_factory, compilation_cache):
+  """`run_case(name, meshes, model=small_model)`: finished workdirs of a case by mesh.
+
+  Every run is made once, and those of one call at the same time.
+  """
+  import device_jobs
+
+  folder, started = tmp_path_factory.mktemp("runs"), {}
+
+  def run(name, meshes, model=small_model):
+    workdirs = {mesh: folder / pathlib.Path(model).name / name / mesh for mesh in meshes}
+    jobs = []
+    for mesh, workdir in workdirs.items():
+      if workdir not in started:
+        flags = device_jobs.case_flags(name, workdir, model, *device_jobs.MESHES[mesh][1])
+        devices = device_jobs.MESHES[mesh][0]
+        started[workdir] = device_jobs.start(flags, compilation_cache, devices=devices)
+        jobs.append(started[workdir])
+    for job in jobs:
+      device_jobs.finish(job)
+    return workdirs
+
+  return run
+
+
+@pytest.fixture(scope="session")
 def load_config():
   """`load_config("ddpo", *args)`: what `configs/ddpo.py` returns, unlocked."""
 

@@ -82,9 +82,12 @@ def test_a_guard_that_could_see_nothing_is_refused(changes, every, message):
     guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=every)
 
 
-def test_off_is_no_guard_whatever_else_it_says():
+def test_off_is_no_guard_whatever_else_it_says(tmp_path):
   assert guard.make(**{**BOUNDS, "action": "off"}, rewards=(), every=0) is None
-  assert guard.Watch(None, {}, None).look(None) == guard.UNWATCHED
+  watch = guard.Watch(None, {}, tmp_path, 0)
+  assert watch.verdict() == watch.look(initial(), {}) == guard.UNWATCHED
+  watch.close()
+  assert not list(tmp_path.iterdir())
 
 
 def initial():
@@ -98,27 +101,28 @@ def state_at(step, value):
 
 
 def test_the_watch_keeps_the_best_state_and_comes_to_the_same_verdict_again(tmp_path):
-  watch = guard.Watch(make(), BASE, tmp_path)
-  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward/mean": 1.0}\n')
-  assert watch.look(None) == guard.UNWATCHED
+  watch = guard.Watch(make(), BASE, tmp_path, 0)
+  assert watch.verdict() == guard.UNWATCHED
   records = history(0.4, 0.5, 0.45, 0.2)
   for number, record in enumerate(records):
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-      file.write(json.dumps(record) + "\n")
-    verdict = watch.look(state_at(5 * number + 5, float(number)))
+    values = {name: value for name, value in record.items() if name != "step"}
+    verdict = watch.look(state_at(5 * number + 5, float(number)), values)
   assert verdict.stop and verdict.best_step == 10
   best = watch.best(initial())
   assert int(best.step) == 10 and best.params["w"][0] == 1.0
   watch.close()
-  again = guard.Watch(make(), BASE, tmp_path)
-  assert again.look(None) == verdict
-  again.close()
   step, saved = checkpoint.read_latest(tmp_path, checkpoint.BEST)
   assert step == 10 and saved["params"]["w"][0] == 1.0
+  # Started again after 20 iterations; what a killed run wrote beyond them does not count.
+  written = [{"step": 0, "reward/mean": 1.0}, *records, {**records[0], "step": 24}]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in written))
+  again = guard.Watch(make(), BASE, tmp_path, 20)
+  assert again.verdict() == verdict
+  again.close()
 
 
 def test_the_watch_falls_back_to_the_base_model(tmp_path):
-  watch = guard.Watch(make(), BASE, tmp_path)
+  watch = guard.Watch(make(), BASE, tmp_path, 0)
   assert watch.best(initial()).params["w"][0] == -1.0
   watch.close()
 
@@ -126,4 +130,4 @@ def test_the_watch_falls_back_to_the_base_model(tmp_path):
 def test_a_floor_of_diversity_wants_several_images_of_a_prompt(tmp_path):
   base = {name: value for name, value in BASE.items() if name != "eval/diversity"}
   with pytest.raises(ValueError, match="expected several images of a prompt"):
-    guard.Watch(make(diversity_floor=0.5), base, tmp_path)
+    guard.Watch(make(diversity_floor=0.5), base, tmp_path, 0)

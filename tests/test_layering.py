@@ -16,7 +16,7 @@ LAYERS = (
   ("models", "rewards", "data", "worlds"),
   (
     *("methods", "steering", "optim", "sharding", "checkpoint", "metrics", "batching"),
-    *("statistics", "features", "guard", "pictures", "state", "update", "errors"),
+    *("statistics", "features", "guard", "pictures", "state", "update", "errors", "processes"),
   ),
   ("system",),
   (

@@ -56,6 +56,7 @@ def assert_refused(process, *words):
   ((f"{DDPO}t", "--workdir=run"), ("unknown variant 'quicktestt'",)),
   ((DDPO, "--workdir=run", "extra"), ("extra",)),
   ((DDPO, "--workdir=run", "--wordkir=x"), ("wordkir",)),
+  ((DDPO, "--workdir=run", "--distributed"), ("--coordinator_address",)),
 ])
 def test_main_refuses_wrong_flags(command, tmp_path, flags, words):
   assert_refused(command("main", *flags, cwd=tmp_path), *words)

@@ -11,7 +11,7 @@ images depends on the seed and the microbatch.
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def choice_probabilities(
 
 
 def _sample(
-  prompts: Sequence[str], seed: int, microbatch: int, **sections: Mapping[str, Any]
+  prompts: Sequence[str], seed: int, microbatch: int, **sections: Any
 ) -> Iterator[np.ndarray]:
   """Two images of each prompt, uint8 `[2, H, W, 3]`."""
   from jaxalign import pictures, system

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import batching, checks, methods, system
+from jaxalign import batching, checks, methods, processes, sharding, system
 from jaxalign.data import preference_files
 from jaxalign.data.preference_pairs import PreferencePairs
 from jaxalign.feeds.base import Drawn, Program, averages
@@ -33,6 +33,7 @@ class StoredPairs:
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
     self.num_images = 2 * self.plan.examples
     self.microbatch = 2 * self.plan.microbatch
+    sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.pairs, self._report, self._prompt_dropout = checks.call_section(
       sections, "data", read_pairs, size=sys.model.image_size
     )
@@ -47,17 +48,22 @@ class StoredPairs:
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)
-    images = self.pairs.images(rows)
-    flat = images.reshape(-1, *images.shape[2:])
-    x_0 = self._sys.encode_fn(self._sys.frozen, flat, self._seed, step)
+    x_0 = self._sys.encode_fn(self._sys.frozen, self._images(rows), self._seed, step)
     rng = np.random.default_rng([self._seed, step, 2])  # apart from other streams of the step
     dropped = rng.random(len(rows)) < self._prompt_dropout
     token_ids = self._token_ids[np.where(dropped, len(self.pairs), rows)]
     cond = self._sys.condition_fn(self._sys.frozen, token_ids).cond
-    data = methods.Pairs(
-      x_0=x_0.reshape(-1, 2, *x_0.shape[1:]), cond=cond, weight=self.pairs.weight[rows]
-    )
+    data = methods.Pairs(x_0=x_0, cond=cond, weight=self.pairs.weight[rows])
     return Drawn(state, data, [self.plan.selection()], {})
+
+  def _images(self, rows: np.ndarray) -> jax.Array:  # uint8 [B, 2, H, W, 3]
+    """Each process decodes the pairs that its devices hold."""
+    return sharding.make_batch(
+      lambda held: self.pairs.images(rows[held]),
+      len(rows),
+      (2, *self.pairs.size, 3),
+      self._sys.mesh,
+    )
 
   @staticmethod
   def select(data: methods.Pairs, selected: np.ndarray) -> methods.Pairs:
@@ -71,13 +77,12 @@ class StoredPairs:
 
   def program(self, state: TrainState) -> Program:
     del state
-    images = self.pairs.images(np.resize(np.arange(len(self.pairs)), self.plan.examples))
-    flat = images.reshape(-1, *images.shape[2:])
-    return Program("encoding", self._sys.encode_fn, (self._sys.frozen, flat, self._seed, 0))
+    images = self._images(np.resize(np.arange(len(self.pairs)), self.plan.examples))
+    return Program("encoding", self._sys.encode_fn, (self._sys.frozen, images, self._seed, 0))
 
   def __enter__(self):
     """Writes which rows of the data were set aside, once there is a workdir."""
-    if self._workdir.is_dir():
+    if self._workdir.is_dir() and processes.is_first():
       self._report.write(self._workdir / "preferences_report.json")
     return self
 

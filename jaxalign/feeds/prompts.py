@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import batching, checks, methods, system
+from jaxalign import batching, checks, methods, sharding, system
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.feeds.base import Drawn, Program, averages
 from jaxalign.rewards.combine import WeightedRewards
@@ -32,8 +32,10 @@ class PromptBatches:
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
     self.num_images = self.plan.examples
     self.microbatch = self.plan.microbatch
+    sharding.check_batch("config.batch.microbatch", self.microbatch, sys.mesh)
     self.prompts = checks.call_section(sections, "data", prompts_lib.load)
-    self.frozen: Mapping[str, Params] = {"reward": rewards.device.params}
+    params = sharding.place_params(rewards.device.params, sys.mesh)
+    self.frozen: Mapping[str, Params] = {"reward": params}
     self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
     self._features = rewards.device.encode(self.prompts.records)
     self._sys, self._seed = sys, sections["seed"]

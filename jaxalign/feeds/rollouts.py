@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxalign import advantages, batching, checks, methods, pictures, system
+from jaxalign import advantages, batching, checks, methods, pictures, sharding, system
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.diffusion.rollout import Rollout
 from jaxalign.feeds.base import Drawn, Program, averages
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.rewards.contract import RewardError
-from jaxalign.rewards.pool import RewardPool
+from jaxalign.rewards.pool import Exchange, RewardPool
 from jaxalign.state import TrainState
 from jaxalign.types import Array, Params
 
@@ -28,7 +28,8 @@ Trajectories = tuple[Rollout, Any]  # of all images of an iteration, and their c
 class Sampling:
   """Prompts in, scored trajectories out: the half of an iteration that methods share.
 
-  One microbatch is scored on the host while the device samples the next.
+  One microbatch is scored on the host while the device samples the next, by the process whose
+  devices hold the images; then every process learns all rewards.
   """
 
   frozen: Mapping[str, Params] = {}
@@ -49,6 +50,7 @@ class Sampling:
     section = functools.partial(checks.call_section, sections)
     self.plan = plan
     self.num_images, self.microbatch = plan.images, plan.microbatch
+    sharding.check_batch("config.batch.microbatch", plan.microbatch, sys.mesh)
     self.prompts = section("data", prompts_lib.load)
     self.pool = section("reward_pool", RewardPool, total=rewards)
     self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
@@ -58,6 +60,8 @@ class Sampling:
     group = plan.images_per_prompt
     images = np.arange(plan.microbatch, dtype=np.int32)
     self._start = images // group * group if shared_noise else None
+    placed = system.sampled_shardings(sys.mesh)
+    self._collect_fn = jax.jit(collect, out_shardings=(placed.rollout, placed.cond))
 
   def describe(self) -> str:
     return self.plan.describe()
@@ -74,11 +78,18 @@ class Sampling:
       args = (state.params, sys.frozen, self._token_ids[ids], self._seed, step, j, self._start)
       sampled = sys.sample_fn(*args)
       parts.append((sampled.rollout, sampled.cond))
-      pending.append(self.pool.submit(sampled.images, self.prompts[ids]))
+      rows, images = sharding.held_rows(sampled.images)
+      pending.append(self.pool.submit(images, self.prompts[ids[rows]]))
       if self._kl_weight:
         kl.append(sys.kl_fn(state.params, sys.frozen, sampled))
-    trajectories = collect(parts)
-    total, named = gather_rewards(self.pool, pending, self._workdir, step)
+    trajectories = self._collect_fn(parts)
+
+    def exchange(named):
+      held = np.stack(list(named.values())).reshape(len(named), plan.microbatches, -1)
+      whole = sharding.exchange(held, rows, plan.microbatch, sys.mesh)
+      return dict(zip(named, whole.reshape(len(named), -1), strict=True))
+
+    total, named = gather_rewards(self.pool, pending, exchange, self._workdir, step)
     record = {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
     record |= {f"reward/{name}": float(values.mean()) for name, values in named.items()}
     if kl:
@@ -125,7 +136,8 @@ class Rollouts(Sampling):
       num_groups=plan.num_prompts,
       group_size=plan.images_per_prompt,
     )
-    self._estimate_fn = jax.jit(self._estimator.estimate)
+    placed = (sharding.params(self.init_stats(), sys.mesh), sharding.replicated(sys.mesh))
+    self._estimate_fn = jax.jit(self._estimator.estimate, out_shardings=placed)
 
   def init_stats(self):
     return self._estimator.init(len(self.prompts))
@@ -174,6 +186,7 @@ class RolloutPairs(Sampling):
     plan = checks.call_section(
       sections, "batch", batching.solve, steps=sys.process.stochastic_steps(), pairs=True
     )
+    sharding.check_batch("config.batch.microbatch / 2, the pairs", plan.slice_size, sys.mesh)
     super().__init__(sections, sys, method, rewards, workdir, plan=plan, shared_noise=True)
 
   def init_stats(self) -> None:
@@ -221,7 +234,6 @@ def select_cond(cond: Any, image: Array) -> Any:
   return cond._replace(cond=jax.tree.map(lambda leaf: leaf[image], cond.cond))
 
 
-@jax.jit
 def collect(parts: list[Trajectories]) -> Trajectories:
   """Joins the microbatches of an iteration along the image axis."""
   rollouts, conds = zip(*parts, strict=True)
@@ -235,11 +247,15 @@ def collect(parts: list[Trajectories]) -> Trajectories:
 
 
 def gather_rewards(
-  pool: RewardPool, pending: Sequence[futures.Future], workdir: pathlib.Path, step: int
+  pool: RewardPool,
+  pending: Sequence[futures.Future],
+  exchange: Exchange,
+  workdir: pathlib.Path,
+  step: int,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """`pool.gather`, saving the image that a reward could not score before its error goes on."""
   try:
-    return pool.gather(pending)
+    return pool.gather(pending, exchange)
   except RewardError as error:
     if error.image is None:
       raise

@@ -1,6 +1,6 @@
 """Scores images on host threads while the device goes on with the next rollout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -8,6 +8,9 @@ import numpy as np
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.rewards.contract import Prompt
 from jaxalign.types import Array
+
+# {name: [b]} of what this process scored -> {name: [B]} of what all processes did
+Exchange = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 class RewardPool:
@@ -37,11 +40,11 @@ class RewardPool:
     return self._executor.submit(self._score, images, prompts)
 
   def gather(
-    self, pending: Sequence[futures.Future[dict[str, np.ndarray]]]
+    self, pending: Sequence[futures.Future[dict[str, np.ndarray]]], exchange: Exchange = dict
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """`(total [B], {name: [B]})` over all microbatches, in the order of `pending`."""
     parts = [future.result() for future in pending]
-    named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    named = exchange({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     return self._total.total(named), named
 
   def close(self) -> None:

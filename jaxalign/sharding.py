@@ -1,0 +1,165 @@
+"""Which device holds what: one mesh, one rule for parameters and one for batches.
+
+The mesh has two axes. Batches are cut over both; large parameters, and what the optimizer keeps of
+them, over `fsdp` only. Programs say nothing of devices but where their batches and their results
+lie, and XLA adds the communication. A single device is a mesh of one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+# Smaller arrays are whole on every device: fetching a part costs more than its memory.
+MIN_ELEMENTS = 2**16
+
+
+def make_mesh(*, data: int, fsdp: int) -> Mesh:
+  """A mesh of all devices of all processes.
+
+  Args:
+    data: devices (or groups of them) that hold the parameters whole and share each batch.
+    fsdp: devices in such a group, which share the parameters too. One of both may be -1, for the
+      devices that the other leaves.
+
+  Raises:
+    ValueError: `data * fsdp` is not the number of devices.
+  """
+  count = jax.device_count()
+  sizes = [data, fsdp]
+  if sizes.count(-1) == 1:
+    sizes[sizes.index(-1)] = count // max(1, -math.prod(sizes))
+  if min(sizes) < 1 or math.prod(sizes) != count:
+    raise ValueError(
+      f"config.mesh: expected data x fsdp = {count}, the number of devices, got {data} x {fsdp}\n"
+      "set one of them to -1, which is what the other leaves"
+    )
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def one_device() -> Mesh:
+  """The mesh of programs that were given none: the first device of this process."""
+  return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), AXES)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Cut over all devices along `axis`, which counts examples."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
+
+
+def params(tree: Any, mesh: Mesh) -> Any:
+  """The shardings of a tree of arrays or shapes: parameters, or a state that holds them.
+
+  An array of at least `MIN_ELEMENTS` is cut over `fsdp` along its largest axis that `fsdp` divides
+  (the first of equals). The rule sees shapes only, so moments lie where their parameters do.
+  """
+  fsdp = mesh.shape["fsdp"]
+
+  def sharding(leaf) -> NamedSharding:
+    axes = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
+    if math.prod(leaf.shape) < MIN_ELEMENTS or not axes:
+      return replicated(mesh)
+    axis = max(axes, key=lambda axis: leaf.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+  return jax.tree.map(sharding, tree)
+
+
+def place_params(tree: Any, mesh: Mesh) -> Any:
+  """Puts arrays that every process has onto the mesh, each part on its device only."""
+
+  def place(leaf, sharding):
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+      return leaf
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+  return jax.tree.map(place, tree, params(tree, mesh))
+
+
+def constrain_batch(tree: Any, mesh: Mesh) -> Any:
+  """Inside a program: cuts every leaf `[B, ...]` along its first axis.
+
+  Leaves whose first axis the devices do not divide, like the one row of the empty prompt, are left
+  to XLA.
+  """
+  sharding = batch(mesh)
+
+  def constrain(leaf):
+    cut = leaf.ndim > 0 and leaf.shape[0] % mesh.size == 0
+    return jax.lax.with_sharding_constraint(leaf, sharding) if cut else leaf
+
+  return jax.tree.map(constrain, tree)
+
+
+def constrain_params(tree: Any, mesh: Mesh) -> Any:
+  """Inside a program: lays a tree out as `place_params` does, so that a state stays where it is."""
+  return jax.lax.with_sharding_constraint(tree, params(tree, mesh))
+
+
+def check_batch(what: str, size: int, mesh: Mesh) -> None:
+  """Raises ValueError unless the devices of the mesh can share `size` examples evenly."""
+  if size % mesh.size:
+    raise ValueError(
+      f"{what}: expected a multiple of {mesh.size}, the number of devices, got {size}"
+    )
+
+
+def make_batch(
+  read: Callable[[np.ndarray], np.ndarray], size: int, shape: tuple[int, ...], mesh: Mesh
+) -> jax.Array:
+  """The batch `[size, *shape]` of which `read(rows [b])` gives some rows.
+
+  Each process reads the rows that its devices hold, and no others.
+  """
+
+  def part(index):
+    return read(np.arange(size)[index[0]])
+
+  return jax.make_array_from_callback((size, *shape), batch(mesh), part)
+
+
+def held_rows(array: jax.Array) -> tuple[np.ndarray, jax.Array]:
+  """Of a batch: the rows `[b]` that this process holds, and an array of them alone.
+
+  It does not wait for the batch to be computed.
+  """
+
+  def rows_of(shard):
+    return np.arange(len(array))[shard.index[0]]
+
+  shards = sorted(array.addressable_shards, key=lambda shard: rows_of(shard)[0])
+  rows = np.concatenate([rows_of(shard) for shard in shards])
+  here = Mesh(np.array([shard.device for shard in shards]), ("held",))
+  held = jax.make_array_from_single_device_arrays(
+    (len(rows), *array.shape[1:]),
+    NamedSharding(here, PartitionSpec("held")),
+    [shard.data for shard in shards],
+  )
+  return rows, held
+
+
+def gather(array: jax.Array) -> np.ndarray:
+  """A whole array on the host of every process, all of which must call this."""
+  return multihost_utils.process_allgather(array, tiled=True)
+
+
+def exchange(values: np.ndarray, rows: np.ndarray, size: int, mesh: Mesh) -> np.ndarray:
+  """All values `[..., size]` of a batch, from those `[..., b]` of the rows that a process holds.
+
+  All processes must call this, each with the rows that `held_rows` gave it.
+  """
+  whole = np.zeros((*values.shape[:-1], size), values.dtype)
+  whole[..., rows] = values
+  cut = batch(mesh, axis=values.ndim - 1)
+  return gather(jax.make_array_from_callback(whole.shape, cut, lambda index: whole[index]))

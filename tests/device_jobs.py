@@ -1,0 +1,152 @@
+"""Runs of the main command on several devices or processes, and a small model for them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxalign.models import stable_diffusion
+from jaxalign.models.weights import hub
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TIMING = {"throughput/images_per_s", "compile/count"}
+
+# Devices and flags of a mesh.
+MESHES = {
+  "one device": (1, ()),
+  "data 8": (8, ("--config.mesh.data=8",)),
+  "data 2 x fsdp 4": (8, ("--config.mesh.data=2", "--config.mesh.fsdp=4")),
+}
+ROLLOUTS = (
+  "--config.batch.num_prompts=4",
+  "--config.batch.images_per_prompt=4",
+  "--config.batch.microbatch=8",
+  "--config.batch.updates_per_epoch=2",
+)
+# Config and variant of a case, and flags that let eight devices share its batches; {pairs} is a
+# file of preferences. A new method is a row; "full weights" is what other tests build on.
+CASES = {
+  "full weights": ("configs/ddpo.py:quicktest,full", ROLLOUTS),
+  "an adapter": ("configs/ddpo.py:quicktest,lora", ROLLOUTS),
+  "rollout pairs": ("tests/feed_configs.py:rollout_pairs", ()),
+  "stored pairs": ("tests/feed_configs.py:stored_pairs", ("--config.data.source={pairs}",)),
+}
+
+# The smallest network that has every kind of layer, and some arrays large enough to be cut.
+UNET = {
+  "sample_size": 8,
+  "block_out_channels": [128],
+  "down_block_types": ["CrossAttnDownBlock2D"],
+  "up_block_types": ["CrossAttnUpBlock2D"],
+}
+VAE = {
+  "sample_size": 16,
+  "block_out_channels": [8, 16],
+  "down_block_types": ["DownEncoderBlock2D"] * 2,
+  "up_block_types": ["UpDecoderBlock2D"] * 2,
+}
+
+
+def save_small_model(folder):
+  """A random model with the text encoder of the embedded one, as a diffusers folder."""
+  source = stable_diffusion.load("shapes")
+  configs = {**source.configs}
+  configs["unet"] = {**configs["unet"], **UNET}
+  configs["vae"] = {**configs["vae"], **VAE}
+  tokenizer = hub.find_folder("shapes") / "tokenizer"
+  model = stable_diffusion.build(**configs, tokenizer_folder=tokenizer)
+  params = jax.device_get(model.init_params(jax.random.key(0)))
+  stable_diffusion.save(model.with_params(params), folder)
+  return folder
+
+
+def save_pairs(folder):
+  """24 preferences between images of noise, of the size that the small model makes."""
+  rng = np.random.default_rng(0)
+  lines = []
+  for number in range(24):
+    names = [f"{number}_{side}.png" for side in range(2)]
+    for name in names:
+      Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / name)
+    lines.append({"prompt": "a red circle", "images": names, "label_0": number % 2})
+  (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def brightness(images, prompts):
+  """A smooth reward: rounding errors of the images stay rounding errors."""
+  del prompts
+  return images.mean((1, 2, 3))
+
+
+def environment(cache, devices=1):
+  """For a process with some virtual CPU devices."""
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    # Virtual devices that wait for each other must not use up the threads of a small machine.
+    "PJRT_NPROC": "32",
+  }
+
+
+def case_flags(name, workdir, model, *flags):
+  """Flags of the main command for a run of a case in seconds; `flags` come last."""
+  config, flags_of_case = CASES[name]
+  pairs = pathlib.Path(model).parent / "pairs.jsonl"
+  return (
+    f"--config={ROOT}/{config}",
+    f"--workdir={workdir}",
+    f"--config.model.path={model}",
+    "--config.num_iterations=5",
+    "--config.samples.every=100",
+    "--config.samples.num_images=8",
+    "--config.evaluation.num_images=8",
+    "--config.evaluation.rewards=('device_jobs:brightness',)",
+    "--config.checkpoint.every=2",
+    "--config.checkpoint.keep=10",
+    "--config.reward.names=('device_jobs:brightness',)",
+    *(flag.format(pairs=pairs) for flag in flags_of_case),
+    *flags,
+  )
+
+
+def start(flags, cache, *, devices=1):
+  """The main command in a process of its own."""
+  return subprocess.Popen(
+    [sys.executable, "-m", "jaxalign.main", *flags],
+    env=environment(cache, devices),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process, timeout=400):
+  """What a process that succeeded has printed."""
+  printed, _ = process.communicate(timeout=timeout)
+  assert process.returncode == 0, printed
+  return printed
+
+
+def records(workdir):
+  """The metrics of a run that do not depend on the clock."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [{name: line[name] for name in line if name not in TIMING} for line in lines]
+
+
+def assert_close(found, expected, tolerance):
+  """Every metric of every iteration, relative to its size or to 1, whichever is larger."""
+  assert [record["step"] for record in found] == [record["step"] for record in expected]
+  for ours, theirs in zip(found, expected, strict=True):
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+      np.testing.assert_allclose(
+        ours[name], theirs[name], rtol=tolerance, atol=tolerance, err_msg=f"{name} {theirs['step']}"
+      )

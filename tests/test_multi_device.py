@@ -1,0 +1,60 @@
+"""Eight virtual devices do what one does, and continue what others began."""
+
+import shutil
+
+import pytest
+from device_jobs import CASES, MESHES, assert_close, case_flags, finish, records, start
+
+TOLERANCE = 1e-5
+
+
+def case(name):
+  """The first one in the default suite, the others with `-m slow`."""
+  return pytest.param(name, marks=() if name == "full weights" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", map(case, CASES))
+@pytest.mark.parametrize("mesh", ["data 8", "data 2 x fsdp 4"])
+def test_eight_devices_agree_with_one(run_case, name, mesh):
+  workdirs = run_case(name, MESHES)
+  found, expected = records(workdirs[mesh]), records(workdirs["one device"])
+  assert len(expected) == 5 and expected[0]["grad/norm"] > 0.0
+  assert_close(found, expected, TOLERANCE)
+  assert all(record.get("policy/log_prob_gap", 0.0) == 0.0 for record in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full weights", "an adapter"])
+def test_eight_devices_agree_with_one_on_the_embedded_model(run_case, name):
+  workdirs = run_case(name, MESHES, "shapes")
+  expected = records(workdirs["one device"])
+  for mesh in ("data 8", "data 2 x fsdp 4"):
+    assert_close(records(workdirs[mesh]), expected, TOLERANCE)
+
+
+def test_a_checkpoint_of_eight_devices_continues_on_one(
+  run_case, small_model, tmp_path, compilation_cache
+):
+  """As after a kill in iteration 3: the checkpoint of iteration 2 is the newest."""
+  workdirs = run_case("full weights", MESHES)
+  shutil.copytree(workdirs["data 2 x fsdp 4"], tmp_path / "run")
+  for folder in (tmp_path / "run" / "checkpoints").iterdir():
+    if folder.name != "2":
+      shutil.rmtree(folder)
+  flags = case_flags("full weights", tmp_path / "run", small_model)
+  finish(start(flags, compilation_cache))
+  assert_close(records(tmp_path / "run"), records(workdirs["one device"]), TOLERANCE)
+
+
+@pytest.mark.parametrize("flags,words", [
+  (("--config.mesh.data=3",), "expected data x fsdp = 8, the number of devices, got 3 x 1"),
+  (("--config.batch.microbatch=4",), "config.batch.microbatch: expected a multiple of 8"),
+])
+def test_a_batch_or_mesh_that_does_not_fit_is_refused(
+  small_model, tmp_path, compilation_cache, flags, words
+):
+  all_flags = case_flags("full weights", tmp_path / "run", small_model, *flags)
+  job = start(all_flags, compilation_cache, devices=8)
+  printed, _ = job.communicate()
+  assert job.returncode == 1 and words in printed and "Traceback" not in printed
+  assert not (tmp_path / "run").exists()

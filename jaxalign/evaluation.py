@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign import checks, files, pictures, statistics, system
+from jaxalign import checks, files, pictures, processes, statistics, system
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.rewards import combine
 from jaxalign.types import Params
@@ -55,11 +55,14 @@ class Evaluation:
   def run(self, sys: system.System, params: Params, microbatch: int) -> Scores:
     """Samples and scores every prompt."""
     records, images = self.sample(sys, params, microbatch, num_images=len(self.ids))
-    parts = [
-      self.rewards.score(images[i : i + microbatch], records[i : i + microbatch])
-      for i in range(0, len(images), microbatch)
-    ]  # in pieces, because a reward network that fits in training must fit here
-    return Scores(images, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+    named = {reward.name: np.zeros(len(images), np.float32) for reward in self.rewards.rewards}
+    # In pieces, because a reward network that fits in training must fit here.
+    starts = range(0, len(images), microbatch)
+    for start in processes.share(starts):
+      piece = slice(start, start + microbatch)
+      for name, values in self.rewards.score(images[piece], records[piece]).items():
+        named[name][piece] = values
+    return Scores(images, {name: processes.sum_of(values) for name, values in named.items()})
 
   def compare_with_base(
     self, sys: system.System, params: Params, microbatch: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign import checks, files, pictures, statistics, system
+from jaxalign import checks, files, pictures, processes, statistics, system
 from jaxalign import features as features_lib
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.rewards import combine
@@ -73,11 +73,14 @@ class Evaluation:
   def run(self, sys: system.System, params: Params) -> Scores:
     """Samples and scores every prompt."""
     records, images, kl = self.sample(sys, params, num_images=len(self.ids))
-    m = self.microbatch
-    parts = [
-      self.rewards.score(images[i : i + m], records[i : i + m]) for i in range(0, len(images), m)
-    ]  # in pieces, because a reward network that fits in training must fit here
-    rewards = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rewards = {reward.name: np.zeros(len(images), np.float32) for reward in self.rewards.rewards}
+    # In pieces, because a reward network that fits in training must fit here.
+    starts = range(0, len(images), self.microbatch)
+    for start in processes.share(starts):
+      piece = slice(start, start + self.microbatch)
+      for name, values in self.rewards.score(images[piece], records[piece]).items():
+        rewards[name][piece] = values
+    rewards = {name: processes.sum_of(values) for name, values in rewards.items()}
     found = self.features(images)
     diversity = statistics.mean_pairwise_distance(found, self.ids)
     return Scores(images, rewards, kl, diversity, statistics.vendi_score(found))

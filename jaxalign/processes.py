@@ -6,6 +6,7 @@ Every process runs the same program on the same numbers. The first one alone wri
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
@@ -15,6 +16,10 @@ from jax.experimental import multihost_utils
 # Seconds without a sign of life after which a process counts as dead. One that ends is noticed at
 # once, because its connections break; this is for a machine that vanishes.
 HEARTBEAT_TIMEOUT = 30
+
+# What errors have in them that mean the loss of another process: on CPUs, on GPUs, and of the
+# service through which processes meet.
+LOST = ("Gloo", "NCCL", "oordination service")
 
 
 def join(
@@ -57,6 +62,16 @@ def any_of_them(flag: bool) -> bool:
   return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def share(work: Sequence) -> Sequence:
+  """The part of `work` that this process does: every n-th of n processes."""
+  return work[jax.process_index() :: jax.process_count()]
+
+
+def sum_of(values: np.ndarray) -> np.ndarray:
+  """The sum of what all processes have, on each of them. All of them must ask."""
+  return multihost_utils.process_allgather(values).sum(axis=0)
+
+
 def end(code: int) -> NoReturn:
   """Ends this process after an error, without the wait for the others of an ordinary exit.
 
@@ -80,8 +95,3 @@ def explain(error: Exception) -> str | None:
     f"say why: {text.strip().splitlines()[0]}\n"
     "the same command on all of them continues from the last checkpoint"
   )
-
-
-# What errors of collectives between processes have in them, on CPUs, on GPUs, and of the service
-# through which processes meet.
-LOST = ("Gloo", "NCCL", "oordination service")

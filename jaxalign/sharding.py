@@ -103,7 +103,7 @@ def constrain_batch(tree: Any, mesh: Mesh) -> Any:
 
 
 def constrain_params(tree: Any, mesh: Mesh) -> Any:
-  """Inside a program: lays a tree out as `place_params` does, so that a state stays where it is."""
+  """Inside a program: lays gradients out as `place_params` does their parameters."""
   return jax.lax.with_sharding_constraint(tree, params(tree, mesh))
 
 

@@ -50,6 +50,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     "guard", guard.make, rewards=config.evaluation.rewards, every=config.evaluation.every
   )
   sys = system.from_config(sections, section("mesh", sharding.make_mesh))
+  sharding.check_batch("config.evaluation.microbatch", evaluation.microbatch, sys.mesh)
   method = section("method", methods.make, parts=sys.parts_with(rewards))
   feed = feeds.make(method, sections, sys, rewards, workdir)
   print(feed.describe(), flush=True)

@@ -8,6 +8,7 @@
 # script with its status. SIGTERM and Ctrl-C reach all processes, which save and stop together.
 # PYTHON names another interpreter, PORT a fixed port.
 set -euo pipefail
+set -m # Ctrl-C then reaches this script alone, which passes it on once
 
 if [ "$#" -lt 2 ] || ! [ "$1" -ge 1 ] 2>/dev/null; then
   echo "usage: $0 N --config=FILE --workdir=FOLDER [FLAG...]" >&2
@@ -33,7 +34,10 @@ while pids=$(jobs -rp) && [ -n "$pids" ]; do
   wait -n || status=$?
   if [ "$status" -gt 0 ] && [ "$(jobs -rp | wc -l)" -lt "$(wc -w <<<"$pids")" ]; then
     echo "error: a process ended with status $status; the others are stopped" >&2
-    sleep "${GRACE:-5}"  # for their own messages
+    for ((tenth = 0; tenth < 50; tenth++)); do # for their own messages
+      [ -n "$(jobs -rp)" ] || break
+      sleep 0.1
+    done
     kill -KILL $(jobs -rp) 2>/dev/null || true
     exit "$status"
   fi

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxalign.models import stable_diffusion
 from jaxalign.models.weights import hub
+from jaxalign.rewards import DeviceReward
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMING = {"throughput/images_per_s", "compile/count"}
@@ -22,19 +23,38 @@ MESHES = {
   "data 8": (8, ("--config.mesh.data=8",)),
   "data 2 x fsdp 4": (8, ("--config.mesh.data=2", "--config.mesh.fsdp=4")),
 }
+HOST_REWARD = ("--config.reward.names=('device_jobs:brightness',)",)
 ROLLOUTS = (
+  *HOST_REWARD,
   "--config.batch.num_prompts=4",
   "--config.batch.images_per_prompt=4",
   "--config.batch.microbatch=8",
   "--config.batch.updates_per_epoch=2",
 )
+PAIRS = (
+  "--config.data.source={pairs}",
+  "--config.batch.num_examples=16",
+  "--config.batch.microbatch=8",
+)
+PROMPTS = (
+  "--config.reward.names=('device_jobs:soft_brightness',)",
+  "--config.batch.num_examples=16",
+  "--config.batch.microbatch=8",
+)
+ALL_WEIGHTS = ("--config.lora.targets=",)
 # Config and variant of a case, and flags that let eight devices share its batches; {pairs} is a
 # file of preferences. A new method is a row; "full weights" is what other tests build on.
 CASES = {
-  "full weights": ("configs/ddpo.py:quicktest,full", ROLLOUTS),
-  "an adapter": ("configs/ddpo.py:quicktest,lora", ROLLOUTS),
-  "rollout pairs": ("tests/feed_configs.py:rollout_pairs", ()),
-  "stored pairs": ("tests/feed_configs.py:stored_pairs", ("--config.data.source={pairs}",)),
+  "full weights": ("ddpo.py:quicktest,full", ROLLOUTS),
+  "an adapter": ("ddpo.py:quicktest,lora", ROLLOUTS),
+  "rollout pairs": (
+    "d3po.py:quicktest",
+    (*HOST_REWARD, "--config.batch.num_prompts=8", "--config.batch.microbatch=16"),
+  ),
+  "stored pairs": ("dpo.py:quicktest,full", PAIRS),
+  "stored pairs, an adapter": ("dpo.py:quicktest,lora", PAIRS),
+  "prompts": ("draft.py:quicktest,whole", (*PROMPTS, *ALL_WEIGHTS)),
+  "prompts, an adapter": ("draft.py:quicktest,lora", PROMPTS),
 }
 
 # The smallest network that has every kind of layer, and some arrays large enough to be cut.
@@ -83,6 +103,16 @@ def brightness(images, prompts):
   return images.mean((1, 2, 3))
 
 
+def soft_brightness() -> DeviceReward:
+  """The same, on the device."""
+  return DeviceReward(
+    "soft_brightness",
+    {"scale": np.float32(1.0)},
+    lambda prompts: np.zeros(len(prompts), np.float32),
+    lambda params, images, features: params["scale"] * images.mean((1, 2, 3)) + features,
+  )
+
+
 def environment(cache, devices=1):
   """For a process with some virtual CPU devices."""
   return {
@@ -101,17 +131,17 @@ def case_flags(name, workdir, model, *flags):
   config, flags_of_case = CASES[name]
   pairs = pathlib.Path(model).parent / "pairs.jsonl"
   return (
-    f"--config={ROOT}/{config}",
+    f"--config={ROOT}/configs/{config}",
     f"--workdir={workdir}",
     f"--config.model.path={model}",
     "--config.num_iterations=5",
     "--config.samples.every=100",
     "--config.samples.num_images=8",
     "--config.evaluation.num_images=8",
+    "--config.evaluation.microbatch=8",
     "--config.evaluation.rewards=('device_jobs:brightness',)",
     "--config.checkpoint.every=2",
     "--config.checkpoint.keep=10",
-    "--config.reward.names=('device_jobs:brightness',)",
     *(flag.format(pairs=pairs) for flag in flags_of_case),
     *flags,
   )

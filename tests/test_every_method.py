@@ -36,10 +36,10 @@ def brightness(*, target=0.6) -> DeviceReward:
 
 
 @pytest.fixture(scope="module")
-def make_config(load_config, pairs_file, tiny_model):
+def make_config(load_config, pairs_file, small_model):
   def make(name, variant, **changes):
     config = load_config(name, ",".join(filter(None, ["quicktest", variant])))
-    config.model.path = str(tiny_model)
+    config.model.path = str(small_model)
     config.evaluation.rewards = (f"{__name__}:brightness",)
     config.guard.gold = f"{__name__}:brightness"
     if name == "dpo":

@@ -163,7 +163,7 @@ def start(flags, cache, *, devices=1):
 def finish(process, timeout=400):
   """What a process that succeeded has printed."""
   printed, _ = process.communicate(timeout=timeout)
-  assert process.returncode == 0, printed
+  assert process.returncode == 0, f"status {process.returncode}: {printed}"
   return printed
 
 

@@ -1,5 +1,6 @@
 """Eight virtual devices do what one does, and continue what others began."""
 
+import itertools
 import shutil
 
 import pytest
@@ -8,15 +9,17 @@ from device_jobs import CASES, MESHES, assert_close, case_flags, finish, records
 TOLERANCE = 1e-5
 
 
-def case(name):
-  """The first one in the default suite, the others with `-m slow`."""
-  return pytest.param(name, marks=() if name == "full weights" else pytest.mark.slow)
+IN_THE_DEFAULT_SUITE = ("full weights", "data 2 x fsdp 4")
+PAIRS = [
+  pytest.param(*pair, marks=() if pair == IN_THE_DEFAULT_SUITE else pytest.mark.slow)
+  for pair in itertools.product(CASES, ("data 8", "data 2 x fsdp 4"))
+]
 
 
-@pytest.mark.parametrize("name", map(case, CASES))
-@pytest.mark.parametrize("mesh", ["data 8", "data 2 x fsdp 4"])
+@pytest.mark.parametrize("name, mesh", PAIRS)
 def test_eight_devices_agree_with_one(run_case, name, mesh):
-  workdirs = run_case(name, MESHES)
+  """One pair in the default suite, the others with `-m slow`."""
+  workdirs = run_case(name, ["one device", mesh])
   found, expected = records(workdirs[mesh]), records(workdirs["one device"])
   assert len(expected) == 5 and expected[0]["grad/norm"] > 0.0
   assert_close(found, expected, TOLERANCE)
@@ -36,7 +39,7 @@ def test_a_checkpoint_of_eight_devices_continues_on_one(
   run_case, small_model, tmp_path, compilation_cache
 ):
   """As after a kill in iteration 3: the checkpoint of iteration 2 is the newest."""
-  workdirs = run_case("full weights", MESHES)
+  workdirs = run_case("full weights", ["one device", "data 2 x fsdp 4"])
   shutil.copytree(workdirs["data 2 x fsdp 4"], tmp_path / "run")
   for folder in (tmp_path / "run" / "checkpoints").iterdir():
     if folder.name != "2":

@@ -72,14 +72,22 @@ def relaunched(killed, launch, tmp_path_factory):
 
 
 def test_a_killed_process_ends_the_others_with_a_message(killed):
-  workdir, printed, seconds = killed
+  _, printed, seconds = killed
   assert seconds < STATED_SECONDS
   assert "process 0 of 2 lost another one" in printed
   assert "continues from the last checkpoint" in printed
   assert "Traceback" not in printed
-  assert len(records(workdir)) in (3, 4)  # one process wrote, and each line once
 
 
+def test_two_processes_do_what_one_does(killed, run_case):
+  """As far as the killed job came."""
+  alone = records(run_case("full weights", ["one device"])["one device"])
+  found = records(killed[0])
+  assert len(found) >= 3
+  assert_close(found, alone[: len(found)], 1e-5)
+
+
+@pytest.mark.slow
 def test_the_relaunched_job_does_what_one_process_does(relaunched, run_case):
   alone = run_case("full weights", ["one device"])["one device"]
   assert_close(records(relaunched), records(alone), 1e-5)

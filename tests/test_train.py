@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxalign import checkpoint, metrics, run, train
+from jaxalign.feeds import rollouts
 
 TIMING = {"throughput/images_per_s", "compile/count"}
 
@@ -141,14 +142,14 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(finished, make_co
 
 
 def test_a_gap_beyond_the_bound_stops_the_run():
-  train.check_log_prob_gap(1e-5, 3, max_log_prob_gap=1e-5)
+  rollouts.check_log_prob_gap(1e-5, 3, max_log_prob_gap=1e-5)
   with pytest.raises(ValueError, match="iteration 3: log-probabilities of rollout and update"):
-    train.check_log_prob_gap(2e-5, 3, max_log_prob_gap=1e-5)
+    rollouts.check_log_prob_gap(2e-5, 3, max_log_prob_gap=1e-5)
 
 
 @pytest.mark.parametrize("change,message", [
   ({"batch__microbatch": 3}, r"config\.batch: 4 images .* microbatch can be one of \[1, 2\]"),
-  ({"method__name": "dppo"}, r"unknown method 'dppo'; known: ddpo"),
+  ({"method__name": "dppo"}, r"unknown method 'dppo'; did you mean .*(.|\n)*ddpo"),
   ({"reward__names": ("shape",)}, r'unknown reward "shape".*did you mean "shapes"'),
   ({"reward__names": ("no_such_module:f",)}, r"could not import module"),
   ({"advantage__name": "grp"}, "unknown estimator"),

@@ -127,9 +127,8 @@ def test_a_wrong_config_is_refused_before_anything_is_written(
   assert len(str(error.value).splitlines()) <= 3
 
 
-@pytest.mark.parametrize("name", ["dpo", "d3po", "draft"])
-def test_a_dry_run_states_memory_and_speed_and_writes_nothing(name, make_config, tmp_path, capsys):
-  train.train(make_config(name, ""), tmp_path / "run", dry_run=True)
+def test_a_dry_run_states_memory_and_speed_and_writes_nothing(make_config, tmp_path, capsys):
+  train.train(make_config("dpo", ""), tmp_path / "run", dry_run=True)
   printed = capsys.readouterr().out
   assert "memory per device" in printed and "images/s" in printed
   assert not list(tmp_path.iterdir())

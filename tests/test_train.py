@@ -64,7 +64,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     f"step_{step:06d}.png" for step in range(5)
   ]
   report = json.loads((finished / "evaluation.json").read_text())
-  assert set(report["rewards"]) == {"shapes", "shapes_correct"}
+  assert set(report["rewards"]) == {"shapes", "shapes_correct", "shapes_learned"}
   assert [record["step"] for record in records(finished)] == [0, 1, 2, 3]
   assert run.load(finished).step == 4
 

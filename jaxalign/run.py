@@ -15,7 +15,7 @@ from jaxalign.types import Params
 # how it is judged.
 MAY_CHANGE = (
   *("num_iterations", "mesh", "reward_pool"),
-  *("checkpoint", "log", "samples", "evaluation"),
+  *("checkpoint", "log", "samples", "evaluation", "guard"),
 )
 
 

@@ -11,14 +11,14 @@ from jaxalign import checkpoint, metrics, train
 from jaxalign.rewards import DeviceReward
 
 TIMING = {"throughput/images_per_s", "compile/count"}
+# One of each feed is run, and continued, in the default suite; the others have `-m slow`.
+CONTINUED = [("dpo", "lora"), ("d3po", ""), ("draft", "align_prop")]
 RUNS = [
-  ("dpo", "lora"),
   ("dpo", "ipo,full"),
-  ("d3po", ""),
+  ("d3po", "lora"),
   ("draft", "lora"),
   ("draft", "whole"),
   ("draft", "lv"),
-  ("draft", "align_prop"),
   ("draft", "refl"),
 ]
 
@@ -61,26 +61,31 @@ def records(workdir):
   ]
 
 
-@pytest.mark.parametrize("name,variant", RUNS)
-def test_a_run_moves_the_policy_and_evaluates_it(name, variant, make_config, tmp_path):
-  train.train(make_config(name, variant), tmp_path)
-  written = records(tmp_path)
+def assert_moved_and_evaluated(name, workdir):
+  written = records(workdir)
   assert [record["step"] for record in written] == [0, 1]
   assert all(record["grad/norm"] > 0 for record in written)
-  report = json.loads((tmp_path / "evaluation.json").read_text())
+  report = json.loads((workdir / "evaluation.json").read_text())
   assert report["kl_to_ref"] > 0 and report["vendi"]["base"] > 1
-  counts = [record["compile/count"] for record in metrics.read(tmp_path)]
+  counts = [record["compile/count"] for record in metrics.read(workdir)]
   assert counts[0] == counts[1]
   if name == "dpo":
-    assert json.loads((tmp_path / "preferences_report.json").read_text())["counts"] == {
-      "missing image": 1
-    }
+    report = json.loads((workdir / "preferences_report.json").read_text())
+    assert report["counts"] == {"missing image": 1}
     assert written[0]["preference/margin"] == pytest.approx(0.0, abs=1e-7)
 
 
-@pytest.mark.parametrize("name,variant", [("dpo", "lora"), ("d3po", ""), ("draft", "align_prop")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name,variant", RUNS)
+def test_a_run_moves_the_policy_and_evaluates_it(name, variant, make_config, tmp_path):
+  train.train(make_config(name, variant), tmp_path)
+  assert_moved_and_evaluated(name, tmp_path)
+
+
+@pytest.mark.parametrize("name,variant", CONTINUED)
 def test_one_iteration_and_one_more_equal_two(name, variant, make_config, tmp_path):
   train.train(make_config(name, variant), tmp_path / "whole")
+  assert_moved_and_evaluated(name, tmp_path / "whole")
   train.train(make_config(name, variant, num_iterations=1), tmp_path / "parts")
   train.train(make_config(name, variant), tmp_path / "parts")
   whole, parts = (checkpoint.read_latest(tmp_path / part) for part in ("whole", "parts"))

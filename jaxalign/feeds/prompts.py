@@ -28,7 +28,8 @@ class PromptBatches:
     workdir: pathlib.Path,
   ):
     del method, workdir
-    assert rewards is not None and rewards.device is not None  # the method has asked for them
+    if rewards is None or rewards.device is None:
+      raise ValueError("config.reward: expected rewards that run on the device, found none")
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
     self.num_images = self.plan.examples
     self.microbatch = self.plan.microbatch

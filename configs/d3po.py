@@ -6,8 +6,8 @@ Direct preference optimisation of sampled trajectories: of each prompt the best 
 few images that started from the same noise.
 
 On 2 CPU cores that other work shared, 6 min 17 s (4 CPU minutes): held-out score 0.307 against the
-base model's 0.246, 95 % interval of the gain [+0.023, +0.100], seed 0. The variants have not been run
-at full length.
+base model's 0.246, 95 % interval of the gain [+0.023, +0.100], seed 0. The variants have not been
+run at full length.
 
 Variants, `--config=configs/d3po.py:NAME[,NAME]`:
   lora       adapters of rank 16 on the attention, instead of its own weights

@@ -3,9 +3,9 @@
   python -m jaxalign.data.shapes_preferences --output=runs/pairs
   python -m jaxalign.main --config=configs/dpo.py --workdir=runs/dpo
 
-On 2 CPU cores that other work shared, 9 minutes (7 CPU minutes), with 6144 sampled pairs of which 43 %
-are ties: held-out score 0.263 against the base model's 0.246, 95 % interval of the gain [-0.010,
-+0.042], seed 0: no gain is shown yet. The variants have not been run at full length.
+On 2 CPU cores that other work shared, 9 minutes (7 CPU minutes), with 6144 sampled pairs of which
+43 % are ties: held-out score 0.263 against the base model's 0.246, 95 % interval of the gain
+[-0.010, +0.042], seed 0: no gain is shown yet. The variants have not been run at full length.
 
 Variants, `--config=configs/dpo.py:NAME[,NAME]`:
   ipo        the loss of IPO (arXiv:2310.12036) on the same log-ratios

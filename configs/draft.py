@@ -5,8 +5,8 @@
 The gradient of a learned, differentiable reward goes through the last steps of the sampler (Clark
 et al. 2023, arXiv:2309.17400).
 
-On 2 CPU cores, 2.5 CPU minutes. Gains on held-out prompts, seed 0, learned reward and judge (0.246 at
-the base), with 95 % intervals:
+On 2 CPU cores, 2.5 CPU minutes. Gains on held-out prompts, seed 0, learned reward and judge (0.246
+at the base), with 95 % intervals:
 
   DRaFT-1    +0.344 [+0.219, +0.484]   +0.091 [+0.046, +0.133]
   lv         +0.345 [+0.214, +0.496]   +0.095 [+0.047, +0.137]

@@ -37,12 +37,10 @@ class Feed(Protocol):
   """The source of a run's batches; a context manager, for threads it may hold.
 
   num_images: an iteration's samples, which throughput counts.
-  microbatch: images in one program, which evaluation takes over.
   frozen: trees that the loss wants beside those of the system.
   """
 
   num_images: int
-  microbatch: int
   frozen: Mapping[str, Params]
 
   def describe(self) -> str:

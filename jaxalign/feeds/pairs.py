@@ -32,7 +32,6 @@ class StoredPairs:
     del method, rewards
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
     self.num_images = 2 * self.plan.examples
-    self.microbatch = 2 * self.plan.microbatch
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.pairs, self._report, self._prompt_dropout = checks.call_section(
       sections, "data", read_pairs, size=sys.model.image_size

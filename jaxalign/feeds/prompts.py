@@ -32,8 +32,7 @@ class PromptBatches:
       raise ValueError("config.reward: expected rewards that run on the device, found none")
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
     self.num_images = self.plan.examples
-    self.microbatch = self.plan.microbatch
-    sharding.check_batch("config.batch.microbatch", self.microbatch, sys.mesh)
+    sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.prompts = checks.call_section(sections, "data", prompts_lib.load)
     params = sharding.place_params(rewards.device.params, sys.mesh)
     self.frozen: Mapping[str, Params] = {"reward": params}

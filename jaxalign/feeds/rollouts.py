@@ -49,7 +49,7 @@ class Sampling:
       raise ValueError("config.reward is missing; a method that samples needs one")
     section = functools.partial(checks.call_section, sections)
     self.plan = plan
-    self.num_images, self.microbatch = plan.images, plan.microbatch
+    self.num_images = plan.images
     sharding.check_batch("config.batch.microbatch", plan.microbatch, sys.mesh)
     self.prompts = section("data", prompts_lib.load)
     self.pool = section("reward_pool", RewardPool, total=rewards)

@@ -310,8 +310,10 @@ def test_missing_or_misshapen_added_conditioning_raises():
   config = unet.UNetConfig.from_dict({**BASE, **XL_LIKE})
   network = unet.UNet2DConditionModel(config)
   x_t, t, text, added = random_inputs(config, (4, 4))
-  with pytest.raises(ValueError, match="text_time"):
+  with pytest.raises(ValueError, match=r"text_time.* got None"):
     jax.eval_shape(network.init, jax.random.key(0), x_t, t, text)
+  with pytest.raises(ValueError, match=r"got \['text'\]"):
+    jax.eval_shape(network.init, jax.random.key(0), x_t, t, text, {"text": text})
   short = {**added, "time_ids": added["time_ids"][:, :4]}
   with pytest.raises(ValueError, match="projection_class_embeddings_input_dim=46"):
     jax.eval_shape(network.init, jax.random.key(0), x_t, t, text, short)

@@ -1,4 +1,4 @@
-"""Every kind of Stable Diffusion, from a saved folder to images, against diffusers' own pipeline."""
+"""Every kind of Stable Diffusion, from a saved folder to images, against diffusers itself."""
 
 import functools
 import json

@@ -94,9 +94,9 @@ class TwoTextEncoders:
     text = jnp.concatenate([first.penultimate, second.penultimate], axis=-1)
     cond = {"text": text, "text_embeds": second.pooled}
     if self.zero_empty:
-      # Only in the empty prompt does the end follow the start.
+      # In the empty prompt the end follows the start.
       end = clip.end_positions(token_ids[:, 0], self.text_encoder.config.eos_token_id)
-      cond = {name: jnp.where(expand_to(end > 1, x), x, 0.0) for name, x in cond.items()}
+      cond = {name: jnp.where(expand_to(end != 1, x), x, 0.0) for name, x in cond.items()}
     sizes = jnp.array([*image_size, 0, 0, *image_size], jnp.float32)
     return {**cond, "time_ids": jnp.broadcast_to(sizes, (token_ids.shape[0], 6))}
 

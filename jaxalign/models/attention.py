@@ -1,0 +1,116 @@
+"""Implementations of scaled dot-product attention; `layers.attention` chooses among them.
+
+All take query `[B, T, H, D]`, key and value `[B, N, H, D]` and return `[B, T, H, D]`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.types import Array
+
+# Logits of one head from which a CPU takes one head at a time. At 64 x 64 the two are about level,
+# at 1024 x 1024 the plain form takes seven times as long, and five with its gradient: XLA writes
+# the logits of all heads to memory, several times.
+MANY_LOGITS = 2**14
+# Logits that are held at once: of one head, 4 MiB, in a CPU's cache; of all heads, 256 MiB.
+LOGITS_IN_CACHE = 2**20
+MAX_LOGITS = 2**26
+
+
+def plain(query: Array, key: Array, value: Array, mask: Array | None = None) -> jax.Array:
+  """All heads at once, by XLA; `mask` as in `layers.attention`."""
+  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """The fused kernel, which keeps no logits in memory; for what `cudnn_takes`."""
+  return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def cudnn_takes(query: jax.Array) -> bool:
+  """Whether cuDNN has a kernel for this dtype and head size on every GPU since Ampere."""
+  size = query.shape[-1]
+  return query.dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= 128
+
+
+def on_cpu(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """`head_by_head` where the logits are many, else `plain`."""
+  if query.shape[1] * key.shape[1] < MANY_LOGITS:
+    return plain(query, key, value)
+  return head_by_head(query, key, value)
+
+
+def head_by_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """One head of one image at a time, so that its logits never leave the cache; in float32."""
+  (B, T, H, D), N = query.shape, key.shape[1]
+  wide = jnp.promote_types(query.dtype, jnp.float32)  # narrower types are not faster here
+
+  def one_head(inputs):
+    query, key, value = (x.astype(wide) for x in inputs)  # [T, D], [N, D], [N, D]
+    return _map_rows(lambda rows: _attend(rows, key, value), query, LOGITS_IN_CACHE // N)
+
+  heads = [x.transpose(0, 2, 1, 3).reshape(B * H, -1, D) for x in (query, key, value)]
+  out = jax.lax.map(one_head, heads).astype(query.dtype)
+  return out.reshape(B, H, T, D).transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Attention of one head, `[T, D], [N, D], [N, D] -> [T, D]`; in reverse mode only.
+
+  Its gradient takes two thirds of the time of JAX's own under `jax.checkpoint`.
+  """
+  return _attend_forward(query, key, value)[0]
+
+
+def _attend_forward(query, key, value):
+  logits = query * query.shape[-1] ** -0.5 @ key.T
+  largest = logits.max(axis=-1, keepdims=True)
+  weights = jnp.exp(logits - largest)
+  total = weights.sum(axis=-1, keepdims=True)
+  out = weights @ value / total  # T x D divisions, not T x N
+  return out, (query, key, value, out, (largest + jnp.log(total))[:, 0])
+
+
+def _attend_backward(saved, grad):
+  """The logits again, transposed, because XLA:CPU has no fast product with a transposed left side.
+
+  Dao et al. 2022 (arXiv:2205.14135), appendix B.2.
+  """
+  query, key, value, out, log_total = saved
+  scale = query.shape[-1] ** -0.5
+  query = query * scale
+  weights = jnp.exp(key @ query.T - log_total)  # [N, T]
+  grad_logits = weights * (value @ grad.T - jnp.sum(grad * out, axis=-1))
+  return scale * (grad_logits.T @ key), grad_logits @ query, weights @ grad
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def in_pieces(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """`plain`, on some of the queries at a time where all would take more than 256 MiB of logits."""
+  (B, T, H, _), N = query.shape, key.shape[1]
+  rows_at_once = MAX_LOGITS // (B * H * N)
+  if rows_at_once >= T:
+    return plain(query, key, value)
+
+  @jax.checkpoint  # or all logits would be kept for the gradient
+  def attend(rows):  # [t, B, H, D]
+    return plain(rows.swapaxes(0, 1), key, value).swapaxes(0, 1)
+
+  return _map_rows(attend, query.swapaxes(0, 1), rows_at_once).swapaxes(0, 1)
+
+
+def _map_rows(function: Callable, x: jax.Array, at_once: int) -> jax.Array:
+  """`function(x)`, called on at most `at_once` rows (or 1) at a time."""
+  rows, at_once = len(x), max(1, at_once)
+  if rows <= at_once:
+    return function(x)
+  pieces = -(-rows // at_once)
+  size = -(-rows // pieces)
+  padded = jnp.pad(x, [(0, pieces * size - rows), *[(0, 0)] * (x.ndim - 1)])
+  out = jax.lax.map(function, padded.reshape(pieces, size, *x.shape[1:]))
+  return out.reshape(-1, *out.shape[2:])[:rows]

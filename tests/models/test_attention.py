@@ -1,0 +1,103 @@
+"""Every implementation of attention against the plain one: values, gradients, what it holds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.models import attention, layers
+
+FORMS = [attention.head_by_head, attention.in_pieces]
+SHAPES = [  # B, T, N, H, D
+  (1, 257, 77, 2, 7),
+  (2, 130, 129, 1, 16),
+]
+
+
+@pytest.fixture(params=["one piece", "several pieces"])
+def pieces(request, monkeypatch):
+  if request.param == "several pieces":
+    monkeypatch.setattr(attention, "LOGITS_IN_CACHE", 5000)
+    monkeypatch.setattr(attention, "MAX_LOGITS", 20000)
+
+
+def draw(B, T, N, H, D, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(T), 4)
+  shapes = [(B, T, H, D), (B, N, H, D), (B, N, H, D), (B, T, H, D)]
+  return [jax.random.normal(k, shape).astype(dtype) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def value_and_grads(function, query, key, value, weight):
+  def loss(*inputs):
+    out = function(*inputs)
+    return jnp.sum(jnp.sin(out) * weight), out
+
+  (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(query, key, value)
+  return out, grads
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("function", FORMS)
+def test_values_and_gradients_are_those_of_the_plain_form(function, shape, pieces):
+  inputs = draw(*shape)
+  out, grads = value_and_grads(function, *inputs)
+  expected, expected_grads = value_and_grads(attention.plain, *inputs)
+  np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
+  for ours, theirs in zip(grads, expected_grads, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("T, N", [(5, 3), (150, 151)])
+def test_the_chosen_form_is_softmax_attention(T, N, masked):
+  query, key, value, _ = draw(2, T, N, 2, 8)
+  mask = jax.random.bernoulli(jax.random.key(1), 0.5, (1, 1, T, N)).at[..., 0].set(True)
+  logits = np.einsum("bthd,bnhd->bhtn", query, key) / np.sqrt(8.0)
+  if masked:
+    logits = np.where(mask, logits, -np.inf)
+  weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  weights /= weights.sum(axis=-1, keepdims=True)
+  expected = np.einsum("bhtn,bnhd->bthd", weights, value).reshape(2, T, 16)
+  actual = jax.jit(layers.attention)(query, key, value, mask if masked else None)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_large_logits_do_not_overflow():
+  query, key, value, _ = draw(1, 140, 140, 1, 8)
+  out = attention.head_by_head(100.0 * query, 100.0 * key, value)
+  np.testing.assert_allclose(out, attention.plain(100.0 * query, 100.0 * key, value), rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", FORMS)
+def test_half_precision_goes_in_and_out_and_softmax_is_float32(function):
+  inputs = draw(2, 140, 130, 2, 8, jnp.bfloat16)
+  exact = attention.plain(*(x.astype(jnp.float32) for x in inputs[:3]))
+  out = function(*inputs[:3])
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.02)
+
+
+def test_a_cpu_never_holds_the_logits_of_all_heads():
+  *inputs, weight = draw(4, 512, 512, 4, 8)
+  logits = 4 * 4 * 512 * 512 * 4  # bytes
+
+  def temporary(function):
+    grads = jax.jit(functools.partial(value_and_grads, function))
+    return grads.lower(*inputs, weight).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary(attention.plain) > logits > 2 * temporary(attention.on_cpu)
+
+
+@pytest.mark.parametrize("dtype, size, taken", [
+  (jnp.bfloat16, 40, True),
+  (jnp.bfloat16, 80, True),
+  (jnp.float16, 64, True),
+  (jnp.bfloat16, 160, False),
+  (jnp.bfloat16, 512, False),
+  (jnp.bfloat16, 12, False),
+  (jnp.float32, 64, False),
+])
+def test_what_is_left_to_cudnn(dtype, size, taken):
+  assert attention.cudnn_takes(jnp.zeros((1, 2, 1, size), dtype)) == taken

@@ -29,7 +29,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.num_iterations = 18
 
   # "shapes", a folder in the diffusers layout, or a hub id.
-  config.model = config_dict.ConfigDict({"path": "shapes"})
+  config.model = config_dict.ConfigDict({
+    "path": "shapes",
+    "dtype": "float32",  # of the UNet's computation; bfloat16 is for GPUs. Weights stay float32
+    "remat": "none",  # "dots" and "full" save memory: blocks are computed again for the gradient
+  })
   config.lora = config_dict.ConfigDict({
     "rank": 0,  # 0 trains the layers' own weights: this network is small
     "alpha": 16.0,  # an adapter counts alpha / rank times

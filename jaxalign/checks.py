@@ -40,6 +40,15 @@ def closest(word: str, options: Iterable[str]) -> str:
   return f'; did you mean "{matches[0]}"?' if matches else ""
 
 
+def check_choice(what: str, value: Any, options: Iterable[str]) -> None:
+  """Raises ValueError unless `value` is one of the options."""
+  options = list(options)
+  if value not in options:
+    raise ValueError(
+      f"{what}: expected one of {', '.join(options)}, got {value!r}{closest(str(value), options)}"
+    )
+
+
 def check_seed(what: str, seed: int) -> None:
   """Raises ValueError unless `seed` fits in the 31 bits that numpy and JAX both take."""
   if not 0 <= seed < 2**31:

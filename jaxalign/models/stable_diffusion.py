@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import files
-from jaxalign.models import conditioning, model_index, tokenization, unet, vae
+from jaxalign import checks, files
+from jaxalign.models import conditioning, model_index, tokenization, unet, unet_blocks, vae
 from jaxalign.models.weights import hub, safetensors_io
-from jaxalign.types import Array, Key, Params
+from jaxalign.types import Array, Key, Params, at_least_float32
 
 _WEIGHTS = {
   "unet": safetensors_io.WEIGHTS,
@@ -32,12 +32,14 @@ class Networks:
   """The networks as pure functions. Holds no arrays, so a jitted closure captures none.
 
   image_size: `(H, W)` in pixels of the images that are sampled.
+  dtype: what the UNet computes in, by name, whatever its parameters are; None is that of `x_t`.
   """
 
   unet: unet.UNet2DConditionModel
   vae: vae.AutoencoderKL
   text: conditioning.OneTextEncoder | conditioning.TwoTextEncoders
   image_size: tuple[int, int]
+  dtype: str | None = None
 
   @property
   def latent_shape(self) -> tuple[int, int, int]:
@@ -48,7 +50,7 @@ class Networks:
   # The ignores: flax types `apply` as perhaps a pair, which it is only with `mutable`.
 
   def denoise(self, variables: Params, x_t: Array, t: Array, cond: Mapping[str, Array]) -> Array:
-    """The UNet's prediction, `[B, h, w, C]`.
+    """The UNet's prediction, `[B, h, w, C]`, in float32 whatever it is computed in.
 
     Args:
       variables: `{"params": ...}` and, with an adapter, `"lora": ...`.
@@ -57,8 +59,9 @@ class Networks:
         `[B, h, w, in_channels - C]`, which follow those of `x_t`: the unscaled latents of the image
         to edit (arXiv:2211.09800), or a mask and the latents of what it leaves.
     """
-    x_t = self._with_image(x_t, cond)
-    return self.unet.apply(variables, x_t, t, cond["text"], cond)  # type: ignore[return-value]
+    x_t = jnp.asarray(self._with_image(x_t, cond), self.dtype)
+    prediction: Any = self.unet.apply(variables, x_t, t, cond["text"], cond)
+    return at_least_float32(prediction)
 
   def _with_image(self, x_t: Array, cond: Mapping[str, Array]) -> Array:
     missing = self.unet.config.in_channels - x_t.shape[-1]
@@ -218,6 +221,19 @@ class StableDiffusion:
       self, networks=networks, configs={**self.configs, "vae": vae_config}
     )
 
+  def with_compute(self, *, dtype: str, remat: str) -> "StableDiffusion":
+    """This model with a UNet that computes in `dtype`; its parameters stay what they are.
+
+    `remat` says what its blocks keep for their gradient, a name of `unet_blocks.REMAT`.
+    """
+    checks.check_choice("model.dtype", dtype, ("float32", "bfloat16"))
+    checks.check_choice("model.remat", remat, unet_blocks.REMAT)
+    unet = self.networks.unet.clone(remat=remat)
+    kept = None if dtype == "float32" else dtype
+    return dataclasses.replace(
+      self, networks=dataclasses.replace(self.networks, unet=unet, dtype=kept)
+    )
+
   def with_image_size(self, height: int, width: int) -> "StableDiffusion":
     """This model for images of another size, in pixels; a folder it is saved to keeps the old."""
     downscale = self.networks.vae.config.downscale
@@ -311,11 +327,16 @@ def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def load(
-  path: str | os.PathLike, *, image_size: tuple[int, int] | None = None
+  path: str | os.PathLike,
+  *,
+  image_size: tuple[int, int] | None = None,
+  dtype: str = "float32",
+  remat: str = "none",
 ) -> StableDiffusion:
   """Reads "shapes" (the embedded model), a folder in the diffusers layout, or a hub id.
 
-  `image_size` is `(H, W)` in pixels, by default what the model was trained on.
+  `image_size` is `(H, W)` in pixels, by default what the model was trained on; `dtype` and `remat`
+  as in `with_compute`.
   """
   folder = hub.find_folder(path)
   pipeline, two = model_index.read(folder)
@@ -328,6 +349,7 @@ def load(
     tokenizer_2_folder=folder / "tokenizer_2" if two else None,
     pipeline=pipeline,
   )
+  model = model.with_compute(dtype=dtype, remat=remat)
   model = model if image_size is None else model.with_image_size(*image_size)
   return model.with_params(
     {

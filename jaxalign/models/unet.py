@@ -220,10 +220,12 @@ class EmbeddingMLP(nn.Module):
 class UNet2DConditionModel(nn.Module):
   """Predicts noise, velocity or x_0 (whatever it was trained for) from `x_t`, time and text.
 
-  It computes in the dtype of `x_t`; norms, attention logits and the sinusoids are float32.
+  It computes in the dtype of `x_t`; norms, attention logits and the sinusoids are float32. `remat`
+  says what each block keeps for its gradient, a name of `unet_blocks.REMAT`.
   """
 
   config: UNetConfig
+  remat: str = "none"
 
   @nn.compact
   def __call__(
@@ -244,7 +246,8 @@ class UNet2DConditionModel(nn.Module):
     config = self.config
     text = text.astype(x_t.dtype)
     temb = self._time_embedding(t, added, x_t.dtype)
-    levels, last = config.levels(), len(config.block_out_channels) - 1
+    levels = [dataclasses.replace(level, remat=self.remat) for level in config.levels()]
+    last = len(levels) - 1
 
     x = layers.Conv(config.block_out_channels[0], name="conv_in")(x_t)
     skips = [x]

@@ -1,0 +1,108 @@
+"""bfloat16 and rematerialisation: what they change of a run, and what they must not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import metrics, train
+from jaxalign.benchmarks import models
+from jaxalign.models import stable_diffusion
+
+
+def inputs(model, batch, size):
+  keys = jax.random.split(jax.random.key(0), 2)
+  x_t = jax.random.normal(keys[0], (batch, size, size, model.latent_shape[-1]))
+  cond = model.encode_text(model.params, model.tokenize(["a red circle"] * batch))
+  return x_t, jnp.full(batch, 500), cond
+
+
+def products(jaxpr):
+  """The dtypes that every matrix product and convolution of a program computes in."""
+  found = []
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+      found.append(eqn.invars[0].aval.dtype)
+    for value in jax.tree.leaves(eqn.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        found += products(inner)
+  return found
+
+
+def test_only_the_unet_computes_in_bfloat16(small_model):
+  model = stable_diffusion.load(small_model, dtype="bfloat16")
+  x_t, t, cond = inputs(model, 2, 8)
+  assert cond["text"].dtype == jnp.float32
+  variables = {"params": model.params["unet"]}
+  traced = jax.make_jaxpr(model.denoise)(variables, x_t, t, cond)
+  assert set(products(traced.jaxpr)) == {jnp.dtype(jnp.bfloat16)}
+  traced = jax.make_jaxpr(model.decode)(model.params["vae"], x_t)
+  assert set(products(traced.jaxpr)) == {jnp.dtype(jnp.float32)}
+
+
+def test_bfloat16_predicts_about_the_same_and_its_gradient_is_float32(small_model):
+  exact = stable_diffusion.load(small_model)
+  rounded = exact.with_compute(dtype="bfloat16", remat="none")
+  x_t, t, cond = inputs(exact, 2, 8)
+  predictions = []
+  for model in (exact, rounded):
+    prediction = model.denoise({"params": model.params["unet"]}, x_t, t, cond)
+    assert prediction.dtype == jnp.float32
+    predictions.append(prediction)
+  assert 0 < np.abs(predictions[1] - predictions[0]).max() < 0.05 * np.abs(predictions[0]).max()
+
+  def loss(params):
+    return jnp.mean(rounded.denoise({"params": params}, x_t, t, cond))
+
+  grads = jax.eval_shape(jax.grad(loss), exact.params["unet"])
+  assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("variant", ["", pytest.param("lora", marks=pytest.mark.slow)])
+def test_the_first_importance_ratio_is_exactly_one_in_bfloat16(
+  variant, load_config, small_model, tmp_path
+):
+  config = load_config("ddpo", ",".join(filter(None, ["quicktest", variant])))
+  config.model.update({"path": str(small_model), "dtype": "bfloat16"})
+  config.reward.names = config.evaluation.rewards = ("device_jobs:brightness",)
+  config.guard.gold = "device_jobs:brightness"
+  train.train(config, tmp_path)
+  written = metrics.read(tmp_path)
+  assert [record["policy/first_ratio_max_error"] for record in written] == [0.0, 0.0]
+  assert [record["policy/log_prob_gap"] for record in written] == [0.0, 0.0]
+
+
+def test_rematerialisation_keeps_the_gradient_and_takes_less_memory():
+  plain = models.build("small")
+  x_t, t, cond = inputs(plain, 8, 16)
+
+  def measure(remat):
+    model = plain.with_compute(dtype="float32", remat=remat)
+
+    def loss(params):
+      return jnp.mean(jnp.square(model.denoise({"params": params}, x_t, t, cond)))
+
+    # Without this pass a CPU's compiler, too, leaves what is to be computed late where it is.
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    compiled = jax.jit(jax.grad(loss)).lower(model.params["unet"]).compile(options)
+    return compiled(model.params["unet"]), compiled.memory_analysis().temp_size_in_bytes
+
+  measured = {remat: measure(remat) for remat in ("none", "dots", "full")}
+  expected, most = measured.pop("none")
+  for grads, _ in measured.values():
+    jax.tree.map(
+      lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7),
+      grads,
+      expected,
+    )
+  assert measured["full"][1] < 0.7 * measured["dots"][1] < 0.7 * 0.7 * most
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"dtype": "float16"}, "model.dtype: expected one of float32, bfloat16, got 'float16'"),
+  ({"remat": "dot"}, 'model.remat: expected one of none, dots, full, got .*mean "dots"'),
+])
+def test_an_unknown_choice_is_refused(changes, message, small_model):
+  with pytest.raises(ValueError, match=message):
+    stable_diffusion.load(small_model, **changes)

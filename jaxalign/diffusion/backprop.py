@@ -29,8 +29,8 @@ def last_steps(
 ) -> tuple[Array, Array]:  # [B, *D], [B]
   """x_0 with gradients through the last `num_steps` steps, and their KL to `reference` in nats.
 
-  Each step is recomputed in the backward pass, so that memory holds one latent a step and the
-  activations of a single one. The steps before the window run without any of that.
+  Several steps are each recomputed in the backward pass, so that memory holds one latent a step and
+  the activations of a single one. The steps before the window run without any of that.
 
   Args:
     num_steps: K, static: memory grows with it.
@@ -52,7 +52,7 @@ def last_steps(
     x_s, kl = step(constant, x_t, i)
     return jax.lax.stop_gradient(x_s), jnp.zeros_like(kl)
 
-  live_step = jax.checkpoint(step)
+  live_step = jax.checkpoint(step) if num_steps > 1 else step
 
   def body(x_t, i):
     if isinstance(first, int) and first <= S - num_steps:

@@ -31,13 +31,14 @@ class StoredPairs:
   ):
     del method, rewards
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
-    self.num_images = 2 * self.plan.examples
+    self.num_images, self.microbatch = 2 * self.plan.examples, self.plan.microbatch
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.pairs, self._report, self._prompt_dropout = checks.call_section(
       sections, "data", read_pairs, size=sys.model.image_size
     )
     self._token_ids = sys.model.tokenize([*self.pairs.prompts, ""])
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
+    self._collect_fn = jax.jit(jnp.concatenate, out_shardings=sharding.batch(sys.mesh))
 
   def describe(self) -> str:
     return f"{self._report.summary()}\n{self.plan.describe('pairs')}"
@@ -47,7 +48,10 @@ class StoredPairs:
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)
-    x_0 = self._sys.encode_fn(self._sys.frozen, self._images(rows), self._seed, step)
+    x_0 = self._collect_fn([
+      self._sys.encode_fn(self._sys.frozen, self._images(part), self._seed, step, j)
+      for j, part in enumerate(rows.reshape(-1, self.plan.microbatch))
+    ])
     rng = np.random.default_rng([self._seed, step, 2])  # apart from other streams of the step
     dropped = rng.random(len(rows)) < self._prompt_dropout
     token_ids = self._token_ids[np.where(dropped, len(self.pairs), rows)]
@@ -74,10 +78,10 @@ class StoredPairs:
   def check(self, record: Mapping[str, float], step: int) -> None:
     pass
 
-  def program(self, state: TrainState) -> Program:
+  def program(self, state: TrainState, microbatch: int) -> Program:
     del state
-    images = self._images(np.resize(np.arange(len(self.pairs)), self.plan.examples))
-    return Program("encoding", self._sys.encode_fn, (self._sys.frozen, images, self._seed, 0))
+    images = self._images(np.resize(np.arange(len(self.pairs)), microbatch))
+    return Program("encoding", self._sys.encode_fn, (self._sys.frozen, images, self._seed, 0, 0))
 
   def __enter__(self):
     """Writes which rows of the data were set aside, once there is a workdir."""

@@ -1,6 +1,7 @@
 """Every config and variant that aligns, end to end in `quicktest` size on a tiny random model."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -144,4 +145,5 @@ def test_a_dry_run_states_memory_and_speed_and_writes_nothing(make_config, tmp_p
   train.train(make_config("dpo", ""), tmp_path / "run", dry_run=True)
   printed = capsys.readouterr().out
   assert "memory per device" in printed and "images/s" in printed
+  assert re.search(r"largest microbatch: about [1-9]\d*, where the (update|encoding)", printed)
   assert not list(tmp_path.iterdir())

@@ -37,10 +37,12 @@ class Feed(Protocol):
   """The source of a run's batches; a context manager, for threads it may hold.
 
   num_images: an iteration's samples, which throughput counts.
+  microbatch: what one call of its program takes, and a gradient slice.
   frozen: trees that the loss wants beside those of the system.
   """
 
   num_images: int
+  microbatch: int
   frozen: Mapping[str, Params]
 
   def describe(self) -> str:
@@ -67,8 +69,8 @@ class Feed(Protocol):
     """Raises ValueError if the record shows that the run must not go on."""
     ...
 
-  def program(self, state: TrainState) -> Program:
-    """The program that makes the data."""
+  def program(self, state: TrainState, microbatch: int) -> Program:
+    """The program that makes the data, on a microbatch of any size."""
     ...
 
   def __enter__(self) -> "Feed": ...

@@ -31,7 +31,7 @@ class PromptBatches:
     if rewards is None or rewards.device is None:
       raise ValueError("config.reward: expected rewards that run on the device, found none")
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
-    self.num_images = self.plan.examples
+    self.num_images, self.microbatch = self.plan.examples, self.plan.microbatch
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.prompts = checks.call_section(sections, "data", prompts_lib.load)
     params = sharding.place_params(rewards.device.params, sys.mesh)
@@ -67,8 +67,8 @@ class PromptBatches:
   def check(self, record: Mapping[str, float], step: int) -> None:
     pass
 
-  def program(self, state: TrainState) -> Program:
-    del state
+  def program(self, state: TrainState, microbatch: int) -> Program:
+    del state, microbatch  # all prompts of an iteration are encoded at once
     rows = np.resize(np.arange(len(self._token_ids)), self.plan.examples)
     return Program("prompts", self._sys.condition_fn, (self._sys.frozen, self._token_ids[rows]))
 

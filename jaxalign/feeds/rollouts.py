@@ -49,7 +49,7 @@ class Sampling:
       raise ValueError("config.reward is missing; a method that samples needs one")
     section = functools.partial(checks.call_section, sections)
     self.plan = plan
-    self.num_images = plan.images
+    self.num_images, self.microbatch = plan.images, plan.microbatch
     sharding.check_batch("config.batch.microbatch", plan.microbatch, sys.mesh)
     self.prompts = section("data", prompts_lib.load)
     self.pool = section("reward_pool", RewardPool, total=rewards)
@@ -57,9 +57,8 @@ class Sampling:
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     self._max_log_prob_gap = section("exactness", lambda *, max_log_prob_gap: max_log_prob_gap)
     self._kl_weight = method.kl_weight
-    group = plan.images_per_prompt
-    images = np.arange(plan.microbatch, dtype=np.int32)
-    self._start = images // group * group if shared_noise else None
+    self._group = plan.images_per_prompt if shared_noise else None
+    self._start = self._starts(plan.microbatch)
     placed = system.sampled_shardings(sys.mesh)
     self._collect_fn = jax.jit(collect, out_shardings=(placed.rollout, placed.cond))
 
@@ -98,10 +97,15 @@ class Sampling:
       total = total - self._kl_weight * nats
     return trajectories, prompt_ids, total, record
 
-  def program(self, state: TrainState) -> Program:
-    rows = np.resize(np.arange(len(self._token_ids)), self.plan.microbatch)
-    args = (state.params, self._sys.frozen, self._token_ids[rows], self._seed, 0, 0, self._start)
-    return Program("rollout", self._sys.sample_fn, args)
+  def _starts(self, microbatch: int) -> np.ndarray | None:
+    """Which noise each image of a microbatch starts from: its group's first, if they share it."""
+    images = np.arange(microbatch, dtype=np.int32)
+    return images // self._group * self._group if self._group else None
+
+  def program(self, state: TrainState, microbatch: int) -> Program:
+    rows = np.resize(np.arange(len(self._token_ids)), microbatch)
+    inputs = (self._token_ids[rows], self._seed, 0, 0, self._starts(microbatch))
+    return Program("rollout", self._sys.sample_fn, (state.params, self._sys.frozen, *inputs))
 
   def check(self, record: Mapping[str, float], step: int) -> None:
     if "policy/log_prob_gap" in record:

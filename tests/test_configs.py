@@ -1,8 +1,14 @@
-"""Every config: it loads, it is complete, and each variant of it changes something."""
+"""Every config: it loads, it is complete, and each variant of it changes something.
 
+Those of the published models are also run, in `quicktest` size, on small models of their kind.
+"""
+
+import json
 import pathlib
 
 import pytest
+
+from jaxalign import metrics, train
 
 CONFIGS = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -19,6 +25,9 @@ def test_a_config_says_which_flow_it_is_for_and_how_to_run_it(name, load_config)
   *[("dpo", v) for v in ("ipo", "lora", "full", "quicktest")],
   *[("d3po", v) for v in ("lora", "quicktest")],
   *[("draft", v) for v in ("whole", "lv", "align_prop", "refl", "lora", "quicktest")],
+  *[(name, v) for name in ("ddpo_sd15", "ddpo_sdxl") for v in ("full", "quicktest")],
+  *[(name, v) for name in ("dpo_sd15", "dpo_sdxl") for v in ("lora", "quicktest")],
+  *[("draft_sd15", v) for v in ("lv", "quicktest")],
 ])
 def test_each_variant_changes_something_and_is_documented(name, variant, load_config):
   assert load_config(name, variant) != load_config(name)
@@ -31,3 +40,46 @@ def test_variants_combine_and_unknown_ones_are_named(load_config):
   assert config.num_iterations == 2 and config.lora.rank == 16
   with pytest.raises(ValueError, match=r"unknown variant 'quick'.*quicktest"):
     load_config("ddpo", "quick")
+
+
+PUBLISHED = {
+  "ddpo_sd15": "small_model",
+  "dpo_sd15": "small_model",
+  "draft_sd15": "small_model",
+  "ddpo_sdxl": "small_xl",
+  "dpo_sdxl": "small_xl",
+}
+
+
+def quick_published(name, load_config, model, folder):
+  """The config in `quicktest` size with the flags of its command."""
+  prompts = folder / "prompts.txt"
+  prompts.write_text("a red circle\na blue square\n")
+  config = load_config(name, "quicktest")
+  config.model.path = str(model)
+  config.evaluation.source = str(prompts)
+  config.data.source = str(prompts)
+  learned = ({"path": "shapes"},)  # in the place of PickScore's folder
+  if "kwargs" in config.evaluation:
+    config.evaluation.kwargs = learned
+  if config.method.name == "draft":
+    config.reward.kwargs = learned
+  return config
+
+
+@pytest.mark.parametrize("name", [
+  pytest.param(name, marks=pytest.mark.slow) if model == "small_xl" else name
+  for name, model in PUBLISHED.items()
+])
+def test_a_config_of_a_published_model_runs(name, load_config, pairs_file, tmp_path, request):
+  model = request.getfixturevalue(PUBLISHED[name])
+  config = quick_published(name, load_config, model, tmp_path)
+  if config.method.name == "dpo":
+    config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2})
+  assert config.model.dtype == "bfloat16"
+  train.train(config, tmp_path / "run")
+  written = metrics.read(tmp_path / "run")
+  assert [record["step"] for record in written] == [0, 1]
+  assert all(record["grad/norm"] > 0 for record in written)
+  assert written[0].get("policy/first_ratio_max_error", 0.0) == 0.0
+  assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["num_images"] == 2

@@ -48,8 +48,9 @@ class System:
       noise is a function of the three integers. Image k starts from the noise `start[k]` of the m
       that are drawn, from its own without `start`.
     condition_fn: jitted `(frozen, token_ids [m, ...]) -> Guided`, what the policy sees of prompts.
-    encode_fn: jitted `(frozen, images [m, ..., H, W, 3] in [0, 1] or uint8, seed, i) -> x_0`, with
-      the leading axes of the images; a sample of the autoencoder's posterior.
+    encode_fn: jitted `(frozen, images [m, ..., H, W, 3] in [0, 1] or uint8, seed, i, j) -> x_0`,
+      with the leading axes of the images; a sample of the autoencoder's posterior, whose noise is a
+      function of the three integers.
     kl_fn: jitted `(params, frozen, Sampled) -> [m]`, the KL to the reference of each trajectory, in
       nats, whole on every device.
   """
@@ -62,7 +63,7 @@ class System:
   sample: Callable[[Params, Mapping[str, Params], Array, Array, Key], Sampled]
   sample_fn: Callable[..., Sampled]
   condition_fn: Callable[[Mapping[str, Params], Array], guidance_lib.Guided]
-  encode_fn: Callable[[Mapping[str, Params], Array, int, int], Array]
+  encode_fn: Callable[[Mapping[str, Params], Array, int, int, int], Array]
   kl_fn: Callable[[Params, Mapping[str, Params], Sampled], Array]
 
   @property
@@ -116,10 +117,23 @@ def make_system(
 
   On one device, unless there is a `mesh`.
   """
+  loaded = checks.call_section({"model": model}, "model", stable_diffusion.load)
+  return from_model(loaded, seed=seed, lora=lora, process=process, guidance=guidance, mesh=mesh)
+
+
+def from_model(
+  loaded: stable_diffusion.StableDiffusion,
+  *,
+  seed: int,
+  lora: Mapping[str, Any],
+  process: Mapping[str, Any],
+  guidance: Mapping[str, Any],
+  mesh: jax.sharding.Mesh | None = None,
+) -> System:
+  """As `make_system`, of a model that is already in memory."""
   mesh = mesh or sharding.one_device()
-  sections = {"model": model, "lora": lora, "process": process, "guidance": guidance}
+  sections = {"lora": lora, "process": process, "guidance": guidance}
   section = functools.partial(checks.call_section, sections)
-  loaded = section("model", stable_diffusion.load)
   unet_params = sharding.place_params(loaded.params["unet"], mesh)
   policy = section(
     "lora", policy_lib.make_policy, unet_params=unet_params, key=jax.random.key(seed)
@@ -153,8 +167,9 @@ def make_system(
     token_ids, x_T = sharding.constrain_batch((token_ids, x_T), mesh)
     return sample(params, frozen, token_ids, x_T, key_steps)
 
-  def encode_fn(frozen, images, seed, i):
+  def encode_fn(frozen, images, seed, i, j):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), i)
+    key = jax.random.fold_in(key, j)
     images = images / 255.0 if images.dtype == jnp.uint8 else images
     x_0 = loaded.encode_images(frozen["vae"], images.reshape(-1, *images.shape[-3:]), key)
     return x_0.reshape(*images.shape[:-3], *x_0.shape[1:])

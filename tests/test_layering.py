@@ -45,7 +45,8 @@ OWNERS = {
   "orbax": {"checkpoint"},
   # data: the command data/shapes_preferences.py defines flags, inside a function.
   "absl": {"errors", "evaluate", "sample", "export", "main", "data", "benchmarks"},
-  "torch": set(),
+  # benchmarks: PyTorch is what the speed is compared with, inside functions.
+  "torch": {"benchmarks"},
   "tensorflow": set(),
 }
 

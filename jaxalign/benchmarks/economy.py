@@ -1,0 +1,161 @@
+"""`hlo-economy`: the work in each compiled program over the least that it could be.
+
+A gradient of frozen weights, a merged adapter, a network evaluated twice: none of them changes a
+result, and all of them show here, on any machine and to the last digit.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_flatten_with_path
+
+from jaxalign.batching import Selection
+from jaxalign.benchmarks import flops, models, workload
+
+BATCH = 4  # images, pairs or prompts of a program
+
+
+class Row(NamedTuple):
+  """A program; products in operations, as `flops` counts them.
+
+  temporary: bytes beside arguments and results.
+  """
+
+  program: str
+  compiled: float
+  minimum: float
+  temporary: int
+
+  @property
+  def ratio(self) -> float:
+    return self.compiled / self.minimum
+
+
+def rows(model_name: str = "small") -> list[Row]:
+  """Every program of DDPO, DPO and DRaFT, with an adapter and with all weights trained."""
+  found = []
+  for variant in ("lora", "full"):
+    found += ddpo(model_name, variant)
+    found += dpo(model_name, variant)
+    found += draft(model_name, variant)
+  return found
+
+
+def ddpo(model_name: str, variant: str) -> list[Row]:
+  """The rollout, and one slice of the update, both with guidance."""
+  work = _workload("ddpo", variant, model_name)
+  sys, networks = work.system, _Networks(work)
+  ids = workload.token_ids(sys, BATCH)
+  args = (work.state.params, work.frozen, ids, 0, 0, 0, None)
+  sampled = jax.eval_shape(sys.sample_fn, *args)
+  forward = networks.unet(2 * BATCH).forward
+  least = forward + networks.decode().forward + networks.text(BATCH + 1).forward
+  slices = np.zeros((1, BATCH), np.int32)
+  data = ((sampled.rollout, sampled.cond), jax.ShapeDtypeStruct((BATCH,), jnp.float32))
+  update = (work.state, work.frozen, data, Selection(slices, slices), 0, 0, 0)
+  gradient = networks.unet(2 * BATCH).gradient
+  return [
+    _row(f"DDPO {variant}: rollout", sys.sample_fn, args, least),
+    _row(f"DDPO {variant}: update", work.update_fn, update, gradient),
+  ]
+
+
+def dpo(model_name: str, variant: str) -> list[Row]:
+  """The encoding of stored pairs, and one slice of the update, reference included."""
+  work = _workload("dpo", variant, model_name)
+  sys, networks = work.system, _Networks(work)
+  images = jax.ShapeDtypeStruct((BATCH, 2, *sys.model.image_size, 3), jnp.uint8)
+  data, selection = workload.pairs(work, BATCH)
+  update = (work.state, work.frozen, data, selection, 0, 0, 0)
+  least = networks.unet(2 * BATCH).gradient + networks.reference(2 * BATCH).forward
+  found = [_row(f"DPO {variant}: update", work.update_fn, update, least)]
+  if variant == "lora":  # the same program whatever is trained
+    encode = (work.frozen, images, 0, 0, 0)
+    least = networks.encode(2 * BATCH).forward
+    found.append(_row("DPO: encoding", sys.encode_fn, encode, least))
+  return found
+
+
+def draft(model_name: str, variant: str) -> list[Row]:
+  """One slice of the update: the chain, its last step, the decoder and the reward."""
+  work = _workload("draft", variant, model_name)
+  networks = _Networks(work)
+  data, selection = workload.prompts(work, BATCH)
+  update = (work.state, work.frozen, data, selection, 0, 0, 0)
+  unet = networks.unet(2 * BATCH)
+  decode = networks.decode(through_input=True)
+  assert work.rewards is not None and work.rewards.device is not None
+  device = work.rewards.device
+  images = jax.ShapeDtypeStruct((BATCH, *work.system.model.image_size, 3), jnp.float32)
+  reward = flops.minimum(device.score, device.params, images, data.features, through_input=True)
+  least = unet.forward + unet.gradient + decode.gradient + reward.gradient
+  found = [_row(f"DRaFT-1 {variant}: update", work.update_fn, update, least)]
+  if variant == "lora":
+    score = (device.params, images, data.features)
+    found.append(_row("reward", jax.jit(device.score), score, reward.forward))
+  return found
+
+
+def _workload(name: str, variant: str, model_name: str) -> workload.Workload:
+  config = workload.load_config(name, variant)
+  config.lora.rank = 4 if variant == "lora" else 0
+  config.process.num_steps = 4
+  config.guidance.scale = 5.0
+  return workload.make(config, models.build(model_name))
+
+
+def _row(name: str, function: Any, args: tuple, least: float) -> Row:
+  compiled = function.lower(*args).compile()
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  return Row(name, flops.compiled(compiled.as_text()), least, temporary)
+
+
+class _Networks:
+  """The least work of each network of a workload."""
+
+  def __init__(self, work: workload.Workload):
+    self._model = work.system.model
+    params = work.system.policy.params
+    self._rank = work.sections["lora"]["rank"]
+    depth = -1
+    paths = tree_flatten_with_path(params.get("lora", params.get("params")))[0]
+    self._changed = {"/".join(key.key for key in path[:depth]) for path, _ in paths}
+
+  def unet(self, batch: int) -> flops.Minimum:
+    chosen = {"adapted": self._changed, "rank": self._rank}
+    return self._unet(batch, **(chosen if self._rank else {"trained": self._changed}))
+
+  def reference(self, batch: int) -> flops.Minimum:
+    return self._unet(batch)
+
+  def _unet(self, batch: int, **chosen) -> flops.Minimum:
+    model = self._model
+    cond = jax.eval_shape(model.encode_text, model.params, self._ids(batch))
+    x_t = jax.ShapeDtypeStruct((batch, *model.latent_shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((batch,), jnp.float32)
+
+    def denoise(params, x_t, t, cond):
+      return model.denoise({"params": params}, x_t, t, cond)
+
+    return flops.minimum(denoise, model.params["unet"], x_t, t, cond, **chosen)
+
+  def text(self, batch: int) -> flops.Minimum:
+    return self._of(self._model.encode_text, self._model.params, self._ids(batch))
+
+  def decode(self, **chosen) -> flops.Minimum:
+    latents = jax.ShapeDtypeStruct((BATCH, *self._model.latent_shape), jnp.float32)
+    return self._of(self._model.decode, self._model.params["vae"], latents, **chosen)
+
+  def encode(self, batch: int) -> flops.Minimum:
+    images = jax.ShapeDtypeStruct((batch, *self._model.image_size, 3), jnp.float32)
+    return self._of(self._model.encode_images, self._model.params["vae"], images)
+
+  def _ids(self, batch: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch, *self._model.networks.text.ids_shape), jnp.int32)
+
+  def _of(self, function: Callable, params: Any, *args: Any, **chosen) -> flops.Minimum:
+    return flops.minimum(function, params, *args, **chosen)
+

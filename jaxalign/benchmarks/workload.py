@@ -1,0 +1,89 @@
+"""What a config would run, on a model in memory: the system, and its update on any data."""
+
+import importlib.util
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign import checks, feeds, methods, optim, sharding, state, system, update
+from jaxalign.models import stable_diffusion
+from jaxalign.rewards import combine
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+
+class Workload(NamedTuple):
+  """The parts of a run, as `train` puts them together.
+
+  frozen: an argument of every program.
+  update_fn: `(state, frozen, data, selection, seed, i, j) -> (state, metrics)`.
+  """
+
+  sections: dict[str, Any]
+  system: system.System
+  rewards: combine.WeightedRewards | None
+  method: methods.Method
+  frozen: Mapping[str, Any]
+  state: state.TrainState
+  update_fn: Any
+
+
+def load_config(name: str, variant: str = "") -> Any:
+  """What `configs/<name>.py` returns, unlocked."""
+  path = CONFIGS / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"config_{name}", path)
+  if spec is None or spec.loader is None or not path.is_file():
+    raise ValueError(f"expected the repository's configs at {CONFIGS}, found no {path}")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def make(config: Any, model: stable_diffusion.StableDiffusion) -> Workload:
+  """The workload of a config, on one device."""
+  sections = config.to_dict()
+
+  def section(name, function, **given):
+    return checks.call_section(sections, name, function, **given)
+
+  names = ("lora", "process", "guidance")
+  sys = system.from_model(model, seed=config.seed, **{name: sections[name] for name in names})
+  rewards = section("reward", combine.make_total) if "reward" in sections else None
+  method = section("method", methods.make, parts=sys.parts_with(rewards))
+  tx = section("optim", optim.make)
+  device = rewards.device if rewards is not None else None
+  frozen = dict(sys.frozen)
+  if device is not None and method.data == "prompts":
+    frozen["reward"] = sharding.place_params(device.params, sys.mesh)
+  feed: Any = feeds.FEEDS[method.data]
+  update_fn = update.jit_update(
+    method, tx, sys.policy.variables, feed.select, ema_decay=0.0, mesh=sys.mesh
+  )
+  fresh = state.init_state(sys.policy.params, tx, None, with_ema=False)
+  return Workload(sections, sys, rewards, method, frozen, fresh, update_fn)
+
+
+def token_ids(sys: system.System, count: int) -> np.ndarray:
+  """The token ids of some prompts."""
+  return sys.model.tokenize(["a red circle above a blue square"] * count)
+
+
+def pairs(work: Workload, count: int) -> tuple[methods.Pairs, np.ndarray]:
+  """Stored pairs of noise, encoded already, and the selection that takes them in one slice."""
+  sys = work.system
+  cond = sys.condition_fn(sys.frozen, token_ids(sys, count)).cond
+  x_0 = jax.random.normal(jax.random.key(0), (count, 2, *sys.model.latent_shape))
+  return methods.Pairs(x_0, cond, jnp.ones(count)), np.arange(count, dtype=np.int32)[None]
+
+
+def prompts(work: Workload, count: int) -> tuple[methods.Prompts, np.ndarray]:
+  """Prompts for a reward on the device, and the selection that takes them in one slice."""
+  assert work.rewards is not None and work.rewards.device is not None
+  sys = work.system
+  features = work.rewards.device.encode([{"prompt": "a red circle"}] * count)
+  cond = sys.condition_fn(sys.frozen, token_ids(sys, count))
+  return methods.Prompts(cond, features), np.arange(count, dtype=np.int32)[None]

@@ -81,6 +81,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "b1": 0.0,
     "b2": 0.99,
     "epsilon": 1e-8,
+    "warmup_steps": 0,  # optimizer steps
+    "decay_steps": 0,  # optimizer steps until a cosine decay ends at 0; 0 is none
   })
   config.ema_decay = 0.0  # 0 keeps no average
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import files
-from jaxalign.models import conditioning, model_index, tokenization, unet, vae
+from jaxalign.models import conditioning, lean_decoding, model_index, tokenization, unet, vae
 from jaxalign.models.weights import hub, safetensors_io
 from jaxalign.types import Array, Key, Params
 
@@ -32,12 +32,15 @@ class Networks:
   """The networks as pure functions. Holds no arrays, so a jitted closure captures none.
 
   image_size: `(H, W)` in pixels of the images that are sampled.
+  decode_batch, decode_tile: see `load`.
   """
 
   unet: unet.UNet2DConditionModel
   vae: vae.AutoencoderKL
   text: conditioning.OneTextEncoder | conditioning.TwoTextEncoders
   image_size: tuple[int, int]
+  decode_batch: int | None = None
+  decode_tile: int | None = None
 
   @property
   def latent_shape(self) -> tuple[int, int, int]:
@@ -90,7 +93,14 @@ class Networks:
 
   def vae_decode(self, params: Params, latents: Array) -> Array:
     """Unscaled latents `[B, h, w, C]` to images `[B, H, W, 3]`, about [-1, 1]."""
-    latents = latents.astype(jnp.float32)
+    decode_fn: lean_decoding.DecodeFn = self._decode_whole
+    if self.decode_tile is not None:
+      decode_fn = lean_decoding.tiled(decode_fn, self.decode_tile, self.vae.config.downscale)
+    if self.decode_batch is not None:
+      decode_fn = lean_decoding.sliced(decode_fn, self.decode_batch)
+    return decode_fn(params, latents.astype(jnp.float32))
+
+  def _decode_whole(self, params: Params, latents: Array) -> Array:
     return self.vae.apply({"params": params}, latents, method="decode")  # type: ignore[return-value]
 
   def encode_images(self, params: Params, images: Array, key: Key | None = None) -> Array:
@@ -311,11 +321,19 @@ def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def load(
-  path: str | os.PathLike, *, image_size: tuple[int, int] | None = None
+  path: str | os.PathLike,
+  *,
+  image_size: tuple[int, int] | None = None,
+  decode_batch: int | None = None,
+  decode_tile: int | None = None,
 ) -> StableDiffusion:
   """Reads "shapes" (the embedded model), a folder in the diffusers layout, or a hub id.
 
-  `image_size` is `(H, W)` in pixels, by default what the model was trained on.
+  Args:
+    path: see above.
+    image_size: `(H, W)` in pixels; by default what the model was trained on.
+    decode_batch: images are decoded at most this many at a time; by default all of a batch.
+    decode_tile: larger latents are decoded in tiles with this side; by default whole.
   """
   folder = hub.find_folder(path)
   pipeline, two = model_index.read(folder)
@@ -329,7 +347,10 @@ def load(
     pipeline=pipeline,
   )
   model = model if image_size is None else model.with_image_size(*image_size)
-  return model.with_params(
+  networks = dataclasses.replace(
+    model.networks, decode_batch=decode_batch, decode_tile=decode_tile
+  )
+  return dataclasses.replace(model, networks=networks).with_params(
     {
       name: safetensors_io.read_component(folder / name, shapes)
       for name, shapes in model.networks.param_shapes().items()

@@ -284,11 +284,11 @@ def _networks(configs: Mapping[str, dict[str, Any]]) -> Networks:
     configs.get("text_encoder_2"),
     zero_empty=configs["pipeline"].get("force_zeros_for_empty_prompt", True),
   )
-  channels = (unet_config.in_channels, unet_config.out_channels, vae_config.latent_channels)
-  if channels[0] < channels[2] or channels[1] != channels[2]:
+  read, written = unet_config.in_channels, unet_config.out_channels
+  if read < written or written != vae_config.latent_channels:
     raise ValueError(
-      "expected unet in_channels >= out_channels == vae latent_channels, found {} and {} and "
-      "{}".format(*channels)
+      f"expected unet in_channels >= out_channels == vae latent_channels, found {read}, {written} "
+      f"and {vae_config.latent_channels}"
     )
   if unet_config.cross_attention_dim != text.width:
     raise ValueError(
@@ -330,7 +330,7 @@ def load(
   """Reads "shapes" (the embedded model), a folder in the diffusers layout, or a hub id.
 
   Args:
-    path: see above.
+    path: one of these.
     image_size: `(H, W)` in pixels; by default what the model was trained on.
     decode_batch: images are decoded at most this many at a time; by default all of a batch.
     decode_tile: larger latents are decoded in tiles with this side; by default whole.

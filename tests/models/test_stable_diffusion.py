@@ -234,8 +234,8 @@ def test_with_scaling_factor(model):
 @pytest.mark.parametrize(
   ("section", "change", "words"),
   [
-    ("unet", {"in_channels": 3}, "== vae latent_channels, found 3 and 4 and 4"),
-    ("unet", {"out_channels": 5}, "== vae latent_channels, found 4 and 5 and 4"),
+    ("unet", {"in_channels": 3}, "== vae latent_channels, found 3, 4 and 4"),
+    ("unet", {"out_channels": 5}, "== vae latent_channels, found 4, 5 and 4"),
     ("unet", {"cross_attention_dim": 16}, "hidden_size, found 16 and 12"),
     ("vae", {"act_fn": "mish"}, "mish"),
   ],

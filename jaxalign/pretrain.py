@@ -179,7 +179,7 @@ def make_denoising_loss(model, *, logit_mean: float, logit_std: float) -> LossFn
     step = table[(jax.nn.sigmoid(logit) * table.num_steps).astype(jnp.int32)]
     eps = jax.random.normal(key_noise, x_0.shape)
     x_t = schedules.add_noise(x_0, eps, step.alpha_t, step.sigma_t)
-    cond = {"text": model.encode_text(params["text_encoder"], token_ids)}
+    cond = model.encode_text(params, token_ids)
     prediction = model.denoise({"params": params["unet"]}, x_t, step.t, cond)
     target = predictions.target(x_0, eps, step.alpha_t, step.sigma_t, prediction_type)
     loss = jnp.mean(jnp.square(prediction - target))

@@ -28,7 +28,7 @@ class Sampled:
   """A microbatch of finished rollouts."""
 
   rollout: rollout_lib.Rollout
-  cond: guidance_lib.Guided  # leaves [m, N, D] and [1, N, D]: what the policy saw
+  cond: guidance_lib.Guided  # leaves [m, ...] and [1, ...]: what the policy saw
   images: jax.Array  # [m, H, W, 3] in [0, 1]
 
 
@@ -41,12 +41,13 @@ class System:
     model: networks, tokenizer and configs.
     parts: what methods compose; its `denoise_fn` is the guided network.
     policy: the trained parameters as initialised, and how they enter the network.
-    frozen: `{"base", "reference", "text_encoder", "vae"}`, an argument of every program.
-    sample: pure `(params, frozen, token_ids [m, N], x_T [m, h, w, C], key) -> Sampled`.
-    sample_fn: jitted `(params, frozen, token_ids [m, N], seed, i, j, start=None) -> Sampled`; all
+    frozen: `{"base", "reference", "vae"}` and the text encoders, an argument of every program.
+    sample: pure `(params, frozen, token_ids [m, ...], x_T [m, h, w, C], key) -> Sampled`, token ids
+      as from `model.tokenize`.
+    sample_fn: jitted `(params, frozen, token_ids [m, ...], seed, i, j, start=None) -> Sampled`; all
       noise is a function of the three integers. Image k starts from the noise `start[k]` of the m
       that are drawn, from its own without `start`.
-    condition_fn: jitted `(frozen, token_ids [m, N]) -> Guided`, what the policy sees of prompts.
+    condition_fn: jitted `(frozen, token_ids [m, ...]) -> Guided`, what the policy sees of prompts.
     encode_fn: jitted `(frozen, images [m, ..., H, W, 3] in [0, 1] or uint8, seed, i) -> x_0`, with
       the leading axes of the images; a sample of the autoencoder's posterior.
     kl_fn: jitted `(params, frozen, Sampled) -> [m]`, the KL to the reference of each trajectory, in
@@ -135,8 +136,11 @@ def make_system(
   frozen = {
     "base": policy.base,
     "reference": {"params": unet_params},  # its arrays are those of the base: no second copy
-    "text_encoder": sharding.place_params(loaded.params["text_encoder"], mesh),
-    "vae": sharding.place_params(loaded.params["vae"], mesh),
+    **{
+      name: sharding.place_params(params, mesh)
+      for name, params in loaded.params.items()
+      if name != "unet"
+    },
   }
   condition = make_condition(loaded)
   sample = make_sample(parts, condition, policy.variables)
@@ -202,8 +206,10 @@ def make_condition(
   empty_ids = model.tokenize([""])
 
   def condition(frozen, token_ids):
-    text = model.encode_text(frozen["text_encoder"], jnp.concatenate([token_ids, empty_ids]))
-    return guidance_lib.Guided({"text": text[:-1]}, {"text": text[-1:]})
+    cond = model.encode_text(frozen, jnp.concatenate([token_ids, empty_ids]))
+    return guidance_lib.Guided(
+      jax.tree.map(lambda leaf: leaf[:-1], cond), jax.tree.map(lambda leaf: leaf[-1:], cond)
+    )
 
   return condition
 

@@ -31,6 +31,14 @@ def small_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_xl(tmp_path_factory):
+  """The folder of a random Stable Diffusion XL of that size."""
+  import device_jobs
+
+  return device_jobs.save_small_xl(tmp_path_factory.mktemp("small_xl") / "model")
+
+
+@pytest.fixture(scope="session")
 def run_case(small_model, tmp_path_factory, compilation_cache):
   """`run_case(name, meshes, model=small_model)`: finished workdirs of a case by mesh.
 

@@ -75,13 +75,43 @@ VAE = {
 
 
 def save_small_model(folder):
-  """A random model with the text encoder of the embedded one, as a diffusers folder."""
-  source = stable_diffusion.load("shapes")
-  configs = {**source.configs}
+  """A random model with text encoders like the embedded one's, as a diffusers folder."""
+  configs, tokenizer = _small_configs()
+  return _save_random(stable_diffusion.build(**configs, tokenizer_folder=tokenizer), folder)
+
+
+def save_small_xl(folder):
+  """The same in the manner of Stable Diffusion XL: two text encoders, and sizes beside the time."""
+  configs, tokenizer = _small_configs()
+  del configs["pipeline"]
+  text = configs["text_encoder"]
+  configs["text_encoder_2"] = {
+    **text,
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "projection_dim": 24,
+  }
+  configs["unet"] |= {
+    "cross_attention_dim": text["hidden_size"] + 32,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 24 + 6 * 8,
+  }
+  tokenizers = {"tokenizer_folder": tokenizer, "tokenizer_2_folder": tokenizer}
+  return _save_random(stable_diffusion.build(**configs, **tokenizers), folder)
+
+
+def _small_configs():
+  """The embedded model's configs with smaller networks, and its tokenizer."""
+  configs = dict(stable_diffusion.load("shapes").configs)
   configs["unet"] = {**configs["unet"], **UNET}
   configs["vae"] = {**configs["vae"], **VAE}
-  tokenizer = hub.find_folder("shapes") / "tokenizer"
-  model = stable_diffusion.build(**configs, tokenizer_folder=tokenizer)
+  return configs, hub.find_folder("shapes") / "tokenizer"
+
+
+def _save_random(model, folder):
   params = jax.device_get(model.init_params(jax.random.key(0)))
   stable_diffusion.save(model.with_params(params), folder)
   return folder

@@ -82,6 +82,14 @@ def test_a_run_moves_the_policy_and_evaluates_it(name, variant, make_config, tmp
   assert_moved_and_evaluated(name, tmp_path)
 
 
+@pytest.mark.parametrize(
+  "name", ["ddpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "draft"))]
+)
+def test_xl_is_trained_by_the_same_path(name, make_config, small_xl, tmp_path):
+  train.train(make_config(name, "lora", model__path=str(small_xl)), tmp_path)
+  assert_moved_and_evaluated(name, tmp_path)
+
+
 @pytest.mark.parametrize("name,variant", CONTINUED)
 def test_one_iteration_and_one_more_equal_two(name, variant, make_config, tmp_path):
   train.train(make_config(name, variant), tmp_path / "whole")

@@ -33,15 +33,46 @@ def classifier_free(denoise_fn: DenoiseFn, scale: float) -> DenoiseFn:
     return denoise_fn(params, x_t, t, cond.cond)
 
   def guided(params: Params, x_t: Array, t: Array, cond: Guided) -> Array:
-    pairs = jax.tree.map(_interleave, cond.uncond, cond.cond)
-    both = denoise_fn(params, jnp.repeat(x_t, 2, axis=0), jnp.repeat(t, 2, axis=0), pairs)
-    both = both.reshape(x_t.shape[0], 2, *both.shape[1:])
-    uncond_prediction, cond_prediction = both[:, 0], both[:, 1]
+    uncond_prediction, cond_prediction = _branches(
+      denoise_fn, params, x_t, t, [cond.uncond, cond.cond]
+    )
     return uncond_prediction + scale * (cond_prediction - uncond_prediction)
 
   return conditional if scale == 1 else guided
 
 
-def _interleave(uncond: Array, cond: Array) -> Array:  # [B or 1, ...], [B, ...] -> [2B, ...]
-  uncond = jnp.broadcast_to(uncond, cond.shape)
-  return jnp.stack([uncond, cond], axis=1).reshape(2 * cond.shape[0], *cond.shape[1:])
+def text_and_image(denoise_fn: DenoiseFn, scale: float, image_scale: float) -> DenoiseFn:
+  """Guidance by a text and an image, each with its own scale (arXiv:2211.09800, eq. 3).
+
+    prediction = neither + image_scale * (image - neither) + scale * (both - image)
+
+  For networks whose `cond` holds an `image` (InstructPix2Pix), which is zeros in `uncond`.
+  The scales are what diffusers calls guidance_scale and image_guidance_scale. One batch of 3B.
+  """
+
+  def guided(params: Params, x_t: Array, t: Array, cond: Guided) -> Array:
+    with_image = {**cond.uncond, "image": cond.cond["image"]}
+    neither, image, both = _branches(
+      denoise_fn, params, x_t, t, [cond.uncond, with_image, cond.cond]
+    )
+    return neither + image_scale * (image - neither) + scale * (both - image)
+
+  return guided
+
+
+def _branches(
+  denoise_fn: DenoiseFn, params: Params, x_t: Array, t: Array, conds: list[Any]
+) -> list[Array]:
+  """The prediction under each of some `cond`, the last of which has all B rows, in one batch."""
+  count = len(conds)
+  joined = jax.tree.map(_interleave, *conds)
+  x_t, t = jnp.repeat(x_t, count, axis=0), jnp.repeat(t, count, axis=0)
+  predictions = denoise_fn(params, x_t, t, joined)
+  predictions = predictions.reshape(-1, count, *predictions.shape[1:])
+  return [predictions[:, i] for i in range(count)]
+
+
+def _interleave(*branches: Array) -> Array:  # K of [B or 1, ...], the last [B, ...] -> [K B, ...]
+  shape = branches[-1].shape
+  stacked = jnp.stack([jnp.broadcast_to(branch, shape) for branch in branches], axis=1)
+  return stacked.reshape(-1, *shape[1:])

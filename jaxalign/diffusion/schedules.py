@@ -271,29 +271,44 @@ _DIFFUSION_FIELDS = {  # with the defaults diffusers gives to a missing key
   "rescale_betas_zero_snr": False,
 }
 
+_DDIM_FIELDS = {**_DIFFUSION_FIELDS, "set_alpha_to_one": True}
+# Other solvers of the same process.
+_SOLVERS = (
+  "PNDMScheduler",
+  "EulerDiscreteScheduler",
+  "EulerAncestralDiscreteScheduler",
+  "LMSDiscreteScheduler",
+  "DEISMultistepScheduler",
+  "DPMSolverMultistepScheduler",
+  "DPMSolverSinglestepScheduler",
+  "UniPCMultistepScheduler",
+  "HeunDiscreteScheduler",
+  "KDPM2DiscreteScheduler",
+  "KDPM2AncestralDiscreteScheduler",
+)
+
 # class: (table builder, its fields and their defaults)
 _DIFFUSION_CLASSES = {
-  "DDIMScheduler": (ddim_table, {**_DIFFUSION_FIELDS, "set_alpha_to_one": True}),
+  "DDIMScheduler": (ddim_table, _DDIM_FIELDS),
   "DDPMScheduler": (ddpm_table, _DIFFUSION_FIELDS),
-  "PNDMScheduler": (ddim_table, {**_DIFFUSION_FIELDS, "set_alpha_to_one": False}),
-  "EulerDiscreteScheduler": (
-    ddim_table,
-    {**_DIFFUSION_FIELDS, "set_alpha_to_one": True, "timestep_spacing": "linspace"},
-  ),
+  **dict.fromkeys(_SOLVERS, (ddim_table, _DDIM_FIELDS)),
 }
 
 # Fields that would change the numbers in a way this file does not implement.
 _SUPPORTED_VALUES = {
   "trained_betas": (None,),
   "thresholding": (False, None),
-  "variance_type": ("fixed_small", "fixed_small_log"),
+  "variance_type": ("fixed_small", "fixed_small_log", None),
   "use_karras_sigmas": (False, None),
   "use_exponential_sigmas": (False, None),
   "use_beta_sigmas": (False, None),
+  "use_flow_sigmas": (False, None),
   "timestep_type": ("discrete",),
   "invert_sigmas": (False, None),
   "stochastic_sampling": (False, None),
 }
+# Of these, how a solver spaces its own steps, which DDIM in its place does not.
+_SOLVER_SPACING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
@@ -304,7 +319,7 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
     raise ValueError(f"scheduler _class_name: expected one of {', '.join(classes)}; got {name!r}")
   for field, supported in _SUPPORTED_VALUES.items():
     value = scheduler_config.get(field, supported[0])
-    if value not in supported:
+    if value not in supported and not (name in _SOLVERS and field in _SOLVER_SPACING):
       raise ValueError(f"{name}.{field}: expected {supported[0]!r}; got {value!r}")
   return name == _FLOW
 
@@ -314,19 +329,29 @@ def from_config(
 ) -> StepTable:
   """The step table of a diffusers scheduler_config.json, read as a dict.
 
-  DDIMScheduler, DDPMScheduler and FlowMatchEulerDiscreteScheduler give their own grids.
-  PNDMScheduler and EulerDiscreteScheduler are multi-step or differently scaled solvers of the same
-  process; they become the DDIM grid with the same noise schedule, with a warning. A missing key
-  has the default of its diffusers class. `image_seq_len` (tokens per image) is needed when the
-  config uses dynamic shifting.
+  DDIMScheduler, DDPMScheduler and FlowMatchEulerDiscreteScheduler give their own grids. Other
+  solvers of the same diffusion (PNDM, Euler, DPM-Solver, ...) have no transition with a density;
+  they become what DDIMScheduler.from_config makes of them, with a warning, printed once. A missing
+  key has the default of the diffusers class that is used. `image_seq_len` (tokens per image) is
+  needed when the config uses dynamic shifting.
   """
   if is_flow(scheduler_config):
     return _flow_from_config(scheduler_config, num_steps, image_seq_len)
   name = scheduler_config["_class_name"]
-  if name in ("PNDMScheduler", "EulerDiscreteScheduler"):
-    warnings.warn(f"{name} is sampled as DDIM on the same noise schedule", stacklevel=2)
-  table, fields = _DIFFUSION_CLASSES[name]
-  return table(num_steps, **{k: scheduler_config.get(k, v) for k, v in fields.items()})
+  if name in _SOLVERS:
+    spacing = scheduler_config.get("timestep_spacing", _DDIM_FIELDS["timestep_spacing"])
+    # Its place is here whoever calls: Python then prints it once in a process.
+    warnings.warn(
+      f"scheduler config: {name} is sampled as DDIM, on the same noise schedule with "
+      f"timestep_spacing={spacing!r}",
+      stacklevel=1,
+    )
+  return _diffusion_from_config(scheduler_config, num_steps)
+
+
+def _diffusion_from_config(config: Mapping[str, Any], num_steps: int) -> StepTable:
+  table, fields = _DIFFUSION_CLASSES[config["_class_name"]]
+  return table(num_steps, **{k: config.get(k, v) for k, v in fields.items()})
 
 
 def _flow_from_config(
@@ -368,4 +393,4 @@ def training_table(scheduler_config: Mapping[str, Any]) -> StepTable:
     shift = 1.0 if dynamic else scheduler_config.get("shift", 1.0)
     return flow_table(T, shift=shift, sigma_min=1 / T, num_train_timesteps=T)[::-1]
   every = {**scheduler_config, "timestep_spacing": "leading", "steps_offset": 0}
-  return from_config(every, T)[::-1]
+  return _diffusion_from_config(every, T)[::-1]

@@ -1,13 +1,13 @@
-"""The CLIP text encoder: token ids to one vector per token and one per prompt.
+"""The CLIP text encoders: token ids to one vector per token and one per prompt.
 
 The transformer of Radford et al. 2021 (arXiv:2103.00020, section 2.4), under the parameter names
-of transformers' `CLIPTextModel` as published checkpoints store them. `Encoder` and what it is made
-of serve the image tower as well, see `clip_vision`.
+of transformers' `CLIPTextModel` and `CLIPTextModelWithProjection` as published checkpoints store
+them. `Encoder` and what it is made of serve the image tower as well, see `clip_vision`.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
 import jax
@@ -76,6 +76,21 @@ class CLIPTextConfig(EncoderConfig):
   hidden_act: str = "quick_gelu"
   layer_norm_eps: float = 1e-5
   eos_token_id: int = 49407
+  projection_dim: int = 512
+
+
+class EncodedText(NamedTuple):
+  """What a text encoder says of prompts.
+
+  hidden: `[B, N, D]`, after the final layer norm.
+  pooled: `[B, D]`, of `hidden` the vector at the end-of-text token; projected to `[B, P]` by an
+    encoder with a projection.
+  penultimate: `[B, N, D]`, what the last layer reads, without the final layer norm.
+  """
+
+  hidden: Array
+  pooled: Array
+  penultimate: Array
 
 
 class CLIPTextModel(nn.Module):
@@ -84,9 +99,22 @@ class CLIPTextModel(nn.Module):
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, token_ids: Array) -> tuple[Array, Array]:
+  def __call__(self, token_ids: Array) -> EncodedText:
     """As `TextTransformer`."""
     return TextTransformer(self.config, name="text_model")(token_ids)
+
+
+class CLIPTextModelWithProjection(nn.Module):
+  """The text encoder and the projection into the space that it shares with images."""
+
+  config: CLIPTextConfig
+
+  @nn.compact
+  def __call__(self, token_ids: Array) -> EncodedText:
+    """As `TextTransformer`, `pooled` projected to `[B, projection_dim]`."""
+    encoded = TextTransformer(self.config, name="text_model")(token_ids)
+    projection = layers.Dense(self.config.projection_dim, use_bias=False, name="text_projection")
+    return encoded._replace(pooled=projection(encoded.pooled))
 
 
 class TextTransformer(nn.Module):
@@ -95,15 +123,13 @@ class TextTransformer(nn.Module):
   config: CLIPTextConfig
 
   @nn.compact
-  def __call__(self, token_ids: Array) -> tuple[Array, Array]:
+  def __call__(self, token_ids: Array) -> EncodedText:
     """Encodes prompts that are already padded to one length.
+
+    Padding needs no mask: no token sees a later one.
 
     Args:
       token_ids: `[B, N]` int, N at most `max_position_embeddings`.
-
-    Returns:
-      `(hidden [B, N, D] after the final layer norm, pooled [B, D])`; pooled is the hidden state at
-      the end-of-text token.
     """
     length = token_ids.shape[-1]
     if length > self.config.max_position_embeddings:
@@ -113,13 +139,14 @@ class TextTransformer(nn.Module):
       )
     x = Embeddings(self.config, name="embeddings")(token_ids)
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-    x = Encoder(self.config, name="encoder")(x, causal)
-    hidden = layers.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)
-    end = _end_positions(token_ids, self.config.eos_token_id)
-    return hidden, jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+    last, penultimate = Encoder(self.config, name="encoder")(x, causal)
+    hidden = layers.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(last)
+    end = end_positions(token_ids, self.config.eos_token_id)
+    pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+    return EncodedText(hidden, pooled, penultimate)
 
 
-def _end_positions(token_ids: Array, eos_token_id: int) -> Array:  # [B, N] -> [B]
+def end_positions(token_ids: Array, eos_token_id: int) -> Array:  # [B, N] -> [B]
   """The first end-of-text token of each prompt (padding often repeats it)."""
   if eos_token_id == _LEGACY_EOS_TOKEN_ID:
     return jnp.argmax(token_ids, axis=-1)  # end-of-text is the last entry of CLIP's vocabulary
@@ -142,15 +169,16 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-  """The stack of layers under one mask: `[B, N, D]` -> `[B, N, D]`."""
+  """The stack of layers under one mask, `[B, N, D]` to the output and the input of its last one."""
 
   config: EncoderConfig
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array | None = None) -> Array:
+  def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    penultimate = x
     for i in range(self.config.num_hidden_layers):
-      x = EncoderLayer(self.config, name=f"layers_{i}")(x, mask)
-    return x
+      penultimate, x = x, EncoderLayer(self.config, name=f"layers_{i}")(x, mask)
+    return x, penultimate
 
 
 class EncoderLayer(nn.Module):

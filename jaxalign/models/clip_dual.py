@@ -68,7 +68,7 @@ class CLIPModel(nn.Module):
 
   def text_features(self, token_ids: Array) -> Array:
     """Token ids `[B, N]` to unit vectors `[B, E]`."""
-    return _unit(self.text_projection(self.text_model(token_ids)[1]))
+    return _unit(self.text_projection(self.text_model(token_ids).pooled))
 
   def __call__(self, images: Array, token_ids: Array) -> Array:
     """`exp(logit_scale) * cosine` of each image and its prompt, `[B]`."""

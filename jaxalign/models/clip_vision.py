@@ -70,7 +70,7 @@ class VisionTransformer(nn.Module):
     epsilon = self.config.layer_norm_eps
     x = Embeddings(self.config, name="embeddings")(images)
     x = layers.LayerNorm(epsilon, name="pre_layrnorm")(x)
-    x = clip.Encoder(self.config, name="encoder")(x)
+    x, _ = clip.Encoder(self.config, name="encoder")(x)
     return layers.LayerNorm(epsilon, name="post_layernorm")(x[:, 0])
 
 

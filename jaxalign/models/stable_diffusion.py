@@ -1,7 +1,7 @@
-"""Stable Diffusion as one bundle: UNet, autoencoder, text encoder, tokenizer, scheduler config.
+"""Stable Diffusion 1.x, 2.x and XL as one bundle: networks, tokenizers, scheduler config.
 
 The networks are pure functions of explicit parameters. On disk a bundle is the folder that
-diffusers' `StableDiffusionPipeline` reads and writes.
+diffusers' pipeline of the same kind reads and writes.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import files
-from jaxalign.models import clip, tokenization, unet, vae
+from jaxalign.models import conditioning, lean_decoding, model_index, tokenization, unet, vae
 from jaxalign.models.weights import hub, safetensors_io
 from jaxalign.types import Array, Key, Params
 
@@ -23,34 +23,30 @@ _WEIGHTS = {
   "unet": safetensors_io.WEIGHTS,
   "vae": safetensors_io.WEIGHTS,
   "text_encoder": safetensors_io.TEXT_WEIGHTS,
+  "text_encoder_2": safetensors_io.TEXT_WEIGHTS,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-  """The three networks as pure functions. Holds no arrays, so a jitted closure captures none."""
+  """The networks as pure functions. Holds no arrays, so a jitted closure captures none.
+
+  image_size: `(H, W)` in pixels of the images that are sampled.
+  decode_batch, decode_tile: see `load`.
+  """
 
   unet: unet.UNet2DConditionModel
   vae: vae.AutoencoderKL
-  text_encoder: clip.CLIPTextModel
+  text: conditioning.OneTextEncoder | conditioning.TwoTextEncoders
+  image_size: tuple[int, int]
+  decode_batch: int | None = None
+  decode_tile: int | None = None
 
   @property
   def latent_shape(self) -> tuple[int, int, int]:
-    """`(h, w, C)` of the latents that the UNet was trained on."""
-    size = self.unet.config.sample_size
-    if size is None:
-      pixels = self.vae.config.sample_size
-      downscale = self.vae.config.downscale
-      size = tuple(p // downscale for p in (pixels if isinstance(pixels, tuple) else (pixels,)))
-    height, width = size if isinstance(size, tuple) and len(size) == 2 else (_scalar(size),) * 2
-    return height, width, self.unet.config.in_channels
-
-  @property
-  def image_size(self) -> tuple[int, int]:
-    """`(H, W)` in pixels of the images that `latent_shape` decodes to."""
-    height, width, _ = self.latent_shape
-    downscale = self.vae.config.downscale
-    return height * downscale, width * downscale
+    """`(h, w, C)` of the latents that decode to `image_size`."""
+    height, width = (pixels // self.vae.config.downscale for pixels in self.image_size)
+    return height, width, self.vae.config.latent_channels
 
   # The ignores: flax types `apply` as perhaps a pair, which it is only with `mutable`.
 
@@ -60,20 +56,51 @@ class Networks:
     Args:
       variables: `{"params": ...}` and, with an adapter, `"lora": ...`.
       x_t: `[B, h, w, C]` noisy latents; t: `[B]` timesteps in [0, 1000).
-      cond: `{"text": [B, N, D]}`, from `encode_text`.
+      cond: from `encode_text`; for a UNet that reads more channels than `x_t` has, also `image`
+        `[B, h, w, in_channels - C]`, which follow those of `x_t`: the unscaled latents of the image
+        to edit (arXiv:2211.09800), or a mask and the latents of what it leaves.
     """
-    return self.unet.apply(variables, x_t, t, cond["text"])  # type: ignore[return-value]
+    x_t = self._with_image(x_t, cond)
+    return self.unet.apply(variables, x_t, t, cond["text"], cond)  # type: ignore[return-value]
 
-  def encode_text(self, params: Params, token_ids: Array) -> Array:
-    """Token ids `[B, N]` to hidden states `[B, N, D]`."""
-    return self.text_encoder.apply({"params": params}, token_ids)[0]
+  def _with_image(self, x_t: Array, cond: Mapping[str, Array]) -> Array:
+    missing = self.unet.config.in_channels - x_t.shape[-1]
+    if not missing:
+      return x_t
+    image = cond.get("image")
+    expected = (*x_t.shape[:-1], missing)
+    if image is None or image.shape != expected:
+      raise ValueError(
+        f"this UNet reads {self.unet.config.in_channels} channels, {missing} of them of an image: "
+        f"expected cond['image'] {expected}, found {'none' if image is None else image.shape}"
+      )
+    return jnp.concatenate([x_t, image.astype(x_t.dtype)], axis=-1)
+
+  def encode_text(self, params: Mapping[str, Params], token_ids: Array) -> dict[str, Array]:
+    """Token ids `[B, ...]` as `tokenize` gives them to the `cond` of `denoise`.
+
+    `params` holds those of the text encoders by name; other entries are left alone.
+    """
+    return self.text.encode(params, token_ids, self.image_size)
+
+  # The autoencoder computes in float32 whatever it is given: lower precision overflows in the one
+  # of XL, and costs visible detail in the others.
 
   def vae_moments(self, params: Params, images: Array) -> tuple[Array, Array]:
     """Images `[B, H, W, 3]` in [-1, 1] to the unscaled `(mean, log_var)`, each `[B, h, w, C]`."""
+    images = images.astype(jnp.float32)
     return self.vae.apply({"params": params}, images, method="encode")  # type: ignore[return-value]
 
   def vae_decode(self, params: Params, latents: Array) -> Array:
     """Unscaled latents `[B, h, w, C]` to images `[B, H, W, 3]`, about [-1, 1]."""
+    decode_fn: lean_decoding.DecodeFn = self._decode_whole
+    if self.decode_tile is not None:
+      decode_fn = lean_decoding.tiled(decode_fn, self.decode_tile, self.vae.config.downscale)
+    if self.decode_batch is not None:
+      decode_fn = lean_decoding.sliced(decode_fn, self.decode_batch)
+    return decode_fn(params, latents.astype(jnp.float32))
+
+  def _decode_whole(self, params: Params, latents: Array) -> Array:
     return self.vae.apply({"params": params}, latents, method="decode")  # type: ignore[return-value]
 
   def encode_images(self, params: Params, images: Array, key: Key | None = None) -> Array:
@@ -88,6 +115,7 @@ class Networks:
 
   def decode(self, params: Params, latents: Array) -> Array:
     """`x_0` `[B, h, w, C]` to images `[B, H, W, 3]`, clipped to [0, 1]."""
+    latents = latents.astype(jnp.float32)
     images = self.vae_decode(params, latents / self.vae.config.scaling_factor + self._shift)
     return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
 
@@ -97,23 +125,19 @@ class Networks:
 
   def param_shapes(self) -> dict[str, Params]:
     """The parameter tree of each component, with shapes in place of arrays."""
-    height, width, channels = self.latent_shape
-    config = self.text_encoder.config
-    token_ids = jnp.zeros((1, config.max_position_embeddings), jnp.int32)
-    text = jnp.zeros((1, config.max_position_embeddings, config.hidden_size))
-    x_t = jnp.zeros((1, height, width, channels))
-    images = jnp.zeros((1, *self.image_size, self.vae.config.in_channels))
     key = jax.random.key(0)
+    token_ids = jnp.zeros((1, *self.text.ids_shape), jnp.int32)
+    x_t = jnp.zeros((1, *self.latent_shape[:2], self.unet.config.in_channels))
+    images = jnp.zeros((1, *self.image_size, self.vae.config.in_channels))
     variables = {
-      "unet": jax.eval_shape(self.unet.init, key, x_t, jnp.zeros(1), text),
-      "vae": jax.eval_shape(self.vae.init, key, images),
-      "text_encoder": jax.eval_shape(self.text_encoder.init, key, token_ids),
+      name: jax.eval_shape(module.init, key, token_ids.reshape(-1, token_ids.shape[-1]))
+      for name, module in self.text.modules.items()
     }
+    text_params = {name: component["params"] for name, component in variables.items()}
+    cond = jax.eval_shape(self.encode_text, text_params, token_ids)
+    variables["unet"] = jax.eval_shape(self.unet.init, key, x_t, jnp.zeros(1), cond["text"], cond)
+    variables["vae"] = jax.eval_shape(self.vae.init, key, images)
     return {name: component["params"] for name, component in variables.items()}
-
-
-def _scalar(size: int | tuple[int, ...]) -> int:
-  return size[0] if isinstance(size, tuple) else size
 
 
 def _random_leaf(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -134,16 +158,19 @@ class StableDiffusion:
 
   Attributes:
     networks: the pure functions.
-    params: `{"unet": ..., "vae": ..., "text_encoder": ...}`, or {} before there are any; numpy
-      arrays in host memory after `load`.
-    configs: the parsed config.json of each component and of the scheduler, as found.
+    params: `{"unet": ..., "vae": ..., "text_encoder": ...}` and, for XL, "text_encoder_2", or {}
+      before there are any; numpy arrays in host memory after `load`.
+    configs: the parsed config.json of each component and of the scheduler, as found; "pipeline"
+      holds the class and the settings of model_index.json.
     tokenizer_folder: holds vocab.json and merges.txt.
+    tokenizer_2_folder: the same for the second text encoder, if there is one.
   """
 
   networks: Networks
   params: dict[str, Params]
   configs: dict[str, dict[str, Any]]
   tokenizer_folder: pathlib.Path
+  tokenizer_2_folder: pathlib.Path | None = None
 
   denoise = property(lambda self: self.networks.denoise)
   encode_text = property(lambda self: self.networks.encode_text)
@@ -167,14 +194,19 @@ class StableDiffusion:
   @property
   def context_length(self) -> int:
     """Tokens per prompt, N."""
-    return self.networks.text_encoder.config.max_position_embeddings
+    return self.networks.text.ids_shape[-1]
 
   def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
-    """Prompts to int32 `[B, N]`, padded; tokens beyond N are dropped (warned of once)."""
-    return tokenization.tokenize(self.tokenizer_folder, prompts, self.context_length)
+    """Prompts to int32 `[B, N]`, or `[B, 2, N]` with two tokenizers.
+
+    Padded; tokens beyond N are dropped (warned of once).
+    """
+    folders = [folder for folder in (self.tokenizer_folder, self.tokenizer_2_folder) if folder]
+    rows = [tokenization.tokenize(folder, prompts, self.context_length) for folder in folders]
+    return np.stack(rows, axis=1).reshape(len(prompts), *self.networks.text.ids_shape)
 
   def init_params(self, key: Key) -> dict[str, Params]:
-    """Random parameters of all three components, as numpy arrays in host memory.
+    """Random parameters of all components, as numpy arrays in host memory.
 
     Drawn on the host: compiling the random draws of hundreds of layers takes XLA minutes.
     """
@@ -189,10 +221,23 @@ class StableDiffusion:
 
   def with_scaling_factor(self, scaling_factor: float) -> "StableDiffusion":
     """This model with other latents; a UNet trained on the old ones no longer fits."""
+    config = dataclasses.replace(self.networks.vae.config, scaling_factor=scaling_factor)
+    networks = dataclasses.replace(self.networks, vae=vae.AutoencoderKL(config))
     vae_config = {**self.configs["vae"], "scaling_factor": scaling_factor}
-    configs = {**self.configs, "vae": vae_config}
-    other = build(**configs, tokenizer_folder=self.tokenizer_folder)
-    return other.with_params(self.params)
+    return dataclasses.replace(
+      self, networks=networks, configs={**self.configs, "vae": vae_config}
+    )
+
+  def with_image_size(self, height: int, width: int) -> "StableDiffusion":
+    """This model for images of another size, in pixels; a folder it is saved to keeps the old."""
+    downscale = self.networks.vae.config.downscale
+    if height < downscale or width < downscale or height % downscale or width % downscale:
+      raise ValueError(
+        f"image size: expected multiples of {downscale}, the pixels of a latent one, got "
+        f"{height} x {width}"
+      )
+    networks = dataclasses.replace(self.networks, image_size=(height, width))
+    return dataclasses.replace(self, networks=networks)
 
 
 def build(
@@ -202,43 +247,110 @@ def build(
   text_encoder: dict[str, Any],
   scheduler: dict[str, Any],
   tokenizer_folder: str | os.PathLike,
+  text_encoder_2: dict[str, Any] | None = None,
+  tokenizer_2_folder: str | os.PathLike | None = None,
+  pipeline: dict[str, Any] | None = None,
 ) -> StableDiffusion:
-  """Builds the bundle, without parameters, from the parsed config.json of each component."""
-  tokenization.check_folder(tokenizer_folder)
-  networks = _networks(unet, vae, text_encoder)
-  configs = {"unet": unet, "vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
-  return StableDiffusion(networks, {}, configs, pathlib.Path(tokenizer_folder))
+  """Builds the bundle, without parameters, from the parsed config.json of each component.
+
+  With `text_encoder_2` and its tokenizer it is an XL. `pipeline` holds the class and the settings
+  of its model_index.json, by default those of the published models.
+  """
+  two = text_encoder_2 is not None
+  if two != (tokenizer_2_folder is not None):
+    raise ValueError("expected text_encoder_2 and tokenizer_2_folder together, found only one")
+  folders = [
+    pathlib.Path(folder) for folder in (tokenizer_folder, tokenizer_2_folder) if folder is not None
+  ]
+  for folder in folders:
+    tokenization.check_folder(folder)
+  configs = {
+    "unet": unet,
+    "vae": vae,
+    "text_encoder": text_encoder,
+    "scheduler": scheduler,
+    "pipeline": pipeline or model_index.default(two),
+  }
+  if text_encoder_2 is not None:
+    configs["text_encoder_2"] = text_encoder_2
+  return StableDiffusion(_networks(configs), {}, configs, *folders)
 
 
-def _networks(unet_config: dict, vae_config: dict, text_config: dict) -> Networks:
-  unet_fields = unet.UNetConfig.from_dict(unet_config)
-  vae_fields = vae.VAEConfig.from_dict(vae_config)
-  text_fields = clip.CLIPTextConfig.from_dict(text_config)
-  if unet_fields.in_channels != vae_fields.latent_channels:
+def _networks(configs: Mapping[str, dict[str, Any]]) -> Networks:
+  unet_config = unet.UNetConfig.from_dict(configs["unet"])
+  vae_config = vae.VAEConfig.from_dict(configs["vae"])
+  text = conditioning.make(
+    configs["text_encoder"],
+    configs.get("text_encoder_2"),
+    zero_empty=configs["pipeline"].get("force_zeros_for_empty_prompt", True),
+  )
+  read, written = unet_config.in_channels, unet_config.out_channels
+  if read < written or written != vae_config.latent_channels:
     raise ValueError(
-      f"expected unet in_channels == vae latent_channels, found {unet_fields.in_channels} and "
-      f"{vae_fields.latent_channels}; inpainting and other image-conditioned UNets do not fit"
+      f"expected unet in_channels >= out_channels == vae latent_channels, found {read}, {written} "
+      f"and {vae_config.latent_channels}"
     )
-  if unet_fields.cross_attention_dim != text_fields.hidden_size:
+  if unet_config.cross_attention_dim != text.width:
     raise ValueError(
-      f"expected unet cross_attention_dim == text_encoder hidden_size, found "
-      f"{unet_fields.cross_attention_dim} and {text_fields.hidden_size}"
+      f"expected unet cross_attention_dim == the text encoders' joint hidden_size, found "
+      f"{unet_config.cross_attention_dim} and {text.width}"
     )
   return Networks(
-    unet.UNet2DConditionModel(unet_fields),
-    vae.AutoencoderKL(vae_fields),
-    clip.CLIPTextModel(text_fields),
+    unet.UNet2DConditionModel(unet_config),
+    vae.AutoencoderKL(vae_config),
+    text,
+    _trained_image_size(unet_config, vae_config),
   )
 
 
-def load(path: str | os.PathLike) -> StableDiffusion:
-  """Reads "shapes" (the embedded model), a folder in the diffusers layout, or a hub id."""
+def _trained_image_size(
+  unet_config: unet.UNetConfig, vae_config: vae.VAEConfig
+) -> tuple[int, int]:
+  """`(H, W)` in pixels, by the latents of the UNet or, where it does not say, the autoencoder's."""
+  downscale, size = vae_config.downscale, unet_config.sample_size
+  if size is None:
+    height, width = _pair(vae_config.sample_size)
+    return height // downscale * downscale, width // downscale * downscale
+  height, width = _pair(size)
+  return height * downscale, width * downscale
+
+
+def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+  entries = size if isinstance(size, tuple) else (size,)
+  return entries[0], entries[-1]
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  image_size: tuple[int, int] | None = None,
+  decode_batch: int | None = None,
+  decode_tile: int | None = None,
+) -> StableDiffusion:
+  """Reads "shapes" (the embedded model), a folder in the diffusers layout, or a hub id.
+
+  Args:
+    path: one of these.
+    image_size: `(H, W)` in pixels; by default what the model was trained on.
+    decode_batch: images are decoded at most this many at a time; by default all of a batch.
+    decode_tile: larger latents are decoded in tiles with this side; by default whole.
+  """
   folder = hub.find_folder(path)
-  _check_pipeline(folder)
-  configs = {name: files.read_json(folder / name / "config.json") for name in _WEIGHTS}
-  scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json")
-  model = build(**configs, scheduler=scheduler, tokenizer_folder=folder / "tokenizer")
-  return model.with_params(
+  pipeline, two = model_index.read(folder)
+  components = [name for name in _WEIGHTS if two or name != "text_encoder_2"]
+  configs = {name: files.read_json(folder / name / "config.json") for name in components}
+  model = build(
+    **configs,
+    scheduler=files.read_json(folder / "scheduler" / "scheduler_config.json"),
+    tokenizer_folder=folder / "tokenizer",
+    tokenizer_2_folder=folder / "tokenizer_2" if two else None,
+    pipeline=pipeline,
+  )
+  model = model if image_size is None else model.with_image_size(*image_size)
+  networks = dataclasses.replace(
+    model.networks, decode_batch=decode_batch, decode_tile=decode_tile
+  )
+  return dataclasses.replace(model, networks=networks).with_params(
     {
       name: safetensors_io.read_component(folder / name, shapes)
       for name, shapes in model.networks.param_shapes().items()
@@ -246,50 +358,20 @@ def load(path: str | os.PathLike) -> StableDiffusion:
   )
 
 
-def _check_pipeline(folder: pathlib.Path) -> None:
-  """Raises unless the folder's model_index.json describes a Stable Diffusion 1.x or 2.x."""
-  index = files.read_json(folder / "model_index.json")
-  present = {name for name, entry in index.items() if isinstance(entry, list) and any(entry)}
-  missing = sorted({*_WEIGHTS, "tokenizer", "scheduler"} - present)
-  foreign = sorted(present & {"text_encoder_2", "transformer", "prior"})
-  if missing or foreign:
-    raise ValueError(
-      f"{folder / 'model_index.json'}: expected a Stable Diffusion 1.x or 2.x pipeline, found "
-      f"{index.get('_class_name', 'no class')}"
-      + (f" without {', '.join(missing)}" if missing else f" with {', '.join(foreign)}")
-    )
-
-
 def save(model: StableDiffusion, folder: str | os.PathLike) -> None:
-  """Writes the folder that `load` and diffusers read; configs and tokenizer as they were found."""
+  """Writes the folder that `load` and diffusers read; configs and tokenizers as they were found."""
   folder = pathlib.Path(folder)
-  missing = sorted(_WEIGHTS.keys() - model.params.keys())
+  components = [name for name in _WEIGHTS if name in model.configs]
+  missing = sorted(set(components) - model.params.keys())
   if missing:
-    raise ValueError(f"expected params of {sorted(_WEIGHTS)}, found none of {missing}")
-  index = _model_index(model.scheduler_config)
-  for name, filename in _WEIGHTS.items():
+    raise ValueError(f"expected params of {sorted(components)}, found none of {missing}")
+  index = model_index.make(model.configs)
+  for name in components:
     config = model.configs[name]
-    safetensors_io.write_component(folder / name, model.params[name], config, filename)
+    safetensors_io.write_component(folder / name, model.params[name], config, _WEIGHTS[name])
   tokenization.copy(model.tokenizer_folder, folder / "tokenizer")
+  if model.tokenizer_2_folder is not None:
+    tokenization.copy(model.tokenizer_2_folder, folder / "tokenizer_2")
   (folder / "scheduler").mkdir(exist_ok=True)
   files.write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
-  files.write_json(folder / "model_index.json", index)  # last: without it nothing loads the folder
-
-
-def _model_index(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
-  """Names the class of each component, as diffusers wants it."""
-  if "_class_name" not in scheduler_config:
-    raise ValueError("expected '_class_name' in the scheduler config, e.g. 'DDIMScheduler'")
-  return {
-    "_class_name": "StableDiffusionPipeline",
-    "_diffusers_version": "0.30.0",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", scheduler_config["_class_name"]],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-  }
+  files.write_json(folder / model_index.FILE, index)  # last: without it nothing loads the folder

@@ -49,8 +49,8 @@ _FIXED = {
   "time_embedding_dim": (None,),
   "time_embedding_type": ("positional",),
   "timestep_post_act": (None,),
-  # Logits and softmax are float32 here always, so both values describe the same computation.
-  "upcast_attention": (False, True),
+  # Logits and softmax are float32 here always, so all values describe the same computation.
+  "upcast_attention": (False, True, None),
 }
 
 
@@ -272,10 +272,10 @@ class UNet2DConditionModel(nn.Module):
     temb = EmbeddingMLP(features, name="time_embedding")(raw.astype(dtype))
     if config.addition_embed_type is None:
       return temb
-    if added is None:
+    if added is None or not {"text_embeds", "time_ids"} <= added.keys():
       raise ValueError(
         "this UNet has addition_embed_type='text_time': expected added={'text_embeds': [B, P], "
-        "'time_ids': [B, 6]}, got None"
+        f"'time_ids': [B, 6]}}, got {added if added is None else sorted(added)}"
       )
     time_ids = added["time_ids"]
     assert config.addition_time_embed_dim is not None  # text_time needs it: _check_text_time

@@ -73,3 +73,25 @@ def test_gradient_flows_through_both_branches():
     cond.cond["text"].mean(1) - cond.uncond["text"].mean(1)
   )
   np.testing.assert_allclose(ours, (x_t * text[:, None, None]).sum(), rtol=1e-4)
+
+
+def test_text_and_image_by_three_separate_evaluations():
+  x_t, t, cond = make_inputs()
+  image = x_t + 1.0
+  cond = guidance.Guided(
+    {**cond.cond, "image": image}, {**cond.uncond, "image": jnp.zeros_like(image[:1])}
+  )
+
+  def network(params, x_t, t, cond):
+    return Network()(params, x_t, t, cond) * (1.0 + cond["image"])
+
+  ours = guidance.text_and_image(network, 7.0, 1.5)(PARAMS, x_t, t, cond)
+  neither, both = branches(x_t, t, cond)
+  with_image = neither * (1.0 + image)
+  both = both * (1.0 + image)
+  expected = neither + 1.5 * (with_image - neither) + 7.0 * (both - with_image)
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+  # An image scale of 0 and a network that does not look at the image leave plain guidance.
+  plain = guidance.classifier_free(Network(), 7.0)(PARAMS, x_t, t, cond)
+  blind = guidance.text_and_image(Network(), 7.0, 0.0)(PARAMS, x_t, t, cond)
+  np.testing.assert_allclose(blind, plain, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import diffusers
 import jax
@@ -164,13 +166,83 @@ def test_from_config_reads_a_saved_config_and_its_defaults(name, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, table, bare)
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler"])
+SOLVERS = [
+  "PNDMScheduler",
+  "EulerDiscreteScheduler",
+  "EulerAncestralDiscreteScheduler",
+  "LMSDiscreteScheduler",
+  "DEISMultistepScheduler",
+  "DPMSolverMultistepScheduler",
+  "DPMSolverSinglestepScheduler",
+  "UniPCMultistepScheduler",
+  "HeunDiscreteScheduler",
+  "KDPM2DiscreteScheduler",
+  "KDPM2AncestralDiscreteScheduler",
+]
+# The scheduler_config.json of published models, without what only their solvers read.
+PUBLISHED = {
+  "stable-diffusion-v1-5": dict(SD1_SCHEDULE, _class_name="PNDMScheduler", skip_prk_steps=True),
+  "stable-diffusion-2-1": dict(
+    SD1_SCHEDULE, _class_name="DDIMScheduler", clip_sample=False, prediction_type="v_prediction"
+  ),
+  "stable-diffusion-xl-base-1.0": dict(
+    SD1_SCHEDULE,
+    _class_name="EulerDiscreteScheduler",
+    interpolation_type="linear",
+    timestep_spacing="leading",
+    use_karras_sigmas=False,
+  ),
+  "instruct-pix2pix": dict(SD1_SCHEDULE, _class_name="EulerAncestralDiscreteScheduler"),
+  "sd-turbo": dict(SD1_SCHEDULE, _class_name="EulerDiscreteScheduler", timestep_spacing="trailing"),
+  "a zero-SNR velocity model": dict(
+    SD1_SCHEDULE,
+    _class_name="DPMSolverMultistepScheduler",
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    use_karras_sigmas=True,
+    variance_type=None,
+  ),
+}
+
+
+def assert_is_ddim(table, scheduler):
+  """The table is that of diffusers' DDIM in the place of another scheduler."""
+  ddim = diffusers.DDIMScheduler.from_config(scheduler.config)
+  ddim.set_timesteps(table.num_steps)
+  t = ddim.timesteps.numpy()
+  np.testing.assert_array_equal(table.t, t)
+  square_s = [previous_square(ddim, int(i)) for i in t]
+  np.testing.assert_allclose(table.alpha_t**2, ddim.alphas_cumprod.numpy()[t], atol=ZERO_SNR_ATOL)
+  np.testing.assert_allclose(table.alpha_s**2, square_s, atol=ZERO_SNR_ATOL)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_other_solvers_become_ddim_with_a_notice(name):
-  config = dict(SD1_SCHEDULE, timestep_spacing="leading", skip_prk_steps=True)
   with pytest.warns(UserWarning, match=f"{name} is sampled as DDIM"):
-    table = schedules.from_config(dict(config, _class_name=name), 20)
-  expected = schedules.from_config(dict(config, _class_name="DDIMScheduler"), 20)
-  jax.tree.map(np.testing.assert_array_equal, table, expected)
+    table = schedules.from_config({"_class_name": name}, 20)
+  assert_is_ddim(table, getattr(diffusers, name)())
+
+
+@pytest.mark.filterwarnings("ignore:scheduler config")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_schedulers(name):
+  config = PUBLISHED[name]
+  scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+  assert_is_ddim(schedules.from_config(config, 20), scheduler)
+
+
+def test_the_notice_is_printed_once():
+  program = f"""
+from jaxalign.diffusion import schedules, transitions
+config = {PUBLISHED["stable-diffusion-v1-5"]!r}
+for num_steps in (5, 7):
+  transitions.make_process(config, num_steps=num_steps, eta=1.0)
+  schedules.training_table(config)
+"""
+  run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+  assert run.stderr.count("PNDMScheduler is sampled as DDIM") == 1
+  assert "timestep_spacing='leading'" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -185,7 +257,12 @@ def test_other_solvers_become_ddim_with_a_notice(name):
     (dict(_class_name="DDIMScheduler", steps_offset=1, num_train_timesteps=10), "timestep 10"),
     (dict(_class_name="DDIMScheduler", num_train_timesteps=9), "1 to 9"),
     (dict(_class_name="DDPMScheduler", variance_type="learned_range"), "learned_range"),
-    (dict(_class_name="EulerDiscreteScheduler", use_karras_sigmas=True), "use_karras_sigmas"),
+    (dict(_class_name="EulerDiscreteScheduler", timestep_type="continuous"), "timestep_type"),
+    (dict(_class_name="UniPCMultistepScheduler", use_flow_sigmas=True), "use_flow_sigmas"),
+    (
+      dict(_class_name="FlowMatchEulerDiscreteScheduler", use_karras_sigmas=True),
+      "use_karras_sigmas",
+    ),
     (
       dict(_class_name="FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True),
       "image_seq_len",

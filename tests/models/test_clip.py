@@ -1,4 +1,4 @@
-"""The text encoder against transformers' PyTorch one, on random weights."""
+"""The text encoders against transformers' PyTorch ones, on random weights."""
 
 import jax
 import jax.numpy as jnp
@@ -48,17 +48,24 @@ TOKEN_IDS = np.array(
 )
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+CLASSES = {"CLIPTextModel": CONFIGS, "CLIPTextModelWithProjection": ["gelu", "legacy_eos"]}
+
+
+@pytest.fixture(
+  scope="module", params=[(name, config) for name, configs in CLASSES.items() for config in configs]
+)
 def pair(request, tmp_path_factory):
   """(our module, our params, the PyTorch model)."""
   torch.manual_seed(0)
-  oracle = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CONFIGS[request.param])).eval()
+  name, config = request.param
+  config = transformers.CLIPTextConfig(**CONFIGS[config], projection_dim=7)
+  oracle = getattr(transformers, name)(config).eval()
   with torch.no_grad():
     for parameter in oracle.parameters():
       parameter.add_(0.2 * torch.randn_like(parameter))
-  folder = tmp_path_factory.mktemp(request.param)
+  folder = tmp_path_factory.mktemp("oracle")
   oracle.save_pretrained(folder)
-  model = clip.CLIPTextModel(clip.CLIPTextConfig.from_dict(oracle.config.to_dict()))
+  model = getattr(clip, name)(clip.CLIPTextConfig.from_dict(oracle.config.to_dict()))
   expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 9), jnp.int32))["params"]
   return model, safetensors_io.read_component(folder, expected), oracle
 
@@ -67,17 +74,19 @@ def pair(request, tmp_path_factory):
 def test_matches_transformers(pair, length):
   model, params, oracle = pair
   token_ids = TOKEN_IDS[:, :length]
-  hidden, pooled = jax.jit(lambda p, ids: model.apply({"params": p}, ids))(params, token_ids)
+  encoded = jax.jit(lambda p, ids: model.apply({"params": p}, ids))(params, token_ids)
   with torch.no_grad():
-    expected = oracle(torch.from_numpy(token_ids).long())
-  np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=1e-4, rtol=0)
-  np.testing.assert_allclose(pooled, expected.pooler_output, atol=1e-4, rtol=0)
+    expected = oracle(torch.from_numpy(token_ids).long(), output_hidden_states=True)
+  pooled = expected.get("text_embeds", expected.get("pooler_output"))
+  np.testing.assert_allclose(encoded.hidden, expected.last_hidden_state, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(encoded.pooled, pooled, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(encoded.penultimate, expected.hidden_states[-2], atol=1e-4, rtol=0)
 
 
 def test_end_positions_by_hand():
   # Legacy: the largest id. Otherwise: the first 7, or position 0 where there is none.
-  np.testing.assert_array_equal(clip._end_positions(TOKEN_IDS, 2), [4, 1, 8, 0])
-  np.testing.assert_array_equal(clip._end_positions(TOKEN_IDS, 7), [2, 2, 7, 0])
+  np.testing.assert_array_equal(clip.end_positions(TOKEN_IDS, 2), [4, 1, 8, 0])
+  np.testing.assert_array_equal(clip.end_positions(TOKEN_IDS, 7), [2, 2, 7, 0])
 
 
 def test_later_tokens_do_not_change_earlier_states(pair):

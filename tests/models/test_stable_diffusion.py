@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models
 
 from jaxalign.models import stable_diffusion, tokenization
 
@@ -36,15 +37,15 @@ VAE = {
 TEXT = {
   "architectures": ["CLIPTextModel"],
   "model_type": "clip_text_model",
-  "vocab_size": 58,
+  "vocab_size": 60,
   "hidden_size": 12,
   "intermediate_size": 16,
   "num_hidden_layers": 1,
   "num_attention_heads": 2,
   "max_position_embeddings": 8,
-  "bos_token_id": 56,
-  "eos_token_id": 57,
-  "pad_token_id": 57,
+  "bos_token_id": 58,
+  "eos_token_id": 59,
+  "pad_token_id": 59,
 }
 SCHEDULER = {
   "_class_name": "DDIMScheduler",
@@ -58,30 +59,9 @@ SCHEDULER = {
 COMPONENTS = ("unet", "vae", "text_encoder")
 
 
-def write_tokenizer(folder, pad="<|endoftext|>"):
-  """A CLIP tokenizer over a-z with four merges, so that "cat" and "a" are one token each."""
-  letters = "abcdefghijklmnopqrstuvwxyz"
-  merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
-  vocab = [*letters, *(letter + "</w>" for letter in letters), *("".join(m) for m in merges)]
-  vocab += ["<|startoftext|>", "<|endoftext|>"]
-  special = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": pad,
-  }
-  folder.mkdir()
-  (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
-  (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
-  (folder / "special_tokens_map.json").write_text(json.dumps(special))
-  config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 8, **special}
-  (folder / "tokenizer_config.json").write_text(json.dumps(config))
-  return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  tokenizer = write_tokenizer(tmp_path_factory.mktemp("source") / "tokenizer")
+  tokenizer = small_models.write_tokenizer(tmp_path_factory.mktemp("source") / "tokenizer")
   built = stable_diffusion.build(
     unet=UNET, vae=VAE, text_encoder=TEXT, scheduler=SCHEDULER, tokenizer_folder=tokenizer
   )
@@ -129,13 +109,14 @@ def test_diffusers_predicts_the_same(model, pipeline):
   x_t = rng.normal(size=(2, 4, 6, 4)).astype(np.float32)
   t = np.array([3.0, 981.0], np.float32)
   token_ids = model.tokenize(["a cat", "dog"])
-  text = jax.jit(model.encode_text)(model.params["text_encoder"], token_ids)
-  prediction = jax.jit(model.denoise)({"params": model.params["unet"]}, x_t, t, {"text": text})
+  cond = jax.jit(model.encode_text)(model.params, token_ids)
+  prediction = jax.jit(model.denoise)({"params": model.params["unet"]}, x_t, t, cond)
   with torch.no_grad():
     hidden = pipeline.text_encoder(torch.from_numpy(token_ids).long())[0]
     sample = torch.from_numpy(x_t).permute(0, 3, 1, 2)
     expected = pipeline.unet(sample, torch.from_numpy(t), hidden).sample.permute(0, 2, 3, 1)
-  np.testing.assert_allclose(text, hidden, atol=1e-4, rtol=0)
+  assert list(cond) == ["text"]
+  np.testing.assert_allclose(cond["text"], hidden, atol=1e-4, rtol=0)
   np.testing.assert_allclose(prediction, expected, atol=1e-4, rtol=0)
 
 
@@ -165,14 +146,14 @@ def test_diffusers_has_the_same_tokenizer_and_scheduler(model, pipeline):
 
 
 def test_tokens_by_hand(model, tmp_path):
-  # a</w> is 26, ca 52, cat</w> 53, do 54, dog</w> 55, start 56, end 57.
+  # a</w> is 28, ca 54, cat</w> 55, do 56, dog</w> 57, start 58, end 59.
   found = model.tokenize(["a cat", "DOG"])
   assert found.dtype == np.int32
-  expected = [[56, 26, 53, 57, 57, 57, 57, 57], [56, 55, 57, 57, 57, 57, 57, 57]]
+  expected = [[58, 28, 55, 59, 59, 59, 59, 59], [58, 57, 59, 59, 59, 59, 59, 59]]
   np.testing.assert_array_equal(found, expected)
-  other = write_tokenizer(tmp_path / "tokenizer", pad="a")
+  other = small_models.write_tokenizer(tmp_path / "tokenizer", pad="!")
   np.testing.assert_array_equal(
-    tokenization.tokenize(other, ["dog"], context_length=5), [[56, 55, 57, 0, 0]]
+    tokenization.tokenize(other, ["dog"], context_length=5), [[58, 57, 59, 0, 0]]
   )
   assert model.tokenize([]).shape == (0, 8)
 
@@ -181,7 +162,7 @@ def test_truncation_is_reported_once(model, monkeypatch):
   monkeypatch.setattr(tokenization, "_truncation_warned", False)
   with pytest.warns(UserWarning, match="a prompt has 11 tokens, the text encoder reads 8"):
     found = model.tokenize(["cat " * 9, "dog"])
-  np.testing.assert_array_equal(found[0], [56, 53, 53, 53, 53, 53, 53, 57])
+  np.testing.assert_array_equal(found[0], [58, 55, 55, 55, 55, 55, 55, 59])
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     model.tokenize(["dog " * 30])
@@ -206,8 +187,18 @@ def test_shapes(model):
   assert model.latent_shape == (4, 6, 4)
   assert model.context_length == 8
   for size, expected in ((5, (5, 5, 4)), ([7], (7, 7, 4)), (None, (6, 6, 4))):
-    networks = stable_diffusion._networks({**UNET, "sample_size": size}, VAE, TEXT)
-    assert networks.latent_shape == expected
+    configs = {**model.configs, "unet": {**UNET, "sample_size": size}}
+    assert stable_diffusion._networks(configs).latent_shape == expected
+
+
+def test_with_image_size(model, folder):
+  other = model.with_image_size(16, 8)
+  assert (other.latent_shape, other.image_size) == ((8, 4, 4), (16, 8))
+  assert other.params is model.params and other.configs is model.configs
+  assert stable_diffusion.load(folder, image_size=(16, 8)).networks == other.networks
+  assert other.with_scaling_factor(2.0).image_size == (16, 8)
+  with pytest.raises(ValueError, match=r"multiples of 2, .* got 16 x 7"):
+    model.with_image_size(16, 7)
 
 
 def test_init_params(model):
@@ -243,7 +234,8 @@ def test_with_scaling_factor(model):
 @pytest.mark.parametrize(
   ("section", "change", "words"),
   [
-    ("unet", {"in_channels": 9}, "in_channels == vae latent_channels, found 9 and 4"),
+    ("unet", {"in_channels": 3}, "== vae latent_channels, found 3, 4 and 4"),
+    ("unet", {"out_channels": 5}, "== vae latent_channels, found 4, 5 and 4"),
     ("unet", {"cross_attention_dim": 16}, "hidden_size, found 16 and 12"),
     ("vae", {"act_fn": "mish"}, "mish"),
   ],
@@ -274,7 +266,8 @@ def test_missing_file_is_named(folder, name):
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "with text_encoder_2"),
+    ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "without tokenizer_2"),
+    ({"text_encoder_3": ["transformers", "T5EncoderModel"]}, "with text_encoder_3"),
     ({"unet": [None, None]}, "without unet"),
   ],
 )

@@ -284,8 +284,10 @@ REPOSITORY = [
   "unet/diffusion_pytorch_model.bin",
   "vae/diffusion_pytorch_model{}.safetensors",
   "text_encoder/model{}.safetensors",
+  "text_encoder_2/model{}.safetensors",
   "safety_checker/model{}.safetensors",
   "tokenizer/vocab.json",
+  "tokenizer_2/vocab.json",
 ]
 
 
@@ -296,7 +298,7 @@ def test_hub_download_takes_only_what_is_read(tmp_path, monkeypatch, variant, nu
   assert hub.find_folder("owner/name") == tmp_path
   assert len(stand_in.calls) == num_calls
   fetched = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*") if file.is_file()}
-  unwanted = {REPOSITORY[1], REPOSITORY[4], REPOSITORY[7].format(variant)}
+  unwanted = {REPOSITORY[1], REPOSITORY[4], REPOSITORY[8].format(variant)}
   assert fetched == {name.format(variant) for name in REPOSITORY} - unwanted
 
 

@@ -6,9 +6,9 @@ import pathlib
 _EMBEDDED = {
   "shapes": pathlib.Path(__file__).resolve().parents[2] / "worlds" / "assets" / "shapes",
 }
-_COMPONENTS = ("unet", "vae", "text_encoder")
+_COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 # Repositories also hold pickles, other frameworks' weights and single-file copies of everything.
-_SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*"]
+_SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json", "tokenizer*/*"]
 _WEIGHTS = [f"{c}/*model{{}}.safetensors" for c in _COMPONENTS]
 
 
@@ -38,7 +38,8 @@ def _download(repo_id: str) -> pathlib.Path:
 
   try:
     folder = _snapshot(huggingface_hub, repo_id, variant="")
-    if not all(any((folder / c).glob("*.safetensors")) for c in _COMPONENTS):
+    found = [folder / name for name in _COMPONENTS if (folder / name).is_dir()]
+    if not all(any(component.glob("*.safetensors")) for component in found):
       folder = _snapshot(huggingface_hub, repo_id, variant=".fp16")
   except Exception as error:  # the client's failures share no base class: network, id, access
     reason = (str(error).strip() or repr(error)).splitlines()[0]

@@ -135,7 +135,7 @@ class StableDiffusion:
   Attributes:
     networks: the pure functions.
     params: `{"unet": ..., "vae": ..., "text_encoder": ...}`, or {} before there are any; numpy
-      arrays in host memory after `load`.
+      arrays in host memory after `load`, in their files still after `open_model`.
     configs: the parsed config.json of each component and of the scheduler, as found.
     tokenizer_folder: holds vocab.json and merges.txt.
   """
@@ -232,7 +232,16 @@ def _networks(unet_config: dict, vae_config: dict, text_config: dict) -> Network
 
 
 def load(path: str | os.PathLike) -> StableDiffusion:
-  """Reads "shapes" (the embedded model), a folder in the diffusers layout, or a hub id."""
+  """As `open_model`, with all parameters read into memory."""
+  model = open_model(path)
+  return model.with_params(jax.tree.map(np.asarray, model.params))
+
+
+def open_model(path: str | os.PathLike) -> StableDiffusion:
+  """Opens "shapes" (the embedded model), a folder in the diffusers layout, or a hub id.
+
+  Its parameters are `weights.lazy.LazyArray`s: what they are placed on reads its parts of them.
+  """
   folder = hub.find_folder(path)
   _check_pipeline(folder)
   configs = {name: files.read_json(folder / name / "config.json") for name in _WEIGHTS}
@@ -240,7 +249,7 @@ def load(path: str | os.PathLike) -> StableDiffusion:
   model = build(**configs, scheduler=scheduler, tokenizer_folder=folder / "tokenizer")
   return model.with_params(
     {
-      name: safetensors_io.read_component(folder / name, shapes)
+      name: safetensors_io.open_component(folder / name, shapes)
       for name, shapes in model.networks.param_shapes().items()
     }
   )

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxalign import files
-from jaxalign.models.weights import hub, names, safetensors_io
+from jaxalign.models.weights import hub, names, safetensors_io, tensor_files
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -130,7 +130,7 @@ def test_half_precision_is_read_as_float32(folder, dtype):
 
 def test_full_precision_is_preferred(folder):
   store(folder, {"wrong": np.zeros(1)}, "diffusion_pytorch_model.fp16.safetensors")
-  assert safetensors_io.find_weights(folder).name == FILE
+  assert tensor_files.find_weights(folder).name == FILE
 
 
 def test_text_encoder_without_prefix_and_with_buffer(tmp_path):

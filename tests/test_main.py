@@ -1,12 +1,9 @@
 """The commands as a user types them: what they exit with and what they say."""
 
-import os
 import pathlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -18,23 +15,6 @@ from jaxalign.models.weights import hub
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DDPO = f"--config={ROOT}/configs/ddpo.py:quicktest"
-
-
-@pytest.fixture
-def command(compilation_cache):
-  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache)}
-
-  def start(module, *flags, cwd):
-    return subprocess.Popen(
-      [sys.executable, "-m", f"jaxalign.{module}", *flags],
-      cwd=cwd,
-      env={**environment, "PYTHONPATH": str(ROOT)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-
-  return start
 
 
 def assert_refused(process, *words):

@@ -51,7 +51,8 @@ def open_file(path: str | os.PathLike) -> TensorFile:
 
   try:
     with safetensors.safe_open(path, framework="numpy") as stored:
-      shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
+      tensor_names = stored.keys()
+      shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in tensor_names}
       metadata = stored.metadata() or {}
   except safetensors.SafetensorError as error:
     raise ValueError(

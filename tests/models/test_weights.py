@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxalign import files
-from jaxalign.models.weights import hub, names, safetensors_io, tensor_files
+from jaxalign.models.weights import hub, lazy, names, safetensors_io, tensor_files
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -131,6 +131,101 @@ def test_half_precision_is_read_as_float32(folder, dtype):
 def test_full_precision_is_preferred(folder):
   store(folder, {"wrong": np.zeros(1)}, "diffusion_pytorch_model.fp16.safetensors")
   assert tensor_files.find_weights(folder).name == FILE
+
+
+def test_half_precision_and_shards_are_opened_like_one_file(folder):
+  tensors = stored(folder)
+  (folder / FILE).unlink()
+  shards = write_shards(folder, tensors, variant=".fp16")
+  assert tensor_files.find_weights(folder).name.endswith(".safetensors.index.fp16.json")
+  again = safetensors_io.read_component(folder, make_tree())
+  jax.tree.map(np.testing.assert_array_equal, again, make_tree())
+  assert len(shards) == 2
+  store(folder, tensors, "model.safetensors")  # full precision is preferred again
+  assert tensor_files.find_weights(folder).name == "model.safetensors"
+
+
+def write_shards(folder, tensors, variant=""):
+  """Two files and their index, as diffusers and transformers name them."""
+  stem = f"diffusion_pytorch_model{variant}"
+  shards = [f"{stem}-{number:05}-of-00002.safetensors" for number in (1, 2)]
+  weight_map = {name: shards[i % 2] for i, name in enumerate(sorted(tensors))}
+  for shard in shards:
+    store(folder, {n: x for n, x in tensors.items() if weight_map[n] == shard}, shard)
+  index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+  file = f"diffusion_pytorch_model.safetensors.index{variant}.json"
+  (folder / file).write_text(json.dumps(index))
+  return shards
+
+
+def test_what_an_index_lists_must_be_there(folder):
+  tensors = stored(folder)
+  (folder / FILE).unlink()
+  shards = write_shards(folder, tensors)
+  content = (folder / shards[1]).read_bytes()
+  (folder / shards[1]).unlink()
+  with pytest.raises(ValueError, match=rf"index.json lists {shards[1]} for 3 tensors, found no"):
+    safetensors_io.read_component(folder, make_tree())
+  (folder / shards[1]).write_bytes(content[:-4])
+  with pytest.raises(ValueError, match=rf"{shards[1]} is cut short"):
+    safetensors_io.read_component(folder, make_tree())
+  (folder / shards[1]).write_bytes((folder / shards[0]).read_bytes())
+  with pytest.raises(ValueError, match=rf"expected \S+ in {shards[1]}, found none"):
+    safetensors_io.read_component(folder, make_tree())
+  for content in ("{}", '{"weight_map": {}}', '{"weight_map": []}'):
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"index\.json: expected a 'weight_map'"):
+      safetensors_io.read_component(folder, make_tree())
+
+
+def test_opened_weights_read_the_part_that_is_asked_for(folder, monkeypatch):
+  opened = safetensors_io.open_component(folder, make_tree())
+  expected = make_tree()
+  read = []
+  plain = tensor_files._read
+  monkeypatch.setattr(tensor_files, "_read", lambda *a: read.append(a[2:]) or plain(*a))
+  kernel, whole = opened["conv_in"]["kernel"], expected["conv_in"]["kernel"]
+  assert (kernel.shape, kernel.ndim, kernel.dtype) == ((3, 3, 2, 4), 4, np.float32)
+  assert read == []  # nothing but headers so far
+  index = (slice(1, 3), slice(None), slice(0, 1), slice(2, 4, 1))
+  np.testing.assert_array_equal(kernel[index], whole[index])
+  # [k, k, in, out] here is [out, in, k, k] there.
+  sought = (slice(2, 4), slice(0, 1), slice(1, 3), slice(0, 3))
+  assert read == [("conv_in.weight", sought)]
+  for index in (slice(1, 2), 2, (..., 1), (slice(None, None, 2),), (), (slice(2, 1),)):
+    np.testing.assert_array_equal(kernel[index], whole[index])
+  jax.tree.map(np.testing.assert_array_equal, opened, expected)
+  assert np.asarray(kernel).flags.c_contiguous
+  with pytest.raises(ValueError, match="without a copy"):
+    np.array(kernel, copy=False)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (4, 3), (4, 3, 1), (4, 3, 1, 1)])
+def test_lazy_views_are_those_of_numpy(shape):
+  whole = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+  array = lazy.LazyArray(shape, lambda index: whole[index])
+  np.testing.assert_array_equal(array.rows(1, 3), whole[1:3])
+  np.testing.assert_array_equal(array.rows(1, 3)[1:2], whole[2:3])
+  axes = tuple(range(len(shape)))[::-1]
+  np.testing.assert_array_equal(array.transpose(axes)[0:1], whole.transpose(axes)[0:1])
+  other = (4, 1) if shape == (4, 1, 1) else (4, 3, 1, 1, 1)
+  np.testing.assert_array_equal(array.reshape_units(other)[1:3], whole.reshape(other)[1:3])
+  with pytest.raises(ValueError, match="but for trailing ones"):
+    array.reshape_units((2, 2, *shape[1:]))
+
+
+def test_a_file_that_changes_after_it_was_opened_is_an_error(folder):
+  opened = safetensors_io.open_component(folder, make_tree())
+  tree = jax.tree.map(lambda leaf: leaf + 1, make_tree())
+  safetensors_io.write_component(folder, tree, {})
+  with pytest.raises(ValueError, match=rf"{FILE} has changed since it was opened"):
+    np.asarray(opened["conv_in"]["bias"])
+
+
+def test_a_scalar_is_read_with_its_shape(tmp_path):
+  safetensors_io.write_tensors(tmp_path / FILE, {"logit_scale": np.float32(2.5)})
+  tree = safetensors_io.read_component(tmp_path, {"logit_scale": np.zeros(())})
+  assert tree["logit_scale"].shape == () and tree["logit_scale"] == 2.5
 
 
 def test_text_encoder_without_prefix_and_with_buffer(tmp_path):

@@ -13,7 +13,15 @@ from jaxalign.models import lora
 from jaxalign.models.weights import lora_files
 from jaxalign.types import Params
 
-_MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
+_MODEL = flags.DEFINE_string(
+  "model", None, "shapes, a diffusers folder, a hub id, or a single .safetensors file."
+)
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", "", "With --model: folder or hub id of a tokenizer, which a single file has not."
+)
+_CONFIGS = flags.DEFINE_string(
+  "configs", "", "With a single file as --model: folder or hub id of the model with its configs."
+)
 _LORA = flags.DEFINE_string("lora", None, "With --model: adapters, a file or its folder.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, instead of --model.")
 _BEST = flags.DEFINE_bool("best", False, "With --workdir: the checkpoint that a guard kept.")
@@ -61,7 +69,7 @@ def load_model(
   """
   loaded = system.make_system(
     seed=0,
-    model={"path": _MODEL.value},
+    model={"path": _MODEL.value, "tokenizer": _TOKENIZER.value, "configs": _CONFIGS.value},
     lora=system.NO_LORA,
     process=process,
     guidance=guidance,

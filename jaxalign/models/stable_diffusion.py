@@ -7,6 +7,7 @@ diffusers' `StableDiffusionPipeline` reads and writes.
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from jaxalign import files
 from jaxalign.models import clip, tokenization, unet, vae
-from jaxalign.models.weights import hub, safetensors_io
+from jaxalign.models.weights import hub, safetensors_io, single_file
 from jaxalign.types import Array, Key, Params
 
 _WEIGHTS = {
@@ -231,27 +232,67 @@ def _networks(unet_config: dict, vae_config: dict, text_config: dict) -> Network
   )
 
 
-def load(path: str | os.PathLike) -> StableDiffusion:
+def load(path: str | os.PathLike, tokenizer: str = "", configs: str = "") -> StableDiffusion:
   """As `open_model`, with all parameters read into memory."""
-  model = open_model(path)
+  model = open_model(path, tokenizer, configs)
   return model.with_params(jax.tree.map(np.asarray, model.params))
 
 
-def open_model(path: str | os.PathLike) -> StableDiffusion:
-  """Opens "shapes" (the embedded model), a folder in the diffusers layout, or a hub id.
+def open_model(path: str | os.PathLike, tokenizer: str = "", configs: str = "") -> StableDiffusion:
+  """Opens a model, whose parameters are `weights.lazy.LazyArray`s until they are placed.
 
-  Its parameters are `weights.lazy.LazyArray`s: what they are placed on reads its parts of them.
+  Args:
+    path: "shapes" (the embedded model), a folder in the diffusers layout, a hub id, or a single
+      .safetensors file under the original names.
+    tokenizer: folder or hub id of a tokenizer, instead of the model's own; a single file has none.
+    configs: folder or hub id of a model whose configurations, and tokenizer, are those of a single
+      file; by default they are the published ones of its kind.
   """
-  folder = hub.find_folder(path)
-  _check_pipeline(folder)
-  configs = {name: files.read_json(folder / name / "config.json") for name in _WEIGHTS}
-  scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json")
-  model = build(**configs, scheduler=scheduler, tokenizer_folder=folder / "tokenizer")
+  found = hub.find_model(path)
+  if found.is_file():
+    return _open_single_file(found, tokenizer, configs)
+  if configs:
+    raise ValueError(f"configs: expected none with the folder {found}, which has its own")
+  _check_pipeline(found)
+  model = build(
+    **_read_configs(found),
+    tokenizer_folder=hub.find_tokenizer(tokenizer) if tokenizer else found / "tokenizer",
+  )
   return model.with_params(
     {
-      name: safetensors_io.open_component(folder / name, shapes)
+      name: safetensors_io.open_component(found / name, shapes)
       for name, shapes in model.networks.param_shapes().items()
     }
+  )
+
+
+def _read_configs(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  configs = {name: files.read_json(folder / name / "config.json") for name in _WEIGHTS}
+  scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json")
+  return {**configs, "scheduler": scheduler}
+
+
+def _open_single_file(file: pathlib.Path, tokenizer: str, configs: str) -> StableDiffusion:
+  checkpoint = single_file.open_checkpoint(file)
+  if checkpoint.kind == "xl":
+    raise ValueError(f"{file} holds Stable Diffusion XL; expected a single file of 1.x or 2.x")
+  if not (tokenizer or configs):
+    raise ValueError(
+      f"{file} holds no tokenizer\nset config.model.tokenizer (--tokenizer) to a folder with "
+      f"vocab.json and merges.txt or to a hub id, such as openai/clip-vit-large-patch14 for 1.x"
+    )
+  if checkpoint.kind == "2.x" and not configs:
+    warnings.warn(
+      f"{file}: whether a 2.x predicts noise or velocity cannot be seen in its tensors; taken for "
+      f"2.1, velocity at 768 pixels. For 2-base, say, name a model with its configs (--configs).",
+      stacklevel=2,
+    )
+  model = build(
+    **(_read_configs(hub.find_folder(configs)) if configs else checkpoint.configs),
+    tokenizer_folder=hub.find_tokenizer(tokenizer or configs),
+  )
+  return model.with_params(
+    {name: checkpoint.component(name, s) for name, s in model.networks.param_shapes().items()}
   )
 
 

@@ -138,14 +138,17 @@ def test_every_spelling_of_a_text_encoders_layer(shapes, name, layer):
   paths = [path for path, _ in lora.adaptable_layers(shapes["text_encoder"])]
   entry = lora_names.parse(name)
   assert (entry.component, entry.part) == ("text_encoder", "a")
-  assert lora_names.layer_paths(paths)[entry.layer] == layer
+  assert lora_names.layer_paths("text_encoder", paths)[entry.layer] == layer
 
 
 def test_no_two_layers_share_a_spelling(shapes):
-  for tree in shapes.values():
+  for name, tree in shapes.items():
     paths = [path for path, _ in lora.adaptable_layers(tree)]
-    spellings = [lora_names.layer_paths([path]) for path in paths]
-    assert len(lora_names.layer_paths(paths)) == sum(map(len, spellings))
+    found = lora_names.layer_paths(name, paths)
+    per_layer = [lora_names.layer_paths("", [path]) for path in paths]
+    assert set(found.values()) == set(paths)
+    assert all(found[alias] == path for of in per_layer for alias, path in of.items())
+    assert sum(map(len, per_layer)) == len(set().union(*per_layer))
 
 
 def test_kohya_alphas_and_convolutions(shapes, tmp_path):
@@ -269,6 +272,18 @@ def test_files_that_are_not_there_or_not_readable(shapes, tmp_path):
     lora_files.read(tmp_path / "two.safetensors", shapes)
 
 
+def test_kohyas_names_of_xl(shapes):
+  paths = [path for path, _ in lora.adaptable_layers(shapes["unet"])]
+  known = lora_names.layer_paths("unet", paths)
+  for name, layer in {
+    "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q.lora_down.weight": TO_Q,
+    "lora_unet_input_blocks_1_0_in_layers_2.lora_up.weight": CONV,
+    "lora_unet_time_embed_0.alpha": ("time_embedding", "linear_1"),
+    "lora_unet_output_blocks_1_1_conv.alpha": ("up_blocks_0", "upsamplers_0", "conv"),
+  }.items():
+    assert known[lora_names.parse(name).layer] == layer
+
+
 def test_kohya_names_as_diffusers_reads_them(shapes):
   """The oracle: diffusers' own conversion of the same names, for every layer of the network."""
   conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
@@ -285,7 +300,7 @@ def test_kohya_names_as_diffusers_reads_them(shapes):
     tensors[f"{name}.lora_up.weight"] = torch.full((1, 1), float(number))
   converted, _ = conversion._convert_non_diffusers_lora_to_diffusers(dict(tensors))
   converted = state_dict_utils.convert_unet_state_dict_to_peft(converted)
-  known = lora_names.layer_paths(paths)
+  known = lora_names.layer_paths("unet", paths)
   for name, tensor in converted.items():
     assert known[lora_names.parse(name).layer] == attention[int(tensor.item())]
   for name, tensor in tensors.items():

@@ -350,8 +350,24 @@ def test_folder_names(tmp_path, monkeypatch):
     hub.find_folder("./nothing")
   checkpoint = tmp_path / "v1-5.safetensors"
   checkpoint.touch()
-  with pytest.raises(ValueError, match=r"single file.*from_single_file"):
+  assert hub.find_model(checkpoint) == checkpoint
+  with pytest.raises(ValueError, match=r"expected the folder of a model, .* found a file"):
     hub.find_folder(checkpoint)
+  with pytest.raises(ValueError, match=r"no file .*v1-6\.safetensors"):
+    hub.find_model("v1-6.safetensors")
+  (tmp_path / "v1-5.onnx").touch()
+  with pytest.raises(ValueError, match=r"v1-5\.onnx: expected a \.safetensors file"):
+    hub.find_model(tmp_path / "v1-5.onnx")
+  (tmp_path / "v1-5.ckpt").touch()
+  with pytest.raises(ValueError, match=r"v1-5\.ckpt, a pickle"):
+    hub.find_model(tmp_path / "v1-5.ckpt")
+
+
+def test_tokenizer_folders(tmp_path):
+  assert hub.find_tokenizer(tmp_path) == tmp_path
+  (tmp_path / "tokenizer").mkdir()
+  assert hub.find_tokenizer(tmp_path) == tmp_path / "tokenizer"
+  assert hub.find_tokenizer("shapes") == hub.find_folder("shapes") / "tokenizer"
 
 
 class _Hub:
@@ -388,7 +404,7 @@ REPOSITORY = [
 def test_hub_download_takes_only_what_is_read(tmp_path, monkeypatch, variant, num_calls):
   stand_in = _Hub(tmp_path, [name.format(variant) for name in REPOSITORY])
   monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
-  assert hub.find_folder("owner/name") == tmp_path
+  assert hub.find_model("owner/name") == tmp_path
   assert len(stand_in.calls) == num_calls
   fetched = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*") if file.is_file()}
   unwanted = {REPOSITORY[1], REPOSITORY[4], REPOSITORY[7].format(variant)}
@@ -399,6 +415,6 @@ def test_hub_failure_is_a_short_value_error(tmp_path, monkeypatch):
   stand_in = _Hub(tmp_path, [], error=ConnectionError("no route\nto host\nat all"))
   monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
   with pytest.raises(ValueError, match="'owner/name'") as caught:
-    hub.find_folder("owner/name")
+    hub.find_model("owner/name")
   assert len(str(caught.value).splitlines()) == 3
   assert "ConnectionError: no route" in str(caught.value)

@@ -141,7 +141,7 @@ def _sort(
   file: tensor_files.TensorFile, layers: Mapping[str, Mapping[lora_names.Path, Params]]
 ) -> tuple[dict[tuple[str, lora_names.Path], dict[str, np.ndarray]], list[str]]:
   """The parts of each layer by (component, path), and the names that belong to no layer."""
-  known = {component: lora_names.layer_paths(paths) for component, paths in layers.items()}
+  known = {name: lora_names.layer_paths(name, paths) for name, paths in layers.items()}
   parts: dict[tuple[str, lora_names.Path], dict[str, np.ndarray]] = {}
   unused = []
   for name, array in file.tensors.items():

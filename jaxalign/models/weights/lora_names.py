@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from jaxalign.models.weights import names
+from jaxalign.models.weights import names, original
 
 Path = tuple[str, ...]
 
@@ -83,9 +83,16 @@ def module_name(path: Sequence[str]) -> str:
   return names.torch_name((*path, "kernel")).removesuffix(".weight")
 
 
-def layer_paths(paths: Iterable[Path]) -> dict[str, Path]:
+def layer_paths(component: str, paths: Iterable[Path]) -> dict[str, Path]:
   """The path of the layer for everything that a file may call it."""
-  return {alias: path for path in paths for alias in _aliases(module_name(path))}
+  path_of = {module_name(path): path for path in paths}
+  found = {alias: path for module, path in path_of.items() for alias in _aliases(module)}
+  if component == "unet":  # for XL, kohya's scripts have the names of the original checkpoint
+    sources = original.unet({f"{module}.weight" for module in path_of})
+    for name, source in sources.items():
+      alias = source.name.removesuffix(".weight").replace(".", "_")
+      found[alias] = path_of[name.removesuffix(".weight")]
+  return found
 
 
 def _aliases(module: str) -> set[str]:

@@ -46,12 +46,15 @@ def open_component(folder: str | os.PathLike, expected: Params) -> dict:
   shapes = torch_shapes(expected)
   canonical = {name: names.canonical_name(name, shapes) for name in file.tensors}
   tensors = {new: file.tensors[old] for old, new in canonical.items() if new is not None}
-  return to_tree(file.path, tensors, expected)
+  return to_tree(f"{file.path} does not fit its config.json", tensors, expected)
 
 
-def to_tree(path: pathlib.Path, tensors: Mapping[str, lazy.LazyArray], expected: Params) -> dict:
-  """The tree like `expected` of tensors under their PyTorch names; `path` is where they are."""
-  check_shapes(path, torch_shapes(expected), {n: array.shape for n, array in tensors.items()})
+def to_tree(misfit: str, tensors: Mapping[str, lazy.LazyArray], expected: Params) -> dict:
+  """The tree like `expected` of tensors under their PyTorch names.
+
+  Raises ValueError, beginning with `misfit`, unless names and shapes are those expected.
+  """
+  check_shapes(misfit, torch_shapes(expected), {n: array.shape for n, array in tensors.items()})
   tree = {
     path: names.from_torch(path, tensors[names.torch_name(path)])
     for path in traverse_util.flatten_dict(expected)
@@ -97,9 +100,9 @@ def write_tensors(file: str | os.PathLike, tensors: Mapping[str, np.ndarray]) ->
 
 
 def check_shapes(
-  path: pathlib.Path, expected: Mapping[str, tuple], found: Mapping[str, tuple]
+  misfit: str, expected: Mapping[str, tuple], found: Mapping[str, tuple]
 ) -> None:
-  """Raises ValueError, which lists all misfits, unless names and shapes are those expected."""
+  """Raises ValueError, which lists everything, unless names and shapes are those expected."""
   missing = sorted(expected.keys() - found.keys())
   unexpected = sorted(found.keys() - expected.keys())
   misshapen = [
@@ -111,8 +114,8 @@ def check_shapes(
   problems = [f"{len(which)} {kind}: {first(which)}" for kind, which in kinds.items() if which]
   if problems:
     raise ValueError(
-      f"{path} does not fit its config.json ({len(expected)} tensors expected, {len(found)} found)."
-      f"\n{'; '.join(problems)}.\nCheck that both files come from the same model."
+      f"{misfit} ({len(expected)} tensors expected, {len(found)} found).\n"
+      f"{'; '.join(problems)}.\nCheck that both come from the same model."
     )
 
 

@@ -1,5 +1,6 @@
 """The commands as a user types them: what they exit with and what they say."""
 
+import json
 import pathlib
 import random
 import shutil
@@ -52,6 +53,12 @@ def test_a_damaged_model_folder_is_refused(command, tmp_path):
   assert_refused(command("sample", *flags, cwd=tmp_path), "download it again")
   weights.unlink()
   assert_refused(command("sample", *flags, cwd=tmp_path), "diffusion_pytorch_model.safetensors")
+  index = {"weight_map": {"conv_in.bias": "shard-1.safetensors"}}
+  (weights.parent / f"{weights.name}.index.json").write_text(json.dumps(index))
+  assert_refused(command("sample", *flags, cwd=tmp_path), "shard-1.safetensors", "found no such")
+  (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
+  flags = ("--model=model.ckpt", "--prompt=a circle", "--output=pictures")
+  assert_refused(command("sample", *flags, cwd=tmp_path), "a pickle", "Convert it once")
   assert not (tmp_path / "pictures").exists()
 
 

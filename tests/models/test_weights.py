@@ -1,9 +1,6 @@
 """Names, layouts and every way in which a weight file can be wrong."""
 
-import fnmatch
 import json
-import os
-import sys
 
 import jax
 import ml_dtypes
@@ -13,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxalign import files
-from jaxalign.models.weights import hub, lazy, names, safetensors_io, tensor_files
+from jaxalign.models.weights import lazy, names, safetensors_io, tensor_files
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -286,6 +283,32 @@ def test_square_kernel_stored_as_convolution_is_misshapen(folder):
     safetensors_io.read_component(folder, make_tree())
 
 
+def rename(tensors):
+  tensors["conv_in.kernel"] = tensors.pop("conv_in.weight")
+
+
+def reshape(tensors):
+  tensors["conv_in.bias"] = tensors["conv_in.bias"].reshape(2, 2)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (lambda tensors: tensors.pop("conv_in.bias"), "1 missing: conv_in.bias."),
+    (rename, "1 missing: conv_in.weight; 1 unexpected: conv_in.kernel."),
+    (reshape, r"1 misshapen: conv_in.bias \(2, 2\) instead of \(4,\)."),
+  ],
+  ids=["missing", "renamed", "reshaped"],
+)
+def test_a_single_tensor_that_does_not_fit_is_named(folder, change, words):
+  tensors = stored(folder)
+  change(tensors)
+  (folder / FILE).unlink()
+  write_shards(folder, tensors)
+  with pytest.raises(ValueError, match=rf"index\.json does not fit its config.*\n{words}"):
+    safetensors_io.read_component(folder, make_tree())
+
+
 @pytest.mark.parametrize("keep", [0, 7, 200, -1])
 def test_truncated_file(folder, keep):
   content = (folder / FILE).read_bytes()
@@ -339,82 +362,3 @@ def test_bad_json(tmp_path, content, words):
     file.write_bytes(content)
   with pytest.raises(ValueError, match=f"config.json.*{words}"):
     files.read_json(file)
-
-
-def test_folder_names(tmp_path, monkeypatch):
-  assert hub.find_folder(tmp_path) == tmp_path
-  assert hub.find_folder("shapes").parts[-3:] == ("worlds", "assets", "shapes")
-  with pytest.raises(ValueError, match=r"no model folder at .*nothing.*'shapes'"):
-    hub.find_folder(tmp_path / "nothing")
-  with pytest.raises(ValueError, match="no model folder"):
-    hub.find_folder("./nothing")
-  checkpoint = tmp_path / "v1-5.safetensors"
-  checkpoint.touch()
-  assert hub.find_model(checkpoint) == checkpoint
-  with pytest.raises(ValueError, match=r"expected the folder of a model, .* found a file"):
-    hub.find_folder(checkpoint)
-  with pytest.raises(ValueError, match=r"no file .*v1-6\.safetensors"):
-    hub.find_model("v1-6.safetensors")
-  (tmp_path / "v1-5.onnx").touch()
-  with pytest.raises(ValueError, match=r"v1-5\.onnx: expected a \.safetensors file"):
-    hub.find_model(tmp_path / "v1-5.onnx")
-  (tmp_path / "v1-5.ckpt").touch()
-  with pytest.raises(ValueError, match=r"v1-5\.ckpt, a pickle"):
-    hub.find_model(tmp_path / "v1-5.ckpt")
-
-
-def test_tokenizer_folders(tmp_path):
-  assert hub.find_tokenizer(tmp_path) == tmp_path
-  (tmp_path / "tokenizer").mkdir()
-  assert hub.find_tokenizer(tmp_path) == tmp_path / "tokenizer"
-  assert hub.find_tokenizer("shapes") == hub.find_folder("shapes") / "tokenizer"
-
-
-class _Hub:
-  """Stands in for huggingface_hub: repositories hold the given files, all of them empty."""
-
-  def __init__(self, folder, contents, error=None):
-    self.folder, self.contents, self.error, self.calls = folder, contents, error, []
-
-  def snapshot_download(self, repo_id, allow_patterns):
-    if self.error:
-      raise self.error
-    self.calls.append(allow_patterns)
-    for name in self.contents:
-      if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).touch()
-    return os.fspath(self.folder)
-
-
-REPOSITORY = [
-  "model_index.json",
-  "v1-5-pruned.ckpt",
-  "unet/config.json",
-  "unet/diffusion_pytorch_model{}.safetensors",
-  "unet/diffusion_pytorch_model.bin",
-  "vae/diffusion_pytorch_model{}.safetensors",
-  "text_encoder/model{}.safetensors",
-  "safety_checker/model{}.safetensors",
-  "tokenizer/vocab.json",
-]
-
-
-@pytest.mark.parametrize(("variant", "num_calls"), [("", 1), (".fp16", 2)])
-def test_hub_download_takes_only_what_is_read(tmp_path, monkeypatch, variant, num_calls):
-  stand_in = _Hub(tmp_path, [name.format(variant) for name in REPOSITORY])
-  monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
-  assert hub.find_model("owner/name") == tmp_path
-  assert len(stand_in.calls) == num_calls
-  fetched = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*") if file.is_file()}
-  unwanted = {REPOSITORY[1], REPOSITORY[4], REPOSITORY[7].format(variant)}
-  assert fetched == {name.format(variant) for name in REPOSITORY} - unwanted
-
-
-def test_hub_failure_is_a_short_value_error(tmp_path, monkeypatch):
-  stand_in = _Hub(tmp_path, [], error=ConnectionError("no route\nto host\nat all"))
-  monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
-  with pytest.raises(ValueError, match="'owner/name'") as caught:
-    hub.find_model("owner/name")
-  assert len(str(caught.value).splitlines()) == 3
-  assert "ConnectionError: no route" in str(caught.value)

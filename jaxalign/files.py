@@ -37,9 +37,11 @@ def replacing_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     if folder.exists():
       os.replace(folder, replaced)
     os.replace(temporary, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced.exists() and not folder.exists():
+      os.replace(replaced, folder)
 
 
 def read_json(file: str | os.PathLike) -> dict[str, Any]:

@@ -38,8 +38,9 @@ def workdir() -> pathlib.Path | None:
     raise flags.Error("expected one of --model and --workdir")
   if _WORKDIR.value is None and _BEST.value:
     raise flags.Error("--best: expected --workdir=RUN with it")
-  if _WORKDIR.value is not None and _LORA.value is not None:
-    raise flags.Error("--lora: expected --model with it, not --workdir, which has its own")
+  for name in ("lora", "tokenizer", "configs"):
+    if _WORKDIR.value is not None and flags.FLAGS[name].present:
+      raise flags.Error(f"--{name}: expected --model with it; the config of a run says its own")
   if _WORKDIR.value is None and _LORA.value is None and _STRENGTH.present:
     raise flags.Error("--strength: expected --workdir or --lora with it; a model has none")
   return None if _WORKDIR.value is None else pathlib.Path(_WORKDIR.value)

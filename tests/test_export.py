@@ -247,14 +247,15 @@ def test_only_an_export_is_replaced(lora_run, export, command, tmp_path):
   ("flags", "words"),
   [
     (("--workdir=run", "--lora=file"), "--lora: expected --model"),
+    (("--workdir=run", "--tokenizer=shapes"), "--tokenizer: expected --model"),
     (("--model=shapes", "--strength=0.5"), "--strength: expected --workdir or --lora"),
     (("--model=shapes", "--best"), "--best: expected --workdir"),
     (("--model=shapes", "--lora=missing.safetensors"), "missing.safetensors, found no such file"),
-    (("--model=shapes",), "--output"),
+    (("--model=shapes",), "expected --output"),
   ],
 )
 def test_flags_that_do_not_go_together(command, tmp_path, flags, words):
-  output = ("--output=exported",) if words != "--output" else ()
+  output = ("--output=exported",) if words != "expected --output" else ()
   assert words in refuse(command, tmp_path, "export", *flags, *output)
 
 
@@ -315,6 +316,29 @@ def test_adapters_of_the_text_encoder_are_applied(small_model, sample, latents, 
   ours, errors = sample(f"--model={small_model}", f"--lora={tmp_path / 'made'}")
   assert "not used" not in errors
   assert_same_images(ours, sample_with_diffusers(pipeline, latents), base)
+
+
+def test_tensors_that_fit_no_layer_are_reported(small_model, unet, command, tmp_path):
+  path = lora_files.write(tmp_path, random_adapter(unet))
+  tensors = safetensors.numpy.load_file(path)
+  others = [f"text_encoder_2.text_model.encoder.layers.{i}.mlp.fc1.lora_A.weight" for i in (0, 1)]
+  safetensors.numpy.save_file({**tensors, **{name: np.zeros((2, 2)) for name in others}}, path)
+  process = command(
+    "evaluate",
+    f"--model={small_model}",
+    f"--lora={path}",
+    "--strength=0.5",
+    "--rewards=jpeg_compressibility",
+    "--prompts=shapes/held_out",
+    "--num_images=2",
+    "--microbatch=2",
+    "--num_steps=2",
+    cwd=tmp_path,
+  )
+  printed, errors = process.communicate()
+  assert process.returncode == 0, errors
+  assert f"--lora: 2 tensors fit no layer and are not used, such as {others[0]}" in errors
+  assert printed.startswith("jpeg_compressibility")
 
 
 def test_a_merged_model_and_its_folder_are_one_export(small_model, unet, export, tmp_path):

@@ -350,15 +350,3 @@ def test_failed_write_leaves_the_old_file(folder, monkeypatch):
   assert (folder / FILE).read_bytes() == before
   assert files.read_json(folder / "config.json") == {"sample_size": 8}
   assert {file.name for file in folder.iterdir()} == {"config.json", FILE}
-
-
-@pytest.mark.parametrize(
-  ("content", "words"),
-  [(None, "found none"), (b"{", "not valid JSON"), (b"\xff\xfe\x00", "JSON"), (b"[1]", "a list")],
-)
-def test_bad_json(tmp_path, content, words):
-  file = tmp_path / "config.json"
-  if content is not None:
-    file.write_bytes(content)
-  with pytest.raises(ValueError, match=f"config.json.*{words}"):
-    files.read_json(file)

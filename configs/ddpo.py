@@ -28,8 +28,14 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.seed = 0
   config.num_iterations = 18
 
-  # "shapes", a folder in the diffusers layout, or a hub id.
-  config.model = config_dict.ConfigDict({"path": "shapes"})
+  # "shapes", a folder in the diffusers layout, a hub id, or a single .safetensors file.
+  config.model = config_dict.ConfigDict({
+    "path": "shapes",
+    # Folder or hub id. A single file has neither: it needs a tokenizer, and takes the configs
+    # published for its kind unless others are named.
+    "tokenizer": "",
+    "configs": "",
+  })
   config.lora = config_dict.ConfigDict({
     "rank": 0,  # 0 trains the layers' own weights: this network is small
     "alpha": 16.0,  # an adapter counts alpha / rank times

@@ -119,7 +119,7 @@ def make_system(
   mesh = mesh or sharding.one_device()
   sections = {"model": model, "lora": lora, "process": process, "guidance": guidance}
   section = functools.partial(checks.call_section, sections)
-  loaded = section("model", stable_diffusion.load)
+  loaded = section("model", stable_diffusion.open_model)
   unet_params = sharding.place_params(loaded.params["unet"], mesh)
   policy = section(
     "lora", policy_lib.make_policy, unet_params=unet_params, key=jax.random.key(seed)

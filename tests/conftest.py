@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -18,6 +21,24 @@ def compilation_cache(tmp_path_factory):
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   return folder
+
+
+@pytest.fixture
+def command(compilation_cache):
+  """`command("sample", *flags, cwd=...)`: a command of the package, started as a user does."""
+  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache)}
+
+  def start(module, *flags, cwd):
+    return subprocess.Popen(
+      [sys.executable, "-m", f"jaxalign.{module}", *flags],
+      cwd=cwd,
+      env={**environment, "PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ class Exported(NamedTuple):
 
 def main(argv):
   del argv
-  if _OUTPUT.value is None:
+  if not _OUTPUT.value:
     raise flags.Error("expected --output=FOLDER")
   output = pathlib.Path(_OUTPUT.value)
   check_output(output)

@@ -1,19 +1,20 @@
 """Out and in: exports against diffusers, adapter files of every origin, and what is refused."""
 
+import contextlib
 import json
-import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from absl import flags
+from absl.testing import flagsaver
 
-from jaxalign import checkpoint, run, system
+from jaxalign import checkpoint, export, run, source, system
 from jaxalign.models import lora, stable_diffusion
 from jaxalign.models.weights import lora_files, safetensors_io
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROMPTS = ["a red circle", "two blue squares"]
 NUM_STEPS, SCALE = 4, 3.0
 # Attention, feed-forward, 1 x 1 and 3 x 3 convolutions, with and without stride.
@@ -78,40 +79,44 @@ def full_run(make_run):
   return make_run(0)
 
 
-@pytest.fixture
-def sample(command, latents, tmp_path):
-  """`sample(*flags)`: the images of `python -m jaxalign.sample`, and what it wrote to stderr."""
+@contextlib.contextmanager
+def given(*arguments):
+  """The flags of `source` and `export`, as from a command line."""
+  with flagsaver.flagsaver():
+    flags.FLAGS(["test", *arguments])
+    yield
 
-  def images(*flags):
-    process = command(
-      "sample",
-      *flags,
-      *(f"--prompt={prompt}" for prompt in PROMPTS),
-      f"--num_steps={NUM_STEPS}",
-      f"--guidance_scale={SCALE}",
-      f"--latents={latents}",
-      "--output_type=npy",
-      "--output=images",
-      cwd=tmp_path,
-    )
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return np.load(tmp_path / "images" / "images.npy"), errors
+
+@pytest.fixture
+def sample(latents, capsys):
+  """`sample(*flags)`: images as `python -m jaxalign.sample` makes them, and what stderr says."""
+
+  def images(*arguments):
+    process, guidance = {"num_steps": NUM_STEPS, "eta": 0.0}, {"scale": SCALE}
+    with given(*arguments):
+      workdir = source.workdir()
+      if workdir is None:
+        sys, params = source.load_model({"transition": "ddim", **process}, guidance)
+      else:
+        found = source.load_run(workdir, process=process, guidance=guidance)
+        sys, params = found.system, found.params
+    token_ids, x_T = sys.model.tokenize(PROMPTS), np.load(latents)
+    sampled = jax.jit(sys.sample)(params, sys.frozen, token_ids, x_T, jax.random.key(0))
+    return np.asarray(sampled.images), capsys.readouterr().err
 
   return images
 
 
 @pytest.fixture
-def export(command, tmp_path):
-  """`export(*flags)`: the folder that `python -m jaxalign.export` wrote."""
+def to_folder(tmp_path):
+  """`to_folder(*flags)`: the folder that `python -m jaxalign.export` writes."""
 
-  def to_folder(*flags, output="exported"):
-    process = command("export", *flags, f"--output={output}", cwd=tmp_path)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+  def run_export(*arguments, output="exported"):
+    with given(*arguments, f"--output={tmp_path / output}"):
+      export.main([])
     return tmp_path / output
 
-  return to_folder
+  return run_export
 
 
 def load_pipeline(folder):
@@ -146,10 +151,10 @@ def assert_same_images(ours, theirs, base):
 
 
 def test_an_exported_adapter_gives_the_same_images_in_diffusers(
-  lora_run, small_model, sample, export, latents
+  lora_run, small_model, sample, to_folder, latents
 ):
   pytest.importorskip("peft")
-  folder = export(f"--workdir={lora_run}", "--format=lora")
+  folder = to_folder(f"--workdir={lora_run}", "--format=lora")
   assert {file.name for file in folder.iterdir()} == {lora_files.FILENAME, "jaxalign_export.json"}
   pipeline = load_pipeline(small_model)
   base = sample_with_diffusers(pipeline, latents)
@@ -168,43 +173,43 @@ def test_an_exported_adapter_gives_the_same_images_in_diffusers(
 
 @pytest.mark.parametrize("kind", ["lora_run", "full_run"])
 def test_an_exported_model_gives_the_same_images_in_diffusers(
-  kind, request, small_model, sample, export, latents
+  kind, request, small_model, sample, to_folder, latents
 ):
   workdir = request.getfixturevalue(kind)
-  folder = export(f"--workdir={workdir}", "--format=diffusers")
+  folder = to_folder(f"--workdir={workdir}", "--format=diffusers")
   theirs = sample_with_diffusers(load_pipeline(folder), latents)
   base = sample_with_diffusers(load_pipeline(small_model), latents)
   ours, _ = sample(f"--workdir={workdir}")
   assert_same_images(ours, theirs, base)
 
 
-def test_exported_weights_are_those_of_the_run_bit_for_bit(full_run, small_model, export):
+def test_exported_weights_are_those_of_the_run_bit_for_bit(full_run, small_model, to_folder):
   trained = checkpoint.read_latest(full_run)[1]["params"]["params"]
   before = stable_diffusion.load(small_model).params
-  after = stable_diffusion.load(export(f"--workdir={full_run}", "--format=diffusers")).params
+  after = stable_diffusion.load(to_folder(f"--workdir={full_run}", "--format=diffusers")).params
   np.testing.assert_array_equal(after["unet"]["conv_in"]["kernel"], trained["conv_in"]["kernel"])
   assert np.any(after["unet"]["conv_in"]["kernel"] != before["unet"]["conv_in"]["kernel"])
   for name in ("vae", "text_encoder"):
     jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
 
 
-def test_an_exported_adapter_holds_what_the_run_applies_bit_for_bit(lora_run, export, unet):
+def test_an_exported_adapter_holds_what_the_run_applies_bit_for_bit(lora_run, to_folder, unet):
   found = run.load(lora_run)
   applied = found.system.policy.variables(found.params, found.system.policy.base)["lora"]
-  folder = export(f"--workdir={lora_run}", "--format=lora")
+  folder = to_folder(f"--workdir={lora_run}", "--format=lora")
   again = lora_files.read(folder, {"unet": unet})
   jax.tree.map(np.testing.assert_array_equal, again.at_strength(1.0)["unet"], applied)
   record = json.loads((folder / "jaxalign_export.json").read_text())
   assert record["iteration"] == 3 and record["format"] == "lora"
 
 
-def test_exporting_the_base_and_half_of_the_training(lora_run, small_model, export):
+def test_exporting_the_base_and_half_of_the_training(lora_run, small_model, to_folder):
   flags = (f"--workdir={lora_run}", "--format=diffusers", "--strength=0")
-  after, before = (stable_diffusion.load(path).params for path in (export(*flags), small_model))
+  after, before = (stable_diffusion.load(path).params for path in (to_folder(*flags), small_model))
   jax.tree.map(np.testing.assert_array_equal, after, before)
   whole, half = (
     safetensors.numpy.load_file(
-      export(f"--workdir={lora_run}", "--format=lora", f"--strength={s}") / lora_files.FILENAME
+      to_folder(f"--workdir={lora_run}", "--format=lora", f"--strength={s}") / lora_files.FILENAME
     )
     for s in (1.0, 0.5)
   )
@@ -213,50 +218,49 @@ def test_exporting_the_base_and_half_of_the_training(lora_run, small_model, expo
     np.testing.assert_array_equal(half[name], factor * tensor)
 
 
-def refuse(command, tmp_path, *flags):
-  process = command(*flags, cwd=tmp_path)
+def test_a_run_without_an_adapter_has_none_to_export(full_run, command, tmp_path):
+  flags_of_run = (f"--workdir={full_run}", "--format=lora", "--output=exported")
+  process = command("export", *flags_of_run, cwd=tmp_path)
   _, errors = process.communicate()
   assert process.returncode == 1
   assert errors.startswith("error: ") and "Traceback" not in errors
-  assert len(errors.splitlines()) <= 3
-  return errors
-
-
-def test_a_run_without_an_adapter_has_none_to_export(full_run, command, tmp_path):
-  flags = (f"--workdir={full_run}", "--format=lora", "--output=exported")
-  message = refuse(command, tmp_path, "export", *flags)
-  assert "--format=diffusers" in message
+  assert "--format=diffusers" in errors and len(errors.splitlines()) <= 3
   assert not list(tmp_path.iterdir())
 
 
-def test_only_an_export_is_replaced(lora_run, export, command, tmp_path):
+def test_only_an_export_is_replaced(lora_run, to_folder, tmp_path):
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "thesis.txt").write_text("years of work")
   (tmp_path / "a_file").write_text("")
   for output, words in (("mine", "not empty"), ("a_file", "expected a folder")):
-    flags = (f"--workdir={lora_run}", "--format=lora", f"--output={output}")
-    assert words in refuse(command, tmp_path, "export", *flags)
+    with pytest.raises(ValueError, match=words):
+      to_folder(f"--workdir={lora_run}", "--format=lora", output=output)
   assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-  export(f"--workdir={lora_run}", "--format=diffusers")
-  folder = export(f"--workdir={lora_run}", "--format=lora")
+  to_folder(f"--workdir={lora_run}", "--format=diffusers")
+  folder = to_folder(f"--workdir={lora_run}", "--format=lora")
   assert {file.name for file in folder.iterdir()} == {lora_files.FILENAME, "jaxalign_export.json"}
   assert {path.name for path in tmp_path.iterdir()} == {"mine", "a_file", "exported"}
 
 
 @pytest.mark.parametrize(
-  ("flags", "words"),
+  ("arguments", "words"),
   [
     (("--workdir=run", "--lora=file"), "--lora: expected --model"),
     (("--workdir=run", "--tokenizer=shapes"), "--tokenizer: expected --model"),
     (("--model=shapes", "--strength=0.5"), "--strength: expected --workdir or --lora"),
     (("--model=shapes", "--best"), "--best: expected --workdir"),
-    (("--model=shapes", "--lora=missing.safetensors"), "missing.safetensors, found no such file"),
-    (("--model=shapes",), "expected --output"),
+    (("--model=shapes", "--lora=missing.safetensors"), r"missing\.safetensors, found no such file"),
+    (("--model=shapes", "--output="), "expected --output"),
+    ((), "expected one of --model and --workdir"),
   ],
 )
-def test_flags_that_do_not_go_together(command, tmp_path, flags, words):
-  output = ("--output=exported",) if words != "expected --output" else ()
-  assert words in refuse(command, tmp_path, "export", *flags, *output)
+def test_flags_that_do_not_go_together(to_folder, tmp_path, arguments, words):
+  with (
+    given(f"--output={tmp_path / 'exported'}", *arguments),
+    pytest.raises((ValueError, flags.Error), match=words),
+  ):
+    export.main([])
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("alpha", "with_metadata"), [(6, True), (8, False)])
@@ -318,37 +322,38 @@ def test_adapters_of_the_text_encoder_are_applied(small_model, sample, latents, 
   assert_same_images(ours, sample_with_diffusers(pipeline, latents), base)
 
 
-def test_tensors_that_fit_no_layer_are_reported(small_model, unet, command, tmp_path):
+def test_the_commands_take_adapters_and_report_what_fits_no_layer(
+  small_model, unet, command, sample, latents, tmp_path
+):
   path = lora_files.write(tmp_path, random_adapter(unet))
   tensors = safetensors.numpy.load_file(path)
   others = [f"text_encoder_2.text_model.encoder.layers.{i}.mlp.fc1.lora_A.weight" for i in (0, 1)]
   safetensors.numpy.save_file({**tensors, **{name: np.zeros((2, 2)) for name in others}}, path)
-  process = command(
-    "evaluate",
-    f"--model={small_model}",
-    f"--lora={path}",
-    "--strength=0.5",
-    "--rewards=jpeg_compressibility",
-    "--prompts=shapes/held_out",
-    "--num_images=2",
-    "--microbatch=2",
-    "--num_steps=2",
-    cwd=tmp_path,
+  model = (f"--model={small_model}", f"--lora={path}", "--strength=0.5")
+  drawn = (
+    *(f"--prompt={prompt}" for prompt in PROMPTS),
+    *(f"--num_steps={NUM_STEPS}", f"--guidance_scale={SCALE}", f"--latents={latents}"),
+    *("--output_type=npy", "--output=images"),
   )
-  printed, errors = process.communicate()
-  assert process.returncode == 0, errors
-  assert f"--lora: 2 tensors fit no layer and are not used, such as {others[0]}" in errors
+  judged = ("--rewards=jpeg_compressibility", "--prompts=shapes/held_out", "--num_images=2")
+  for name, arguments in (("sample", drawn), ("evaluate", (*judged, "--num_steps=2"))):
+    process = command(name, *model, *arguments, cwd=tmp_path)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"--lora: 2 tensors fit no layer and are not used, such as {others[0]}" in errors
   assert printed.startswith("jpeg_compressibility")
+  expected, _ = sample(*model)
+  np.testing.assert_allclose(np.load(tmp_path / "images" / "images.npy"), expected, atol=1e-5)
 
 
-def test_a_merged_model_and_its_folder_are_one_export(small_model, unet, export, tmp_path):
+def test_a_merged_model_and_its_folder_are_one_export(small_model, unet, to_folder, tmp_path):
   """--model with --lora is merged into a whole pipeline; the model itself is left as it was."""
   adapter = random_adapter(unet)
   (tmp_path / "adapter").mkdir()
   lora_files.write(tmp_path / "adapter", adapter)
   shutil.copytree(small_model, tmp_path / "copy")
   flags = (f"--model={tmp_path / 'copy'}", f"--lora={tmp_path / 'adapter'}")
-  merged = stable_diffusion.load(export(*flags)).params["unet"]
+  merged = stable_diffusion.load(to_folder(*flags)).params["unet"]
   expected = lora.merge(unet, adapter)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, expected)
   kept = safetensors_io.read_component(tmp_path / "copy" / "unet", unet)

@@ -169,7 +169,7 @@ def test_what_an_index_lists_must_be_there(folder):
   (folder / shards[1]).write_bytes((folder / shards[0]).read_bytes())
   with pytest.raises(ValueError, match=rf"expected \S+ in {shards[1]}, found none"):
     safetensors_io.read_component(folder, make_tree())
-  for content in ("{}", '{"weight_map": {}}', '{"weight_map": []}'):
+  for content in ("{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
     with pytest.raises(ValueError, match=r"index\.json: expected a 'weight_map'"):
       safetensors_io.read_component(folder, make_tree())

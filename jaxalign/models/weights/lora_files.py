@@ -39,17 +39,13 @@ class LoRAFile(NamedTuple):
 
   def at_strength(self, strength: float) -> dict[str, dict]:
     """`{component: tree}`, to be applied as it is: `b` holds `strength * alpha / r`."""
-    return {
-      component: traverse_util.unflatten_dict(
-        {
-          path: leaf * np.float32(strength * self.scales[component][path[:-1]])
-          if path[-1] == "b"
-          else leaf
-          for path, leaf in traverse_util.flatten_dict(adapter).items()
-        }
-      )
-      for component, adapter in self.adapters.items()
-    }
+    applied = {}
+    for component, adapter in self.adapters.items():
+      leaves = traverse_util.flatten_dict(adapter)
+      for layer, scale in self.scales[component].items():
+        leaves[(*layer, "b")] = leaves[(*layer, "b")] * np.float32(strength * scale)
+      applied[component] = traverse_util.unflatten_dict(leaves)
+    return applied
 
 
 def write(folder: str | os.PathLike, adapter: Params) -> pathlib.Path:
@@ -59,25 +55,18 @@ def write(folder: str | os.PathLike, adapter: Params) -> pathlib.Path:
   Without an alpha in the file every reader applies it as it is, too; many know of no other place
   for one.
   """
+  leaves = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(adapter).items()}
   tensors = {}
-  for path, leaf in traverse_util.flatten_dict(adapter).items():
-    *layer, part = path
+  for (*layer, part), array in leaves.items():
     module = lora_names.module_of_component("unet", layer)
-    array = np.asarray(leaf)
     if part == "a":
       tensors[f"{module}.lora_A.weight"] = names.to_torch(("kernel",), array)
     else:
-      window = np.ndim(_at(adapter, layer)["a"]) - 2
+      window = leaves[(*layer, "a")].ndim - 2
       tensors[f"{module}.lora_B.weight"] = array.T.reshape(array.shape[::-1] + (1,) * window)
   path = pathlib.Path(folder) / FILENAME
   safetensors_io.write_tensors(path, tensors)
   return path
-
-
-def _at(tree: Params, path: Any) -> Params:
-  for part in path:
-    tree = tree[part]
-  return tree
 
 
 def read(path: str | os.PathLike, params: Mapping[str, Params]) -> LoRAFile:

@@ -105,7 +105,11 @@ def _index_name(stem: str, variant: str) -> str:
 
 def _open_shards(index: pathlib.Path) -> TensorFile:
   weight_map = files.read_json(index).get("weight_map")
-  if not isinstance(weight_map, Mapping) or not weight_map:
+  if (
+    not isinstance(weight_map, Mapping)
+    or not weight_map
+    or not all(isinstance(name, str) for name in weight_map.values())
+  ):
     raise ValueError(f"{index}: expected a 'weight_map' from tensors to files, found none")
   shards = {}
   for name in sorted(set(weight_map.values())):

@@ -5,11 +5,11 @@
     --seed=1 --num_pairs=4096
   python -m jaxalign.main --config=configs/reward_model.py --workdir=runs/reward_model
 
-About 40 minutes on 2 CPU cores that other work shared, 16 of them for the warm start. Of 4096 pairs of
-held-out prompts, 2276 have a preferred image: the model agrees with 70.4 % of these labels (95 %
-interval 68.6 to 72.3), 79 % of the 89.3 % that the judge itself reaches, and with the judge on
-74.5 % of the 2142 pairs whose scores differ. Were no pair a tie, as in the plain model of Bradley and
-Terry, it would reach 62.3 % of 74.5 %, that is 84 %. Half as many steps on preferences
+About 40 minutes on 2 CPU cores that other work shared, 16 of them for the warm start. Of 4096
+pairs of held-out prompts, 2276 have a preferred image: the model agrees with 70.4 % of these labels
+(95 % interval 68.6 to 72.3), 79 % of the 89.3 % that the judge itself reaches, and with the judge
+on 74.5 % of the 2142 pairs whose scores differ. Were no pair a tie, as in the plain model of
+Bradley and Terry, it would reach 62.3 % of 74.5 %, that is 84 %. Half as many steps on preferences
 reached 69.7 %; on the pairs that it learns from it agrees with about 79 %, so that more pairs would
 help more than more steps. The result is the model in worlds/assets/shapes_reward.
 """

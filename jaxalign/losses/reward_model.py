@@ -46,7 +46,7 @@ def contrastive_loss(
   they are negatives of all.
   """
   check_same_shape(logits=logits, also_true=also_true)
-  own = jnp.eye(*logits.shape, dtype=bool)
+  own = jnp.eye(len(logits), logits.shape[1], dtype=bool)
   logits = jnp.where(also_true & ~own, -jnp.inf, logits)
   of_captions = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
   of_images = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxalign import files
-from jaxalign.models import model_index, networks, tokenization, vae
+from jaxalign.models import initialization, model_index, networks, tokenization, vae
 from jaxalign.models.weights import hub, safetensors_io, single_file
 from jaxalign.types import Key, Params
 
@@ -25,16 +25,6 @@ _WEIGHTS = {
   "text_encoder": safetensors_io.TEXT_WEIGHTS,
   "text_encoder_2": safetensors_io.TEXT_WEIGHTS,
 }
-
-
-def _random_leaf(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """The initialisation of `models.layers`: kernels of variance 1 / fan_in, embeddings of 0.02^2."""
-  if name == "scale":
-    return np.ones(shape, np.float32)
-  if name == "bias":
-    return np.zeros(shape, np.float32)
-  std = 0.02 if name == "embedding" else np.prod(shape[:-1]) ** -0.5
-  return np.float32(std) * rng.standard_normal(shape, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,14 +84,8 @@ class StableDiffusion:
     return np.stack(rows, axis=1).reshape(len(prompts), *self.networks.text.ids_shape)
 
   def init_params(self, key: Key) -> dict[str, Params]:
-    """Random parameters of all components, as numpy arrays in host memory.
-
-    Drawn on the host: compiling the random draws of hundreds of layers takes XLA minutes.
-    """
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: _random_leaf(rng, path[-1].key, leaf.shape), self.networks.param_shapes()
-    )
+    """Random parameters of all components, as numpy arrays in host memory."""
+    return initialization.random_params(key, self.networks.param_shapes())
 
   def with_params(self, params: dict[str, Params]) -> "StableDiffusion":
     """This model with other parameters."""

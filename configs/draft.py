@@ -21,6 +21,7 @@ Variants, `--config=configs/draft.py:NAME[,NAME]`:
   align_prop  through a random number of last steps (AlignProp, arXiv:2310.03739)
   refl        through one prediction at a random step (ReFL, arXiv:2304.05977)
   lora        adapters of rank 16 on the attention, instead of its own weights
+  guarded     four times as long, until the judge has not risen for five evaluations
   quicktest   two iterations in seconds, to see that everything works
 """
 
@@ -150,6 +151,12 @@ def _lora(config):
   config.optim.learning_rate = 5e-3
 
 
+def _guarded(config):
+  config.num_iterations = 120
+  config.evaluation.every = 6
+  config.guard.update({"action": "stop", "patience": 5})
+
+
 def _quicktest(config):
   config.num_iterations = 2
   config.process.num_steps = 4
@@ -165,5 +172,6 @@ VARIANTS = {
   "align_prop": _align_prop,
   "refl": _refl,
   "lora": _lora,
+  "guarded": _guarded,
   "quicktest": _quicktest,
 }

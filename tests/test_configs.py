@@ -18,7 +18,7 @@ def test_a_config_says_which_flow_it_is_for_and_how_to_run_it(name, load_config)
   *[("ddpo", v) for v in ("long", "quicktest", "lora", "full", "per_prompt", "score_function")],
   *[("dpo", v) for v in ("ipo", "lora", "full", "quicktest")],
   *[("d3po", v) for v in ("lora", "quicktest")],
-  *[("draft", v) for v in ("whole", "lv", "align_prop", "refl", "lora", "quicktest")],
+  *[("draft", v) for v in ("whole", "lv", "align_prop", "refl", "lora", "guarded", "quicktest")],
 ])
 def test_each_variant_changes_something_and_is_documented(name, variant, load_config):
   assert load_config(name, variant) != load_config(name)

@@ -13,8 +13,8 @@ judge (0.246 at the base); every interval of the learned reward is above +0.29:
   align_prop +0.721 +0.784 +0.728   +0.055 +0.013 +0.057
   refl       +0.685 +0.786 +0.712   +0.073 +0.035 +0.092
 
-`guarded` ends after iteration 48 with the checkpoint of iteration 18: judge +0.074 [+0.023, +0.124],
-learned reward +0.608, seed 0. `whole` and `lora` have not been run at full length.
+`guarded` ends after iteration 48 with the checkpoint of iteration 18: judge +0.074, 95 % interval
+[+0.023, +0.124], learned reward +0.608, seed 0. `whole` and `lora` have not been run at full length.
 
 Variants, `--config=configs/draft.py:NAME[,NAME]`:
   whole       through every step (DRaFT)

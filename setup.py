@@ -45,7 +45,7 @@ setuptools.setup(
     "cuda13": ["jax[cuda13]>=0.10"],
     "data": DATA,
     "diffusers": DIFFUSERS,
-    "test": ["pytest>=8.0", "torch==2.13.0", *DIFFUSERS, *DATA],
+    "test": ["pytest>=8.0", "pytest-xdist>=3.6", "torch==2.13.0", *DIFFUSERS, *DATA],
     "dev": ["mypy>=1.10", "ruff>=0.8"],
   },
 )

@@ -24,9 +24,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.seed = 0
   config.num_iterations = 100
 
-  # A folder in the diffusers layout, or a hub id.
+  # A folder in the diffusers layout, a hub id, or a single .safetensors file.
   config.model = config_dict.ConfigDict({
     "path": "stabilityai/stable-diffusion-xl-base-1.0",
+    "tokenizer": "",  # folder or hub id; a single .safetensors file needs one
+    "configs": "",  # those of a single file, if not the published ones
     "dtype": "bfloat16",  # of the UNet's computation; its weights stay float32
     "remat": "none",  # "none", "dots" or "full": compute blocks again, to save memory
   })

@@ -27,9 +27,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.seed = 0
   config.num_iterations = 500
 
-  # A folder in the diffusers layout, or a hub id.
+  # A folder in the diffusers layout, a hub id, or a single .safetensors file.
   config.model = config_dict.ConfigDict({
     "path": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "tokenizer": "",  # folder or hub id; a single .safetensors file needs one
+    "configs": "",  # those of a single file, if not the published ones
     "dtype": "bfloat16",  # of the UNet's computation; its weights stay float32
     "remat": "none",  # "none", "dots" or "full": compute blocks again, to save memory
   })

@@ -1,14 +1,17 @@
 """Trains a reward model on preference pairs: CLIP, fine-tuned as PickScore is (arXiv:2305.01569).
 
-  python -m jaxalign.data.shapes_preferences --output=preferences/train
+  python -m jaxalign.data.shapes_preferences --output=preferences/train --num_pairs=20480
   python -m jaxalign.data.shapes_preferences --output=preferences/held_out --split=held_out \\
-    --seed=1 --num_pairs=1024
+    --seed=1 --num_pairs=4096
   python -m jaxalign.main --config=configs/reward_model.py --workdir=runs/reward_model
 
-Not yet run to its end. The model in worlds/assets/shapes_reward had 2000 of the 3000 steps of the
-warm start and all 500 on 6144 pairs. On 1024 pairs of held-out prompts it agrees with 59.6 % of the
-noisy labels (95 % interval 56.5 to 62.6), 78 % of the 76.0 % that the judge itself reaches, and
-with the judge on 66.5 % of the pairs whose scores differ. The warm start alone: 57.0 % and 65.1 %.
+About 40 minutes on 2 CPU cores that other work shared, 16 of them for the warm start. Of 4096
+pairs of held-out prompts, 2276 have a preferred image: the model agrees with 70.4 % of these labels
+(95 % interval 68.6 to 72.3), 79 % of the 89.3 % that the judge itself reaches, and with the judge
+on 74.5 % of the 2142 pairs whose scores differ. Were no pair a tie, as in the plain model of
+Bradley and Terry, it would reach 62.3 % of 74.5 %, that is 84 %. Half as many steps on preferences
+reached 69.7 %; on the pairs that it learns from it agrees with about 79 %, so that more pairs would
+help more than more steps. The result is the model in worlds/assets/shapes_reward.
 """
 
 from ml_collections import config_dict
@@ -26,7 +29,7 @@ def get_config() -> config_dict.ConfigDict:
   config.data = config_dict.ConfigDict({
     "source": "preferences/train/pairs.parquet",
     "image_size": 64,
-    "ties": "half",
+    "ties": "drop",
   })
   config.held_out = "preferences/held_out/pairs.parquet"  # empty measures no accuracy
 
@@ -52,13 +55,12 @@ def get_config() -> config_dict.ConfigDict:
     },
     "vision_config": {
       "model_type": "clip_vision_model",
-      "hidden_size": 128,
-      "intermediate_size": 256,
-      "num_hidden_layers": 4,
+      "hidden_size": 192,
+      "intermediate_size": 384,
+      "num_hidden_layers": 3,
       "num_attention_heads": 4,
       "image_size": 64,
-      # Patches of 8 learn more from each image, but less in each minute on a CPU.
-      "patch_size": 16,
+      "patch_size": 8,  # of the size of an object's details
       "hidden_act": "quick_gelu",
       "layer_norm_eps": 1e-5,
     },
@@ -72,25 +74,27 @@ def get_config() -> config_dict.ConfigDict:
   }
   config.warm_start = config_dict.ConfigDict({
     # A quarter of the batch is drawn; each prompt brings three that differ from it in one fact.
-    "batches": {"batch_size": 128, "group_size": 4},
+    "batches": {"batch_size": 64, "group_size": 4},
+    # Pixels that bent images are displaced by, and how soft any image may become.
+    "augmentation": {"bend": (1.5, 3.0), "max_blur": 1.0},
     "fit": {
-      "num_steps": 3000,
-      "learning_rate": 1.5e-3,
+      "num_steps": 1500,
+      "learning_rate": 1e-3,
       "weight_decay": 0.0,
-      "warmup_steps": 200,
+      "warmup_steps": 100,
       "log_every": 50,
       "checkpoint_every": 500,
       **optimizer,
     },
   })
   config.preferences = config_dict.ConfigDict({
-    "batches": {"batch_size": 96, "max_shift": 3},
+    "batches": {"batch_size": 96, "max_shift": 4},
     "logit_scale": 1.0,  # where it starts
     "fit": {
-      "num_steps": 500,
-      "learning_rate": 2e-4,
-      "weight_decay": 1e-4,
-      "warmup_steps": 30,
+      "num_steps": 2000,
+      "learning_rate": 5e-4,
+      "weight_decay": 1e-2,
+      "warmup_steps": 50,
       "log_every": 20,
       "checkpoint_every": 200,
       **optimizer,

@@ -86,17 +86,7 @@ def solve(
     raise ValueError(
       f"config.batch.timestep_fraction: expected a fraction in (0, 1], got {timestep_fraction}"
     )
-  first, last = timestep_range
-  if not 0.0 <= first < last <= 1.0:
-    raise ValueError(
-      f"config.batch.timestep_range: expected 0 <= first < last <= 1, got {first}, {last}"
-    )
-  window = steps[round(first * len(steps)) : round(last * len(steps))]
-  if not window:
-    raise ValueError(
-      f"config.batch.timestep_range: {first} to {last} holds none of the {len(steps)} steps that "
-      "could be trained\nwiden it"
-    )
+  window = _window(steps, timestep_range)
   images = num_prompts * images_per_prompt
   if images % (microbatch * updates_per_epoch):
     raise ValueError(
@@ -125,6 +115,22 @@ def solve(
     num_epochs=num_epochs,
     updates=updates_per_epoch * num_epochs,
   )
+
+
+def _window(steps: Sequence[int], timestep_range: tuple[float, float]) -> Sequence[int]:
+  """The part of `steps` in a range of shares of them."""
+  first, last = timestep_range
+  if not 0.0 <= first < last <= 1.0:
+    raise ValueError(
+      f"config.batch.timestep_range: expected 0 <= first < last <= 1, got {first}, {last}"
+    )
+  window = steps[round(first * len(steps)) : round(last * len(steps))]
+  if not window:
+    raise ValueError(
+      f"config.batch.timestep_range: {first} to {last} holds none of the {len(steps)} steps that "
+      "could be trained\nwiden it"
+    )
+  return window
 
 
 def _check_pairs(

@@ -8,15 +8,9 @@ import pathlib
 
 from absl import flags
 
-from jaxalign import errors, run, system
+from jaxalign import errors, source
 from jaxalign import evaluation as evaluation_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run; writes its evaluation.json anew.")
-_MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
-_BEST = flags.DEFINE_bool("best", False, "With --workdir: the checkpoint that a guard kept.")
-_STRENGTH = flags.DEFINE_float(
-  "strength", 1.0, "With --workdir: LoRA scale, how much of the training is applied; 0 is the base."
-)
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "shapes/held_out, a .txt or .jsonl file, ...")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
@@ -29,17 +23,16 @@ _MICROBATCH = flags.DEFINE_integer("microbatch", 16, "Images sampled at once, wi
 
 def main(argv):
   del argv
-  if (_MODEL.value is None) == (_WORKDIR.value is None):
-    raise flags.Error("expected one of --model and --workdir")
-  if _WORKDIR.value is not None:
-    evaluate_run(pathlib.Path(_WORKDIR.value))
+  workdir = source.workdir()
+  if workdir is not None:
+    evaluate_run(workdir)
   else:
     evaluate_model()
 
 
 def evaluate_run(workdir: pathlib.Path) -> None:
   """Compares a run's newest checkpoint with its base model, as the run itself does at its end."""
-  found = run.load(workdir, best=_BEST.value, strength=_STRENGTH.value)
+  found = source.load_run(workdir)
   evaluation = evaluation_lib.make_evaluation(**{**found.config["evaluation"], **_given()})
   comparison = evaluation.compare_with_base(found.system, found.params)
   comparison.write(workdir)
@@ -51,22 +44,19 @@ def evaluate_model() -> None:
   defaults: dict = {
     "num_images": 96, "seed": _SEED.value, "microbatch": _MICROBATCH.value, "features": "pixels"
   }
-  if _MODEL.value == "shapes":
+  if source.model_name() == "shapes":
     defaults |= {"rewards": ["shapes", "shapes_correct"], "source": "shapes/held_out"}
   given = {**defaults, **_given()}
   if "rewards" not in given or "source" not in given:
     raise flags.Error("with --model, expected --rewards=NAME,... and --prompts=NAME_OR_FILE")
   evaluation = evaluation_lib.make_evaluation(**given)
-  sys = system.make_system(
-    seed=0,
-    model={"path": _MODEL.value},
-    lora=system.NO_LORA,
-    process={"transition": "ddim", "num_steps": _NUM_STEPS.value, "eta": _ETA.value},
-    guidance={"scale": _GUIDANCE_SCALE.value},
+  sys, params = source.load_model(
+    {"transition": "ddim", "num_steps": _NUM_STEPS.value, "eta": _ETA.value},
+    {"scale": _GUIDANCE_SCALE.value},
   )
-  scores = evaluation.run(sys, sys.policy.params)
+  scores = evaluation.run(sys, params)
   for name, mean in scores.means("").items():
-    if name != "kl_to_ref":  # there is nothing it could have moved away from
+    if name != "kl_to_ref":  # of a model by itself there is nothing that it moved away from
       print(f"{name:24}{mean:8.3f}")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,26 @@ def replacing(file: str | os.PathLike) -> Iterator[pathlib.Path]:
     os.replace(temporary, file)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a new folder next to `folder`, which takes its place once the block has succeeded."""
+  folder = pathlib.Path(folder).resolve()
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+  replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+  try:
+    temporary.mkdir()
+    yield temporary
+    if folder.exists():
+      os.replace(folder, replaced)
+    os.replace(temporary, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+    if replaced.exists() and not folder.exists():
+      os.replace(replaced, folder)
 
 
 def read_json(file: str | os.PathLike) -> dict[str, Any]:

@@ -59,19 +59,27 @@ def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw, font) -> list[str]:
 
 
 def save_curve(records: Sequence[Mapping[str, float]], path: pathlib.Path) -> None:
-  """Plots the training reward, and each held-out reward that was evaluated, over iterations."""
+  """Plots what was trained on, and all that was evaluated on held-out prompts, over iterations.
+
+  Each has a panel of its own: their scales have nothing in common, and a proxy that rises while
+  another reward falls is seen at once. A method without rewards shows its loss in their place.
+  """
   import matplotlib.figure
 
-  figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout="constrained")
-  axes = figure.subplots()
-  axes.plot(*_series(records, "reward/mean"), label="training reward", linewidth=1.0, alpha=0.6)
-  names = sorted({name for record in records for name in record if name.startswith("eval/")})
-  for name in names:
-    label = f"held-out {name.removeprefix('eval/')}"
-    axes.plot(*_series(records, name), label=label, marker="o")
-  axes.set_xlabel("iteration")
-  axes.legend(frameon=False)
-  axes.grid(alpha=0.3)
+  known = {name for record in records for name in record}
+  trained = "reward/mean" if "reward/mean" in known else "loss/total"
+  names = [trained, *sorted(name for name in known if name.startswith("eval/"))]
+  columns = min(3, len(names))
+  rows = -(-len(names) // columns)
+  figure = matplotlib.figure.Figure(figsize=(3.6 * columns, 2.4 * rows), layout="constrained")
+  panels = figure.subplots(rows, columns, squeeze=False).flatten()
+  for name, axes in zip(names, panels, strict=False):
+    axes.plot(*_series(records, name), linewidth=1.0, marker=None if name == trained else "o")
+    axes.set_title(name.replace("eval/", "held-out "), fontsize="medium")
+    axes.grid(alpha=0.3)
+  for axes in panels[len(names) :]:
+    axes.set_axis_off()
+  figure.supxlabel("iteration")
   figure.savefig(path, dpi=120)
 
 

@@ -1,6 +1,7 @@
 """Samples images from a model, or from a run.
 
   python -m jaxalign.sample --model=shapes --prompt="a red circle and a blue square"
+  python -m jaxalign.sample --model=shapes --lora=runs/lora/export --prompt="a cross"
   python -m jaxalign.sample --workdir=runs/ddpo --prompt="two rings" --output=pictures
 """
 
@@ -11,15 +12,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from jaxalign import errors, pictures, run, system
+from jaxalign import errors, pictures, source, system
 from jaxalign.types import Array, Key, Params
 
-_MODEL = flags.DEFINE_string("model", None, "shapes, a diffusers folder, or a hub id.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run, instead of --model.")
-_BEST = flags.DEFINE_bool("best", False, "With --workdir: the checkpoint that a guard kept.")
-_STRENGTH = flags.DEFINE_float(
-  "strength", 1.0, "With --workdir: LoRA scale, how much of the training is applied; 0 is the base."
-)
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Denoising steps; 20, or those of the run.")
 _GUIDANCE_SCALE = flags.DEFINE_float(
@@ -50,26 +45,13 @@ def main(argv):
 
 def load_system() -> tuple[system.System, Params]:
   """The system that the flags describe, and the parameters to sample with."""
-  if (_MODEL.value is None) == (_WORKDIR.value is None):
-    raise flags.Error("expected one of --model and --workdir")
-  if _WORKDIR.value is not None:
-    workdir = pathlib.Path(_WORKDIR.value)
-    found = run.load(
-      workdir,
-      process=_given_process(),
-      guidance=_given_scale(),
-      best=_BEST.value,
-      strength=_STRENGTH.value,
-    )
+  process, guidance = _given_process(), _given_scale()
+  workdir = source.workdir()
+  if workdir is not None:
+    found = source.load_run(workdir, process=process, guidance=guidance)
     return found.system, found.params
-  sys = system.make_system(
-    seed=0,
-    model={"path": _MODEL.value},
-    lora=system.NO_LORA,
-    process={"num_steps": 20, "eta": 0.0, "transition": "ddim", **_given_process()},
-    guidance={"scale": 5.0, **_given_scale()},
-  )
-  return sys, sys.policy.params
+  defaults = {"num_steps": 20, "eta": 0.0, "transition": "ddim"}
+  return source.load_model({**defaults, **process}, {"scale": 5.0, **guidance})
 
 
 def _given_process() -> dict:

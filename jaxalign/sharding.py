@@ -76,13 +76,17 @@ def params(tree: Any, mesh: Mesh) -> Any:
 
 
 def place_params(tree: Any, mesh: Mesh) -> Any:
-  """Puts arrays that every process has onto the mesh, each part on its device only."""
+  """Puts arrays that every process has onto the mesh, each part on its device only.
+
+  Of arrays that lie in a file only those parts are read, one array after another.
+  """
 
   def place(leaf, sharding):
-    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
-      return leaf
-    leaf = np.asarray(leaf)
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+    if isinstance(leaf, jax.Array):
+      if leaf.sharding == sharding:
+        return leaf
+      leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index]))
 
   return jax.tree.map(place, tree, params(tree, mesh))
 

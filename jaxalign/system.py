@@ -117,7 +117,7 @@ def make_system(
 
   On one device, unless there is a `mesh`.
   """
-  loaded = checks.call_section({"model": model}, "model", stable_diffusion.load)
+  loaded = checks.call_section({"model": model}, "model", stable_diffusion.open_model)
   return from_model(loaded, seed=seed, lora=lora, process=process, guidance=guidance, mesh=mesh)
 
 

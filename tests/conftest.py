@@ -1,8 +1,17 @@
 """Shared by all tests: a compilation cache, so that no program is compiled twice."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+  # Workers that each use all cores wait for each other most of the time. Read when JAX starts.
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+  os.environ["OMP_NUM_THREADS"] = "1"
+
 import importlib.util
 import json
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,10 +23,32 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("xla")
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent  # that of all workers
+  folder = folder / "xla"
+  folder.mkdir(exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   return folder
+
+
+@pytest.fixture
+def command(compilation_cache):
+  """`command("sample", *flags, cwd=...)`: a command of the package, started as a user does."""
+  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache)}
+
+  def start(module, *flags, cwd):
+    return subprocess.Popen(
+      [sys.executable, "-m", f"jaxalign.{module}", *flags],
+      cwd=cwd,
+      env={**environment, "PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def test_a_config_says_which_flow_it_is_for_and_how_to_run_it(name, load_config)
   *[("ddpo", v) for v in ("long", "quicktest", "lora", "full", "per_prompt", "score_function")],
   *[("dpo", v) for v in ("ipo", "lora", "full", "quicktest")],
   *[("d3po", v) for v in ("lora", "quicktest")],
-  *[("draft", v) for v in ("whole", "lv", "align_prop", "refl", "lora", "quicktest")],
+  *[("draft", v) for v in ("whole", "lv", "align_prop", "refl", "lora", "guarded", "quicktest")],
   *[(name, v) for name in ("ddpo_sd15", "ddpo_sdxl") for v in ("full", "quicktest")],
   *[(name, v) for name in ("dpo_sd15", "dpo_sdxl") for v in ("lora", "quicktest")],
   *[("draft_sd15", v) for v in ("lv", "quicktest")],

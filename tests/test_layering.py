@@ -20,7 +20,7 @@ LAYERS = (
   ),
   ("system",),
   (
-    *("run", "evaluation", "train", "evaluate", "sample", "export"),
+    *("run", "source", "evaluation", "train", "evaluate", "sample", "export"),
     *("feeds", "pretrain", "rehearsal", "reward_model", "benchmarks"),
   ),
   ("main",),
@@ -44,7 +44,7 @@ OWNERS = {
   "safetensors": {"models"},
   "orbax": {"checkpoint"},
   # data: the command data/shapes_preferences.py defines flags, inside a function.
-  "absl": {"errors", "evaluate", "sample", "export", "main", "data", "benchmarks"},
+  "absl": {"errors", "evaluate", "sample", "source", "export", "main", "data", "benchmarks"},
   # benchmarks: PyTorch is what the speed is compared with, inside functions.
   "torch": {"benchmarks"},
   "tensorflow": set(),

@@ -1,12 +1,10 @@
 """The commands as a user types them: what they exit with and what they say."""
 
-import os
+import json
 import pathlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -18,23 +16,6 @@ from jaxalign.models.weights import hub
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DDPO = f"--config={ROOT}/configs/ddpo.py:quicktest"
-
-
-@pytest.fixture
-def command(compilation_cache):
-  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache)}
-
-  def start(module, *flags, cwd):
-    return subprocess.Popen(
-      [sys.executable, "-m", f"jaxalign.{module}", *flags],
-      cwd=cwd,
-      env={**environment, "PYTHONPATH": str(ROOT)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-
-  return start
 
 
 def assert_refused(process, *words):
@@ -72,6 +53,12 @@ def test_a_damaged_model_folder_is_refused(command, tmp_path):
   assert_refused(command("sample", *flags, cwd=tmp_path), "download it again")
   weights.unlink()
   assert_refused(command("sample", *flags, cwd=tmp_path), "diffusion_pytorch_model.safetensors")
+  index = {"weight_map": {"conv_in.bias": "shard-1.safetensors"}}
+  (weights.parent / f"{weights.name}.index.json").write_text(json.dumps(index))
+  assert_refused(command("sample", *flags, cwd=tmp_path), "shard-1.safetensors", "found no such")
+  (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
+  flags = ("--model=model.ckpt", "--prompt=a circle", "--output=pictures")
+  assert_refused(command("sample", *flags, cwd=tmp_path), "a pickle", "Convert it once")
   assert not (tmp_path / "pictures").exists()
 
 

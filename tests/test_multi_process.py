@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from device_jobs import ROOT, assert_close, case_flags, environment, finish, records
+from device_jobs import CASES, ROOT, assert_close, case_flags, environment, finish, records
 
 from jaxalign import checkpoint
 
@@ -20,10 +20,10 @@ STATED_SECONDS = 60  # docs/devices.md: within this time of a process's death th
 
 @pytest.fixture(scope="module")
 def launch(small_model, compilation_cache):
-  """`launch(workdir, *flags)`: launch/local.sh with two processes."""
+  """`launch(workdir, *flags, name=...)`: launch/local.sh with two processes and a case."""
 
-  def launch(workdir, *flags):
-    all_flags = case_flags("full weights", workdir, small_model, *flags)
+  def launch(workdir, *flags, name="full weights"):
+    all_flags = case_flags(name, workdir, small_model, *flags)
     return subprocess.Popen(
       [ROOT / "launch" / "local.sh", "2", *all_flags],
       env={**environment(compilation_cache), "PYTHON": sys.executable},
@@ -85,6 +85,14 @@ def test_two_processes_do_what_one_does(killed, run_case):
   found = records(killed[0])
   assert len(found) >= 3
   assert_close(found, alone[: len(found)], 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"full weights"}))
+def test_two_processes_do_what_one_does_in_every_case(name, launch, run_case, tmp_path):
+  finish(launch(tmp_path / "run", name=name))
+  alone = run_case(name, ["one device"])["one device"]
+  assert_close(records(tmp_path / "run"), records(alone), 1e-5)
 
 
 @pytest.mark.slow

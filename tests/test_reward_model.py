@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 from PIL import Image
 
 from jaxalign import reward_model
@@ -50,7 +51,7 @@ def config(load_config, pairs_file):
   config.warm_start.batches.batch_size = 8
   config.warm_start.fit.update({"num_steps": 3, "warmup_steps": 1, "checkpoint_every": 1})
   config.preferences.batches.batch_size = 6
-  fit = {"num_steps": 120, "warmup_steps": 5, "checkpoint_every": 35, "learning_rate": 1e-2}
+  fit = {"num_steps": 200, "warmup_steps": 5, "checkpoint_every": 35, "learning_rate": 1e-2}
   config.preferences.fit.update(fit)
   return config
 
@@ -214,10 +215,35 @@ def test_contrastive_loss_by_hand():
   images[0, 0, 0, 0] = images[1, 0, 0, 1] = 255  # features [1, 0] and [0, 1]
   token_ids = np.array([[1.0, 0.0], [0.5, 0.0]], np.float32)
   also_true = np.eye(2, dtype=bool)
-  loss_fn = reward_model.make_contrastive_loss(FAKE)
-  loss, metrics = loss_fn(FAKE.params, (images, token_ids, also_true), None)
-  # Logits [[2, 1], [0, 0]]: rows softmax(2, 1) and (0, 0); columns (2, 0) and (1, 0).
+  loss_fn = reward_model.make_contrastive_loss(FAKE, bend=(0.0, 0.0), max_blur=0.0)
+  loss, metrics = loss_fn(FAKE.params, (images, token_ids, also_true), jax.random.key(0))
+  # Logits [[2, 1], [0, 0]], and the same again of images that were bent by nothing: rows
+  # softmax(2, 1) and (0, 0); columns (2, 0, 2, 0) and (1, 0, 1, 0).
   rows = [np.log1p(np.exp(-1.0)), np.log(2)]
-  columns = [np.log1p(np.exp(-2.0)), np.log1p(np.exp(1.0))]
+  columns = [np.log(2) + np.log1p(np.exp(-2.0)), np.log(2) + np.log1p(np.exp(1.0))]
   np.testing.assert_allclose(loss, (sum(rows) + sum(columns)) / 4, rtol=1e-5)
   np.testing.assert_allclose(metrics["accuracy/caption"], 0.5)  # image 1 ties, which is no success
+  assert metrics["accuracy/straight"] == 0.0
+
+
+def test_bent_images_are_displaced_by_what_is_asked_for():
+  ramp = np.broadcast_to(np.arange(64, dtype=np.float32)[None, None, :, None], (64, 64, 64, 1))
+  strength = np.where(np.arange(64) < 32, 2.0, 0.0).astype(np.float32)
+  found = np.asarray(reward_model.bent(jax.random.key(0), ramp, strength))
+  np.testing.assert_allclose(found[32:], ramp[32:], atol=1e-5)
+  shift = (found - ramp)[:32, :, 16:56]  # far from the border, where displacements are cut off
+  np.testing.assert_allclose(shift[:, ::8, ::8].std(), 2.0, rtol=0.05)  # at the knots
+  middle = shift[:, ::8, 4]  # half way between two of them
+  np.testing.assert_allclose(middle, shift[:, ::8, [0, 8]].mean(axis=2), atol=1e-4)
+  other = reward_model.bent(jax.random.key(1), ramp, strength)
+  assert not np.allclose(found[:32], other[:32])
+  flat = np.full((2, 20, 12, 3), 0.3, np.float32)  # sides that knots do not divide
+  np.testing.assert_allclose(reward_model.bent(jax.random.key(0), flat, strength[:2]), flat)
+
+
+def test_blurred_is_the_mean_of_nine_at_full_strength():
+  images = np.random.default_rng(0).random((2, 7, 5, 3), np.float32)
+  found = reward_model.blurred(images, np.float32([0.0, 1.0]))
+  np.testing.assert_allclose(found[0], images[0], rtol=1e-6)
+  expected = scipy.ndimage.uniform_filter(images[1], (3, 3, 1), mode="nearest")
+  np.testing.assert_allclose(found[1], expected, rtol=1e-5)

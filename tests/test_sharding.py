@@ -63,6 +63,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
 ON_EIGHT_DEVICES = """
 import jax, numpy as np
 from jaxalign import sharding
+from jaxalign.models.weights import lazy
 
 mesh = sharding.make_mesh(data=2, fsdp=-1)
 assert dict(mesh.shape) == {"data": 2, "fsdp": 4}
@@ -74,6 +75,16 @@ assert {part.data.shape for part in placed["large"].addressable_shards} == {(128
 jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed), tree)
 again = sharding.place_params(placed, mesh)
 assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a is b, placed, again)))
+
+# Arrays in a file: of each only the parts of devices are read.
+parts_read = []
+def part(index):
+  parts_read.append(tree["large"][index].shape)
+  return tree["large"][index]
+opened = {"large": lazy.LazyArray((512, 512), part)}
+placed = sharding.place_params(opened, mesh)
+np.testing.assert_array_equal(placed["large"], tree["large"])
+assert set(parts_read) == {(128, 512)}
 
 # Batches: every row is read once, and comes back from the process that holds it.
 rows_read = []

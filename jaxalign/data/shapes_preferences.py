@@ -146,7 +146,7 @@ def command() -> None:
     flags.DEFINE_integer("seed", 0, "Of prompts, noise and labels."),
     flags.DEFINE_float("temperature", 0.1, "Of the labels; near 0 the better image always wins."),
     flags.DEFINE_float("tie_margin", 2.0, "How readily close pairs are ties; 0 is never."),
-    flags.DEFINE_float("guidance_scale", 2.0, "Classifier-free guidance; 1 is none."),
+    flags.DEFINE_float("guidance_scale", 1.0, "Classifier-free guidance; 1 is none."),
     flags.DEFINE_integer("num_steps", 8, "Denoising steps."),
     flags.DEFINE_float("eta", 1.0, "DDIM's noise, 0 to 1."),
     flags.DEFINE_integer("microbatch", 64, "Images sampled at once."),

@@ -32,9 +32,9 @@ def bradley_terry_loss(
 
 
 def contrastive_loss(
-  logits: Array,  # [B, B], image i against caption j
+  logits: Array,  # [N, B], image i against caption j; N >= B
   *,
-  also_true: Array,  # [B, B] bool
+  also_true: Array,  # [N, B] bool
 ) -> Array:  # [B]
   """Symmetric InfoNCE, one value per pair of an image and its caption.
 
@@ -42,10 +42,11 @@ def contrastive_loss(
 
   Radford et al. 2021 (arXiv:2103.00020) figure 3. Where `also_true`, caption j describes image i as
   well, although it was drawn for another image; such a pair is no negative and is left out of both
-  softmaxes. The diagonal is always kept.
+  softmaxes. The diagonal is always kept. Images beyond the first B have no caption of their own:
+  they are negatives of all.
   """
   check_same_shape(logits=logits, also_true=also_true)
-  own = jnp.eye(len(logits), dtype=bool)
+  own = jnp.eye(len(logits), logits.shape[1], dtype=bool)
   logits = jnp.where(also_true & ~own, -jnp.inf, logits)
   of_captions = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
   of_images = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import files
-from jaxalign.models import clip, clip_vision, layers, tokenization
+from jaxalign.models import clip, clip_vision, initialization, layers, tokenization
 from jaxalign.models.weights import safetensors_io
 from jaxalign.types import Array, Key, Params
 
@@ -130,26 +130,13 @@ class CLIP:
     return jax.eval_shape(self.network.init, jax.random.key(0), images, token_ids)["params"]
 
   def init_params(self, key: Key) -> Params:
-    """Random parameters, as numpy arrays; drawn on the host, which has nothing to compile."""
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    """Random parameters, as numpy arrays in host memory."""
     scale = self.network.config.logit_scale_init_value
-    return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: _random_leaf(rng, path[-1].key, leaf.shape, scale), self.param_shapes()
-    )
+    return initialization.random_params(key, self.param_shapes(), logit_scale=scale)
 
   def with_params(self, params: Params) -> "CLIP":
     """This model with other parameters."""
     return dataclasses.replace(self, params=params)
-
-
-def _random_leaf(rng: np.random.Generator, name: str, shape: tuple, logit_scale: float) -> Any:
-  """As the layers initialise themselves: kernels of variance 1 / fan_in, embeddings of 0.02^2."""
-  constants = {"scale": 1.0, "bias": 0.0, "logit_scale": logit_scale}
-  if name in constants:
-    return np.full(shape, constants[name], np.float32)
-  fan_in = np.prod(shape[:-1]) if name == "kernel" else shape[-1]  # or the class embedding
-  std = 0.02 if name == "embedding" else fan_in**-0.5
-  return np.float32(std) * rng.standard_normal(shape, np.float32)
 
 
 def build(config: dict[str, Any], *, tokenizer_folder: str | os.PathLike) -> CLIP:

@@ -44,9 +44,9 @@ def init(key: Key, params: Params, *, rank: int, targets: str) -> dict:
   """
   if rank < 1:
     raise ValueError(f"expected a LoRA rank of at least 1, got {rank}")
-  matching = match(["/".join(path) for path, _ in _layers(params)], targets)
+  matching = match(["/".join(path) for path, _ in adaptable_layers(params)], targets)
   adapter: dict[str, Any] = {}
-  for path, layer in _layers(params):
+  for path, layer in adaptable_layers(params):
     if "/".join(path) in matching:
       node = adapter
       for part in path:
@@ -97,7 +97,9 @@ def merge(params: Params, lora: Params) -> dict:
   return merged
 
 
-def _layers(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Params]]:
+def adaptable_layers(
+  params: Params, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Params]]:
   """Yields (path, node) of every linear or convolution layer, in the tree's order."""
   if "kernel" in params and not hasattr(params["kernel"], "items"):
     if len(params["kernel"].shape) in (2, 4):
@@ -105,7 +107,7 @@ def _layers(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
     return
   for name, node in params.items():
     if hasattr(node, "items"):
-      yield from _layers(node, (*path, name))
+      yield from adaptable_layers(node, (*path, name))
 
 
 def _layer_key(key: Key, path: tuple[str, ...]) -> Key:

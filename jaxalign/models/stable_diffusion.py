@@ -7,17 +7,24 @@ diffusers' pipeline of the same kind reads and writes.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import checks, files
-from jaxalign.models import conditioning, model_index, tokenization, unet, unet_blocks, vae
-from jaxalign.models.weights import hub, safetensors_io
-from jaxalign.types import Array, Key, Params, at_least_float32
+from jaxalign.models import (
+  initialization,
+  model_index,
+  networks,
+  tokenization,
+  unet_blocks,
+  vae,
+)
+from jaxalign.models.weights import hub, safetensors_io, single_file
+from jaxalign.types import Key, Params
 
 _WEIGHTS = {
   "unet": safetensors_io.WEIGHTS,
@@ -25,122 +32,6 @@ _WEIGHTS = {
   "text_encoder": safetensors_io.TEXT_WEIGHTS,
   "text_encoder_2": safetensors_io.TEXT_WEIGHTS,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Networks:
-  """The networks as pure functions. Holds no arrays, so a jitted closure captures none.
-
-  image_size: `(H, W)` in pixels of the images that are sampled.
-  dtype: what the UNet computes in, by name, whatever its parameters are; None is that of `x_t`.
-  """
-
-  unet: unet.UNet2DConditionModel
-  vae: vae.AutoencoderKL
-  text: conditioning.OneTextEncoder | conditioning.TwoTextEncoders
-  image_size: tuple[int, int]
-  dtype: str | None = None
-
-  @property
-  def latent_shape(self) -> tuple[int, int, int]:
-    """`(h, w, C)` of the latents that decode to `image_size`."""
-    height, width = (pixels // self.vae.config.downscale for pixels in self.image_size)
-    return height, width, self.vae.config.latent_channels
-
-  # The ignores: flax types `apply` as perhaps a pair, which it is only with `mutable`.
-
-  def denoise(self, variables: Params, x_t: Array, t: Array, cond: Mapping[str, Array]) -> Array:
-    """The UNet's prediction, `[B, h, w, C]`, in float32 whatever it is computed in.
-
-    Args:
-      variables: `{"params": ...}` and, with an adapter, `"lora": ...`.
-      x_t: `[B, h, w, C]` noisy latents; t: `[B]` timesteps in [0, 1000).
-      cond: from `encode_text`; for a UNet that reads more channels than `x_t` has, also `image`
-        `[B, h, w, in_channels - C]`, which follow those of `x_t`: the unscaled latents of the image
-        to edit (arXiv:2211.09800), or a mask and the latents of what it leaves.
-    """
-    x_t = jnp.asarray(self._with_image(x_t, cond), self.dtype)
-    prediction: Any = self.unet.apply(variables, x_t, t, cond["text"], cond)
-    return at_least_float32(prediction)
-
-  def _with_image(self, x_t: Array, cond: Mapping[str, Array]) -> Array:
-    missing = self.unet.config.in_channels - x_t.shape[-1]
-    if not missing:
-      return x_t
-    image = cond.get("image")
-    expected = (*x_t.shape[:-1], missing)
-    if image is None or image.shape != expected:
-      raise ValueError(
-        f"this UNet reads {self.unet.config.in_channels} channels, {missing} of them of an image: "
-        f"expected cond['image'] {expected}, found {'none' if image is None else image.shape}"
-      )
-    return jnp.concatenate([x_t, image.astype(x_t.dtype)], axis=-1)
-
-  def encode_text(self, params: Mapping[str, Params], token_ids: Array) -> dict[str, Array]:
-    """Token ids `[B, ...]` as `tokenize` gives them to the `cond` of `denoise`.
-
-    `params` holds those of the text encoders by name; other entries are left alone.
-    """
-    return self.text.encode(params, token_ids, self.image_size)
-
-  # The autoencoder computes in float32 whatever it is given: lower precision overflows in the one
-  # of XL, and costs visible detail in the others.
-
-  def vae_moments(self, params: Params, images: Array) -> tuple[Array, Array]:
-    """Images `[B, H, W, 3]` in [-1, 1] to the unscaled `(mean, log_var)`, each `[B, h, w, C]`."""
-    images = images.astype(jnp.float32)
-    return self.vae.apply({"params": params}, images, method="encode")  # type: ignore[return-value]
-
-  def vae_decode(self, params: Params, latents: Array) -> Array:
-    """Unscaled latents `[B, h, w, C]` to images `[B, H, W, 3]`, about [-1, 1]."""
-    latents = latents.astype(jnp.float32)
-    return self.vae.apply({"params": params}, latents, method="decode")  # type: ignore[return-value]
-
-  def encode_images(self, params: Params, images: Array, key: Key | None = None) -> Array:
-    """Images `[B, H, W, 3]` in [0, 1] to `x_0 = (z - shift) * scaling_factor`, `[B, h, w, C]`.
-
-    `z` is the posterior's mean when `key` is None, else a sample.
-    """
-    z, log_var = self.vae_moments(params, 2.0 * images - 1.0)
-    if key is not None:
-      z = z + jnp.exp(0.5 * log_var) * jax.random.normal(key, z.shape, z.dtype)
-    return (z - self._shift) * self.vae.config.scaling_factor
-
-  def decode(self, params: Params, latents: Array) -> Array:
-    """`x_0` `[B, h, w, C]` to images `[B, H, W, 3]`, clipped to [0, 1]."""
-    latents = latents.astype(jnp.float32)
-    images = self.vae_decode(params, latents / self.vae.config.scaling_factor + self._shift)
-    return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
-
-  @property
-  def _shift(self) -> float:
-    return self.vae.config.shift_factor or 0.0
-
-  def param_shapes(self) -> dict[str, Params]:
-    """The parameter tree of each component, with shapes in place of arrays."""
-    key = jax.random.key(0)
-    token_ids = jnp.zeros((1, *self.text.ids_shape), jnp.int32)
-    x_t = jnp.zeros((1, *self.latent_shape[:2], self.unet.config.in_channels))
-    images = jnp.zeros((1, *self.image_size, self.vae.config.in_channels))
-    variables = {
-      name: jax.eval_shape(module.init, key, token_ids.reshape(-1, token_ids.shape[-1]))
-      for name, module in self.text.modules.items()
-    }
-    text_params = {name: component["params"] for name, component in variables.items()}
-    cond = jax.eval_shape(self.encode_text, text_params, token_ids)
-    variables["unet"] = jax.eval_shape(self.unet.init, key, x_t, jnp.zeros(1), cond["text"], cond)
-    variables["vae"] = jax.eval_shape(self.vae.init, key, images)
-    return {name: component["params"] for name, component in variables.items()}
-
-
-def _random_leaf(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """The initialisation of `models.layers`: kernels of variance 1 / fan_in, embeddings of 0.02^2."""
-  if name == "scale":
-    return np.ones(shape, np.float32)
-  if name == "bias":
-    return np.zeros(shape, np.float32)
-  std = 0.02 if name == "embedding" else np.prod(shape[:-1]) ** -0.5
-  return np.float32(std) * rng.standard_normal(shape, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,14 +43,15 @@ class StableDiffusion:
   Attributes:
     networks: the pure functions.
     params: `{"unet": ..., "vae": ..., "text_encoder": ...}` and, for XL, "text_encoder_2", or {}
-      before there are any; numpy arrays in host memory after `load`.
+      before there are any; numpy arrays in host memory after `load`, in their files still after
+      `open_model`.
     configs: the parsed config.json of each component and of the scheduler, as found; "pipeline"
       holds the class and the settings of model_index.json.
     tokenizer_folder: holds vocab.json and merges.txt.
     tokenizer_2_folder: the same for the second text encoder, if there is one.
   """
 
-  networks: Networks
+  networks: networks.Networks
   params: dict[str, Params]
   configs: dict[str, dict[str, Any]]
   tokenizer_folder: pathlib.Path
@@ -199,14 +91,8 @@ class StableDiffusion:
     return np.stack(rows, axis=1).reshape(len(prompts), *self.networks.text.ids_shape)
 
   def init_params(self, key: Key) -> dict[str, Params]:
-    """Random parameters of all components, as numpy arrays in host memory.
-
-    Drawn on the host: compiling the random draws of hundreds of layers takes XLA minutes.
-    """
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: _random_leaf(rng, path[-1].key, leaf.shape), self.networks.param_shapes()
-    )
+    """Random parameters of all components, as numpy arrays in host memory."""
+    return initialization.random_params(key, self.networks.param_shapes())
 
   def with_params(self, params: dict[str, Params]) -> "StableDiffusion":
     """This model with other parameters."""
@@ -228,11 +114,12 @@ class StableDiffusion:
     """
     checks.check_choice("model.dtype", dtype, ("float32", "bfloat16"))
     checks.check_choice("model.remat", remat, unet_blocks.REMAT)
-    unet = self.networks.unet.clone(remat=remat)
-    kept = None if dtype == "float32" else dtype
-    return dataclasses.replace(
-      self, networks=dataclasses.replace(self.networks, unet=unet, dtype=kept)
+    networks = dataclasses.replace(
+      self.networks,
+      unet=self.networks.unet.clone(remat=remat),
+      dtype=None if dtype == "float32" else dtype,
     )
+    return dataclasses.replace(self, networks=networks)
 
   def with_image_size(self, height: int, width: int) -> "StableDiffusion":
     """This model for images of another size, in pixels; a folder it is saved to keeps the old."""
@@ -279,84 +166,103 @@ def build(
   }
   if text_encoder_2 is not None:
     configs["text_encoder_2"] = text_encoder_2
-  return StableDiffusion(_networks(configs), {}, configs, *folders)
+  return StableDiffusion(networks.make(configs), {}, configs, *folders)
 
 
-def _networks(configs: Mapping[str, dict[str, Any]]) -> Networks:
-  unet_config = unet.UNetConfig.from_dict(configs["unet"])
-  vae_config = vae.VAEConfig.from_dict(configs["vae"])
-  text = conditioning.make(
-    configs["text_encoder"],
-    configs.get("text_encoder_2"),
-    zero_empty=configs["pipeline"].get("force_zeros_for_empty_prompt", True),
-  )
-  channels = (unet_config.in_channels, unet_config.out_channels, vae_config.latent_channels)
-  if channels[0] < channels[2] or channels[1] != channels[2]:
-    raise ValueError(
-      "expected unet in_channels >= out_channels == vae latent_channels, found {} and {} and "
-      "{}".format(*channels)
-    )
-  if unet_config.cross_attention_dim != text.width:
-    raise ValueError(
-      f"expected unet cross_attention_dim == the text encoders' joint hidden_size, found "
-      f"{unet_config.cross_attention_dim} and {text.width}"
-    )
-  return Networks(
-    unet.UNet2DConditionModel(unet_config),
-    vae.AutoencoderKL(vae_config),
-    text,
-    _trained_image_size(unet_config, vae_config),
-  )
+def load(path: str | os.PathLike, **options: Any) -> StableDiffusion:
+  """As `open_model`, with all parameters read into memory."""
+  model = open_model(path, **options)
+  return model.with_params(jax.tree.map(np.asarray, model.params))
 
 
-def _trained_image_size(
-  unet_config: unet.UNetConfig, vae_config: vae.VAEConfig
-) -> tuple[int, int]:
-  """`(H, W)` in pixels, by the latents of the UNet or, where it does not say, the autoencoder's."""
-  downscale, size = vae_config.downscale, unet_config.sample_size
-  if size is None:
-    height, width = _pair(vae_config.sample_size)
-    return height // downscale * downscale, width // downscale * downscale
-  height, width = _pair(size)
-  return height * downscale, width * downscale
-
-
-def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
-  entries = size if isinstance(size, tuple) else (size,)
-  return entries[0], entries[-1]
-
-
-def load(
+def open_model(
   path: str | os.PathLike,
   *,
+  tokenizer: str = "",
+  configs: str = "",
   image_size: tuple[int, int] | None = None,
+  decode_batch: int | None = None,
+  decode_tile: int | None = None,
   dtype: str = "float32",
   remat: str = "none",
 ) -> StableDiffusion:
-  """Reads "shapes" (the embedded model), a folder in the diffusers layout, or a hub id.
+  """Opens a model, whose parameters are `weights.lazy.LazyArray`s until they are placed.
 
-  `image_size` is `(H, W)` in pixels, by default what the model was trained on; `dtype` and `remat`
-  as in `with_compute`.
+  Args:
+    path: "shapes" (the embedded model), a folder in the diffusers layout, a hub id, or a single
+      .safetensors file under the original names.
+    tokenizer: folder or hub id of a tokenizer, instead of the model's own; a single file has none.
+      For XL, of a model that has both.
+    configs: folder or hub id of a model whose configurations, and tokenizers, are those of a single
+      file; by default they are the published ones of its kind.
+    image_size: `(H, W)` in pixels; by default what the model was trained on.
+    decode_batch: images are decoded at most this many at a time; by default all of a batch.
+    decode_tile: larger latents are decoded in tiles with this side; by default whole.
+    dtype, remat: see `StableDiffusion.with_compute`.
   """
-  folder = hub.find_folder(path)
-  pipeline, two = model_index.read(folder)
-  components = [name for name in _WEIGHTS if two or name != "text_encoder_2"]
-  configs = {name: files.read_json(folder / name / "config.json") for name in components}
-  model = build(
-    **configs,
-    scheduler=files.read_json(folder / "scheduler" / "scheduler_config.json"),
-    tokenizer_folder=folder / "tokenizer",
-    tokenizer_2_folder=folder / "tokenizer_2" if two else None,
-    pipeline=pipeline,
-  )
-  model = model.with_compute(dtype=dtype, remat=remat)
+  found = hub.find_model(path)
+  opened = _open_single_file if found.is_file() else _open_folder
+  model = opened(found, tokenizer, configs).with_compute(dtype=dtype, remat=remat)
   model = model if image_size is None else model.with_image_size(*image_size)
+  lean = dataclasses.replace(model.networks, decode_batch=decode_batch, decode_tile=decode_tile)
+  return dataclasses.replace(model, networks=lean)
+
+
+def _open_folder(folder: pathlib.Path, tokenizer: str, configs: str) -> StableDiffusion:
+  if configs:
+    raise ValueError(f"configs: expected none with the folder {folder}, which has its own")
+  found = _read_configs(folder)
+  model = build(**found, **_tokenizers(tokenizer or folder, "text_encoder_2" in found))
   return model.with_params(
     {
-      name: safetensors_io.read_component(folder / name, shapes)
+      name: safetensors_io.open_component(folder / name, shapes)
       for name, shapes in model.networks.param_shapes().items()
     }
   )
+
+
+def _open_single_file(file: pathlib.Path, tokenizer: str, configs: str) -> StableDiffusion:
+  checkpoint = single_file.open_checkpoint(file)
+  if not (tokenizer or configs):
+    raise ValueError(
+      f"{file} holds no tokenizer\nset config.model.tokenizer (--tokenizer) to a folder with "
+      f"vocab.json and merges.txt or to a hub id, such as openai/clip-vit-large-patch14 for 1.x; "
+      f"for XL, to a model with both of its tokenizers"
+    )
+  if checkpoint.kind == "2.x" and not configs:
+    warnings.warn(
+      f"{file}: whether a 2.x predicts noise or velocity cannot be seen in its tensors; taken for "
+      f"2.1, velocity at 768 pixels. For 2-base, say, name a model with its configs (--configs).",
+      stacklevel=2,
+    )
+  found: dict[str, Any] = (
+    _read_configs(hub.find_folder(configs)) if configs else checkpoint.configs
+  )
+  model = build(**found, **_tokenizers(tokenizer or configs, "text_encoder_2" in found))
+  return model.with_params(
+    {name: checkpoint.component(name, s) for name, s in model.networks.param_shapes().items()}
+  )
+
+
+def _read_configs(folder: pathlib.Path) -> dict[str, Any]:
+  """The configurations in a model's folder, as `build` takes them."""
+  pipeline, two = model_index.read(folder)
+  components = [name for name in _WEIGHTS if two or name != "text_encoder_2"]
+  configs = {name: files.read_json(folder / name / "config.json") for name in components}
+  scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json")
+  return {**configs, "scheduler": scheduler, "pipeline": pipeline}
+
+
+def _tokenizers(where: str | os.PathLike, two: bool) -> dict[str, Any]:
+  """The folders of one tokenizer, or of the two of a model's folder, as `build` takes them."""
+  if not two:
+    return {"tokenizer_folder": hub.find_tokenizer(where)}
+  # The second has another padding token, which the network sees, so that one cannot stand for both.
+  folder = hub.find_folder(where)
+  return {
+    "tokenizer_folder": folder / "tokenizer",
+    "tokenizer_2_folder": folder / "tokenizer_2",
+  }
 
 
 def save(model: StableDiffusion, folder: str | os.PathLike) -> None:

@@ -61,7 +61,13 @@ class VAEConfig:
 
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
-    """Reads the parsed `vae/config.json`; entries that no field is named after are left alone."""
+    """Reads the parsed `vae/config.json`; entries that no field is named after are left alone.
+
+    Raises ValueError where one would change the latents.
+    """
+    for name in ("latents_mean", "latents_std"):
+      if config.get(name) is not None:
+        raise ValueError(f"vae config: expected {name} null, found {config[name]}")
     names = {field.name for field in dataclasses.fields(cls)}
     found: dict[str, Any] = {
       name: tuple(value) if isinstance(value, list) else value

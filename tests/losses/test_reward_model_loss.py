@@ -92,6 +92,14 @@ def test_contrastive_by_hand():
   np.testing.assert_allclose(contrastive(), -(rows + columns) / 2, rtol=1e-6)
 
 
+def test_images_without_a_caption_are_negatives_of_all():
+  # A fourth row of 2, 1, 1 joins the columns: 4/10, 2/5, 5/11. The rows stay as they are.
+  logits = np.concatenate([LOGITS, np.log(np.float32([[2.0, 1.0, 1.0]]))])
+  rows, columns = np.log([4 / 6, 2 / 8, 5 / 8]), np.log([4 / 10, 2 / 5, 5 / 11])
+  found = contrastive(logits, np.zeros((4, 3), bool))
+  np.testing.assert_allclose(found, -(rows + columns) / 2, rtol=1e-6)
+
+
 def test_what_is_also_true_is_no_negative():
   # Caption 2 is true of image 1: row 1 becomes 2/4 and column 2 becomes 5/6.
   also_true = NONE.copy()

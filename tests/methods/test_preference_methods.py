@@ -12,7 +12,7 @@ import pytest
 import toy_policy
 from toy_policy import FROZEN, PARAMS, PARTS, REFERENCE
 
-from jaxalign import methods
+from jaxalign import losses, methods
 from jaxalign.diffusion import log_ratios, rollout
 from jaxalign.methods import diffusion_dpo
 
@@ -35,7 +35,8 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
 
   The published code subtracts float32 errors near 1 and multiplies by beta, so its logits carry an
   error of about beta * 2.5e-7 and its losses one of 1e-4: its arrays in float64 say so. Ours agrees
-  with float64 to 1e-5, and with the published values within their error.
+  with float64 to 1e-5, with the published logits within their error, and from those logits gives
+  the published loss to 1e-6.
   """
   arrays = np.load(GOLDEN / "transitions_and_losses.npz")
   order = [0, 3, 1, 4, 2, 5]  # theirs is all winners and then all losers
@@ -61,6 +62,8 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
   published = arrays[f"{case['case']}/implicit_logit"]
   np.testing.assert_allclose(values["preference/margin"], published / case["beta"], atol=3e-7)
   np.testing.assert_allclose(loss.mean(), arrays[f"{case['case']}/loss"], rtol=1e-4)
+  from_published = losses.dpo_loss(published, jnp.zeros_like(published), beta=1.0)
+  np.testing.assert_allclose(from_published.mean(), arrays[f"{case['case']}/loss"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name,kwargs,expected", [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_models
 
-from jaxalign.models import stable_diffusion, tokenization
+from jaxalign.models import networks, stable_diffusion, tokenization
 
 UNET = {
   "_class_name": "UNet2DConditionModel",
@@ -188,7 +188,7 @@ def test_shapes(model):
   assert model.context_length == 8
   for size, expected in ((5, (5, 5, 4)), ([7], (7, 7, 4)), (None, (6, 6, 4))):
     configs = {**model.configs, "unet": {**UNET, "sample_size": size}}
-    assert stable_diffusion._networks(configs).latent_shape == expected
+    assert networks.make(configs).latent_shape == expected
 
 
 def test_with_image_size(model, folder):
@@ -234,8 +234,8 @@ def test_with_scaling_factor(model):
 @pytest.mark.parametrize(
   ("section", "change", "words"),
   [
-    ("unet", {"in_channels": 3}, "== vae latent_channels, found 3 and 4 and 4"),
-    ("unet", {"out_channels": 5}, "== vae latent_channels, found 4 and 5 and 4"),
+    ("unet", {"in_channels": 3}, "== vae latent_channels, found 3, 4 and 4"),
+    ("unet", {"out_channels": 5}, "== vae latent_channels, found 4, 5 and 4"),
     ("unet", {"cross_attention_dim": 16}, "hidden_size, found 16 and 12"),
     ("vae", {"act_fn": "mish"}, "mish"),
   ],

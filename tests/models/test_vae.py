@@ -146,6 +146,7 @@ def test_config_is_hashable_and_ignores_bookkeeping():
     ({"up_block_types": ["UpDecoderBlock2D"]}, "make them equal"),
     ({"act_fn": "mish"}, "mish"),
     ({"norm_num_groups": 5}, "norm_num_groups 5"),
+    ({"latents_mean": [-1.6, 2.3, 3.6, 0.2]}, "latents_mean null"),
   ],
 )
 def test_unsupported_config_is_refused(change, words):

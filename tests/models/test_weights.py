@@ -1,9 +1,6 @@
 """Names, layouts and every way in which a weight file can be wrong."""
 
-import fnmatch
 import json
-import os
-import sys
 
 import jax
 import ml_dtypes
@@ -13,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxalign import files
-from jaxalign.models.weights import hub, names, safetensors_io
+from jaxalign.models.weights import lazy, names, safetensors_io, tensor_files
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -130,7 +127,102 @@ def test_half_precision_is_read_as_float32(folder, dtype):
 
 def test_full_precision_is_preferred(folder):
   store(folder, {"wrong": np.zeros(1)}, "diffusion_pytorch_model.fp16.safetensors")
-  assert safetensors_io.find_weights(folder).name == FILE
+  assert tensor_files.find_weights(folder).name == FILE
+
+
+def test_half_precision_and_shards_are_opened_like_one_file(folder):
+  tensors = stored(folder)
+  (folder / FILE).unlink()
+  shards = write_shards(folder, tensors, variant=".fp16")
+  assert tensor_files.find_weights(folder).name.endswith(".safetensors.index.fp16.json")
+  again = safetensors_io.read_component(folder, make_tree())
+  jax.tree.map(np.testing.assert_array_equal, again, make_tree())
+  assert len(shards) == 2
+  store(folder, tensors, "model.safetensors")  # full precision is preferred again
+  assert tensor_files.find_weights(folder).name == "model.safetensors"
+
+
+def write_shards(folder, tensors, variant=""):
+  """Two files and their index, as diffusers and transformers name them."""
+  stem = f"diffusion_pytorch_model{variant}"
+  shards = [f"{stem}-{number:05}-of-00002.safetensors" for number in (1, 2)]
+  weight_map = {name: shards[i % 2] for i, name in enumerate(sorted(tensors))}
+  for shard in shards:
+    store(folder, {n: x for n, x in tensors.items() if weight_map[n] == shard}, shard)
+  index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+  file = f"diffusion_pytorch_model.safetensors.index{variant}.json"
+  (folder / file).write_text(json.dumps(index))
+  return shards
+
+
+def test_what_an_index_lists_must_be_there(folder):
+  tensors = stored(folder)
+  (folder / FILE).unlink()
+  shards = write_shards(folder, tensors)
+  content = (folder / shards[1]).read_bytes()
+  (folder / shards[1]).unlink()
+  with pytest.raises(ValueError, match=rf"index.json lists {shards[1]} for 3 tensors, found no"):
+    safetensors_io.read_component(folder, make_tree())
+  (folder / shards[1]).write_bytes(content[:-4])
+  with pytest.raises(ValueError, match=rf"{shards[1]} is cut short"):
+    safetensors_io.read_component(folder, make_tree())
+  (folder / shards[1]).write_bytes((folder / shards[0]).read_bytes())
+  with pytest.raises(ValueError, match=rf"expected \S+ in {shards[1]}, found none"):
+    safetensors_io.read_component(folder, make_tree())
+  for content in ("{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"index\.json: expected a 'weight_map'"):
+      safetensors_io.read_component(folder, make_tree())
+
+
+def test_opened_weights_read_the_part_that_is_asked_for(folder, monkeypatch):
+  opened = safetensors_io.open_component(folder, make_tree())
+  expected = make_tree()
+  read = []
+  plain = tensor_files._read
+  monkeypatch.setattr(tensor_files, "_read", lambda *a: read.append(a[2:]) or plain(*a))
+  kernel, whole = opened["conv_in"]["kernel"], expected["conv_in"]["kernel"]
+  assert (kernel.shape, kernel.ndim, kernel.dtype) == ((3, 3, 2, 4), 4, np.float32)
+  assert read == []  # nothing but headers so far
+  index = (slice(1, 3), slice(None), slice(0, 1), slice(2, 4, 1))
+  np.testing.assert_array_equal(kernel[index], whole[index])
+  # [k, k, in, out] here is [out, in, k, k] there.
+  sought = (slice(2, 4), slice(0, 1), slice(1, 3), slice(0, 3))
+  assert read == [("conv_in.weight", sought)]
+  for index in (slice(1, 2), 2, (..., 1), (slice(None, None, 2),), (), (slice(2, 1),)):
+    np.testing.assert_array_equal(kernel[index], whole[index])
+  jax.tree.map(np.testing.assert_array_equal, opened, expected)
+  assert np.asarray(kernel).flags.c_contiguous
+  with pytest.raises(ValueError, match="without a copy"):
+    np.array(kernel, copy=False)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (4, 3), (4, 3, 1), (4, 3, 1, 1)])
+def test_lazy_views_are_those_of_numpy(shape):
+  whole = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+  array = lazy.LazyArray(shape, lambda index: whole[index])
+  np.testing.assert_array_equal(array.rows(1, 3), whole[1:3])
+  np.testing.assert_array_equal(array.rows(1, 3)[1:2], whole[2:3])
+  axes = tuple(range(len(shape)))[::-1]
+  np.testing.assert_array_equal(array.transpose(axes)[0:1], whole.transpose(axes)[0:1])
+  other = (4, 1) if shape == (4, 1, 1) else (4, 3, 1, 1, 1)
+  np.testing.assert_array_equal(array.reshape_units(other)[1:3], whole.reshape(other)[1:3])
+  with pytest.raises(ValueError, match="but for trailing ones"):
+    array.reshape_units((2, 2, *shape[1:]))
+
+
+def test_a_file_that_changes_after_it_was_opened_is_an_error(folder):
+  opened = safetensors_io.open_component(folder, make_tree())
+  tree = jax.tree.map(lambda leaf: leaf + 1, make_tree())
+  safetensors_io.write_component(folder, tree, {})
+  with pytest.raises(ValueError, match=rf"{FILE} has changed since it was opened"):
+    np.asarray(opened["conv_in"]["bias"])
+
+
+def test_a_scalar_is_read_with_its_shape(tmp_path):
+  safetensors_io.write_tensors(tmp_path / FILE, {"logit_scale": np.float32(2.5)})
+  tree = safetensors_io.read_component(tmp_path, {"logit_scale": np.zeros(())})
+  assert tree["logit_scale"].shape == () and tree["logit_scale"] == 2.5
 
 
 def test_text_encoder_without_prefix_and_with_buffer(tmp_path):
@@ -191,6 +283,32 @@ def test_square_kernel_stored_as_convolution_is_misshapen(folder):
     safetensors_io.read_component(folder, make_tree())
 
 
+def rename(tensors):
+  tensors["conv_in.kernel"] = tensors.pop("conv_in.weight")
+
+
+def reshape(tensors):
+  tensors["conv_in.bias"] = tensors["conv_in.bias"].reshape(2, 2)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (lambda tensors: tensors.pop("conv_in.bias"), "1 missing: conv_in.bias."),
+    (rename, "1 missing: conv_in.weight; 1 unexpected: conv_in.kernel."),
+    (reshape, r"1 misshapen: conv_in.bias \(2, 2\) instead of \(4,\)."),
+  ],
+  ids=["missing", "renamed", "reshaped"],
+)
+def test_a_single_tensor_that_does_not_fit_is_named(folder, change, words):
+  tensors = stored(folder)
+  change(tensors)
+  (folder / FILE).unlink()
+  write_shards(folder, tensors)
+  with pytest.raises(ValueError, match=rf"index\.json does not fit its config.*\n{words}"):
+    safetensors_io.read_component(folder, make_tree())
+
+
 @pytest.mark.parametrize("keep", [0, 7, 200, -1])
 def test_truncated_file(folder, keep):
   content = (folder / FILE).read_bytes()
@@ -232,80 +350,3 @@ def test_failed_write_leaves_the_old_file(folder, monkeypatch):
   assert (folder / FILE).read_bytes() == before
   assert files.read_json(folder / "config.json") == {"sample_size": 8}
   assert {file.name for file in folder.iterdir()} == {"config.json", FILE}
-
-
-@pytest.mark.parametrize(
-  ("content", "words"),
-  [(None, "found none"), (b"{", "not valid JSON"), (b"\xff\xfe\x00", "JSON"), (b"[1]", "a list")],
-)
-def test_bad_json(tmp_path, content, words):
-  file = tmp_path / "config.json"
-  if content is not None:
-    file.write_bytes(content)
-  with pytest.raises(ValueError, match=f"config.json.*{words}"):
-    files.read_json(file)
-
-
-def test_folder_names(tmp_path, monkeypatch):
-  assert hub.find_folder(tmp_path) == tmp_path
-  assert hub.find_folder("shapes").parts[-3:] == ("worlds", "assets", "shapes")
-  with pytest.raises(ValueError, match=r"no model folder at .*nothing.*'shapes'"):
-    hub.find_folder(tmp_path / "nothing")
-  with pytest.raises(ValueError, match="no model folder"):
-    hub.find_folder("./nothing")
-  checkpoint = tmp_path / "v1-5.safetensors"
-  checkpoint.touch()
-  with pytest.raises(ValueError, match=r"single file.*from_single_file"):
-    hub.find_folder(checkpoint)
-
-
-class _Hub:
-  """Stands in for huggingface_hub: repositories hold the given files, all of them empty."""
-
-  def __init__(self, folder, contents, error=None):
-    self.folder, self.contents, self.error, self.calls = folder, contents, error, []
-
-  def snapshot_download(self, repo_id, allow_patterns):
-    if self.error:
-      raise self.error
-    self.calls.append(allow_patterns)
-    for name in self.contents:
-      if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).touch()
-    return os.fspath(self.folder)
-
-
-REPOSITORY = [
-  "model_index.json",
-  "v1-5-pruned.ckpt",
-  "unet/config.json",
-  "unet/diffusion_pytorch_model{}.safetensors",
-  "unet/diffusion_pytorch_model.bin",
-  "vae/diffusion_pytorch_model{}.safetensors",
-  "text_encoder/model{}.safetensors",
-  "text_encoder_2/model{}.safetensors",
-  "safety_checker/model{}.safetensors",
-  "tokenizer/vocab.json",
-  "tokenizer_2/vocab.json",
-]
-
-
-@pytest.mark.parametrize(("variant", "num_calls"), [("", 1), (".fp16", 2)])
-def test_hub_download_takes_only_what_is_read(tmp_path, monkeypatch, variant, num_calls):
-  stand_in = _Hub(tmp_path, [name.format(variant) for name in REPOSITORY])
-  monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
-  assert hub.find_folder("owner/name") == tmp_path
-  assert len(stand_in.calls) == num_calls
-  fetched = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*") if file.is_file()}
-  unwanted = {REPOSITORY[1], REPOSITORY[4], REPOSITORY[8].format(variant)}
-  assert fetched == {name.format(variant) for name in REPOSITORY} - unwanted
-
-
-def test_hub_failure_is_a_short_value_error(tmp_path, monkeypatch):
-  stand_in = _Hub(tmp_path, [], error=ConnectionError("no route\nto host\nat all"))
-  monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
-  with pytest.raises(ValueError, match="'owner/name'") as caught:
-    hub.find_folder("owner/name")
-  assert len(str(caught.value).splitlines()) == 3
-  assert "ConnectionError: no route" in str(caught.value)

@@ -1,46 +1,107 @@
-"""From the name of a model to the folder that holds it."""
+"""From the name of a model to where it is: a folder, a file, or a repository on the hub.
+
+Which token is sent and whether the network may be used is left to huggingface_hub, which reads them
+from HF_TOKEN, HF_HUB_OFFLINE and its own files.
+"""
 
 import os
 import pathlib
+
+from jaxalign.models.weights import tensor_files
 
 _EMBEDDED = {
   "shapes": pathlib.Path(__file__).resolve().parents[2] / "worlds" / "assets" / "shapes",
 }
 _COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 # Repositories also hold pickles, other frameworks' weights and single-file copies of everything.
-_SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json", "tokenizer*/*"]
-_WEIGHTS = [f"{c}/*model{{}}.safetensors" for c in _COMPONENTS]
+_SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json"]
+_TOKENIZER_FILES = ["vocab.json", "merges.txt", "*token*.json"]
+_TOKENIZERS = [f"{folder}*" for folder in ("tokenizer/", "tokenizer_2/")]
+_WEIGHTS = ("{}/*model{}.safetensors", "{}/*model{}-*-of-*.safetensors", "{}/*.index{}.json")
+_VARIANTS = ("", ".fp16", ".bf16")
+
+
+def find_model(path_or_name: str | os.PathLike) -> pathlib.Path:
+  """Where a model is: a folder in the diffusers layout, or a single file of safetensors.
+
+  Args:
+    path_or_name: an embedded model ("shapes"), an existing path, or a hub id, which is downloaded.
+  """
+  found = _find_here(path_or_name)
+  if found is None:
+    return _download(os.fspath(path_or_name))
+  if found.is_file() and found.suffix in tensor_files.PICKLES:
+    raise tensor_files.pickle_error(os.fspath(found))
+  if found.is_file() and found.suffix != ".safetensors":
+    raise ValueError(f"{found}: expected a .safetensors file, or a folder in the diffusers layout")
+  return found
 
 
 def find_folder(path_or_name: str | os.PathLike) -> pathlib.Path:
-  """The folder of an embedded model ("shapes"), of an existing path, or of a hub id, downloaded."""
+  """The folder of a model for its configurations; of a hub id only these are downloaded."""
+  found = _find_here(path_or_name)
+  if found is None:
+    return _request(os.fspath(path_or_name), [*_SMALL_FILES, *_TOKENIZERS])
+  if found.is_file():
+    raise ValueError(f"{found}: expected the folder of a model, or a hub id, found a file")
+  return found
+
+
+def find_tokenizer(path_or_name: str | os.PathLike) -> pathlib.Path:
+  """The folder of a tokenizer: the one that is named, or `tokenizer/` in that of a model."""
+  found = _find_here(path_or_name)
+  if found is None:
+    found = _request(os.fspath(path_or_name), [*_TOKENIZER_FILES, *_TOKENIZERS])
+  return found / "tokenizer" if (found / "tokenizer").is_dir() else found
+
+
+def _find_here(path_or_name: str | os.PathLike) -> pathlib.Path | None:
+  """The embedded model or existing path that is named; None for what could be a hub id."""
   name = os.fspath(path_or_name)
   if name in _EMBEDDED:
     return _EMBEDDED[name]
   path = pathlib.Path(name).expanduser()
-  if path.is_dir():
+  if path.exists():
     return path
-  if path.is_file():
-    raise ValueError(
-      f"{path} is a single file; expected a folder in the diffusers layout. Convert it once with "
-      f"diffusers: StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)"
-    )
+  if path.suffix in (".safetensors", *tensor_files.PICKLES):
+    raise ValueError(f"no file {path}; check the path")
   if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
     raise ValueError(
       f"no model folder at {path}; expected a folder, a hub id such as owner/name, or one of "
       f"{sorted(_EMBEDDED)}"
     )
-  return _download(name)
+  return None
 
 
 def _download(repo_id: str) -> pathlib.Path:
+  """The snapshot of a model: configurations, tokenizers and one variant of the weights."""
+  folder = _request(repo_id, [*_SMALL_FILES, *_TOKENIZERS, *_weights("")])
+  for variant in _VARIANTS[1:]:
+    if not _without_weights(folder):
+      break
+    folder = _request(repo_id, _weights(variant))
+  return folder
+
+
+def _weights(variant: str) -> list[str]:
+  return [pattern.format(name, variant) for name in _COMPONENTS for pattern in _WEIGHTS]
+
+
+def _without_weights(folder: pathlib.Path) -> list[str]:
+  """The components that have a configuration but no weights."""
+  return [
+    name
+    for name in _COMPONENTS
+    if (folder / name / "config.json").is_file() and not any((folder / name).glob("*.safetensors"))
+  ]
+
+
+def _request(repo_id: str, patterns: list[str]) -> pathlib.Path:
+  """The local folder of a repository, with at least the files that match the patterns."""
   import huggingface_hub
 
   try:
-    folder = _snapshot(huggingface_hub, repo_id, variant="")
-    found = [folder / name for name in _COMPONENTS if (folder / name).is_dir()]
-    if not all(any(component.glob("*.safetensors")) for component in found):
-      folder = _snapshot(huggingface_hub, repo_id, variant=".fp16")
+    return pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns))
   except Exception as error:  # the client's failures share no base class: network, id, access
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     raise ValueError(
@@ -48,9 +109,3 @@ def _download(repo_id: str) -> pathlib.Path:
       f"{type(error).__name__}: {reason}\n"
       f"Check the spelling, the network, and for gated models that you are logged in."
     ) from None
-  return folder
-
-
-def _snapshot(huggingface_hub, repo_id: str, variant: str) -> pathlib.Path:
-  patterns = _SMALL_FILES + [pattern.format(variant) for pattern in _WEIGHTS]
-  return pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns))

@@ -9,8 +9,13 @@ of rank 2 is `[in, out]` here and `[out, in]` on disk, of rank 4 `[k, k, in, out
 
 import re
 from collections.abc import Collection, Sequence
+from typing import TypeVar
 
 import numpy as np
+
+from jaxalign.models.weights import lazy
+
+_Array = TypeVar("_Array", np.ndarray, lazy.LazyArray)
 
 # What is a list in PyTorch. "linear_1" or "norm_2", say, are ordinary names, so an underscore and a
 # digit alone do not tell.
@@ -84,8 +89,8 @@ def to_torch(path: Sequence[str], array: np.ndarray) -> np.ndarray:
   return np.moveaxis(array, (-1, -2), (0, 1))
 
 
-def from_torch(path: Sequence[str], array: np.ndarray) -> np.ndarray:
-  """The inverse of `to_torch`."""
+def from_torch(path: Sequence[str], array: _Array) -> _Array:
+  """The inverse of `to_torch`, of an array in memory or in a file."""
   if path[-1] != "kernel":
     return array
-  return np.moveaxis(array, (0, 1), (-1, -2))
+  return array.transpose((*range(2, array.ndim), 1, 0))

@@ -1,0 +1,128 @@
+"""A whole model in one safetensors file, under the names of its original publication."""
+
+import os
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from jaxalign.models.weights import lazy, names, original, published, safetensors_io, tensor_files
+from jaxalign.types import Params
+
+
+class Part(NamedTuple):
+  """A component of a checkpoint: the beginning of its tensors' names, and what follows."""
+
+  prefix: str
+  names: original.Names
+
+
+_UNET = Part("model.diffusion_model.", original.unet)
+_VAE = Part("first_stage_model.", original.vae)
+# Text encoders tell the kinds apart.
+KINDS: dict[str, dict[str, Part]] = {
+  "xl": {
+    "unet": _UNET,
+    "vae": _VAE,
+    "text_encoder": Part("conditioner.embedders.0.transformer.", original.clip),
+    "text_encoder_2": Part("conditioner.embedders.1.model.", original.open_clip),
+  },
+  "2.x": {
+    "unet": _UNET,
+    "vae": _VAE,
+    "text_encoder": Part("cond_stage_model.model.", original.open_clip),
+  },
+  "1.x": {
+    "unet": _UNET,
+    "vae": _VAE,
+    "text_encoder": Part("cond_stage_model.transformer.", original.clip),
+  },
+}
+
+# Tensors of a component that are no weights of it: constants, what only training used, and what
+# diffusers leaves out of open_clip's text encoder.
+_NO_WEIGHTS = re.compile(
+  r"(.*\.)?position_ids|logit_scale|attn_mask|text_projection|loss\..*|model_ema\..*"
+)
+_RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\..*")
+
+
+class Checkpoint(NamedTuple):
+  """An opened file.
+
+  kind: "1.x", "2.x" or "xl".
+  file: its tensors, under their original names.
+  """
+
+  kind: str
+  file: tensor_files.TensorFile
+
+  @property
+  def configs(self) -> dict[str, dict]:
+    """The published configurations of this kind: of each component and of the scheduler.
+
+    Whether a 2.x predicts noise or velocity cannot be seen in its tensors. This is 2.1, which
+    predicts the velocity, as it is what diffusers takes such a file for.
+    """
+    return published.CONFIGS[self.kind]
+
+  def component(self, name: str, expected: Params) -> dict:
+    """The parameters of a component, like `expected`, as `LazyArray`s.
+
+    Raises ValueError for tensors that are missing, unexpected or of another shape.
+    """
+    part = KINDS[self.kind][name]
+    stored = {
+      tensor.removeprefix(part.prefix): array
+      for tensor, array in self.file.tensors.items()
+      if tensor.startswith(part.prefix)
+    }
+    shapes = safetensors_io.torch_shapes(expected)
+    if part.names is original.clip:
+      renamed = {tensor: names.canonical_name(tensor, shapes) for tensor in stored}
+      stored = {new: stored[old] for old, new in renamed.items() if new is not None}
+    found: dict[str, lazy.LazyArray] = {}
+    sources = part.names(shapes)
+    for tensor, source in sources.items():
+      if source.name in stored:
+        found[tensor] = _like(source.view(stored[source.name]), shapes[tensor])
+    used = {source.name for source in sources.values()}
+    extra = {tensor for tensor in stored if not _is_no_weight(tensor, used)} - used
+    found |= {part.prefix + tensor: stored[tensor] for tensor in extra}
+    what = (
+      f"{self.file.path} (Stable Diffusion {self.kind}): its {name} does not fit the configuration"
+    )
+    return safetensors_io.to_tree(what, found, expected)
+
+
+def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+  """Opens a file; ValueError if it is no whole model of a kind that is known here."""
+  file = tensor_files.open_file(path)
+  for kind, parts in KINDS.items():
+    if all(_has(file.tensors, part.prefix) for part in parts.values()):
+      return Checkpoint(kind, file)
+  found = sorted({tensor.split(".")[0] for tensor in file.tensors})
+  raise ValueError(
+    f"{file.path}: expected a whole Stable Diffusion 1.x, 2.x or XL (UNet, autoencoder and text "
+    f"encoders, under their original names), found tensors of: {safetensors_io.first(found)}\n"
+    f"adapters are given with --lora; a single component needs the folder of its model"
+  )
+
+
+def _has(tensors: Iterable[str], prefix: str) -> bool:
+  return any(tensor.startswith(prefix) for tensor in tensors)
+
+
+def _like(array: lazy.LazyArray, shape: tuple[int, ...]) -> lazy.LazyArray:
+  """The array as a matrix if it is one that is stored as a 1 x 1 convolution."""
+  matrix = array.shape[:2]
+  is_window = array.ndim > 2 and set(array.shape[2:]) == {1}
+  return array.reshape_units(matrix) if is_window and len(shape) == 2 else array
+
+
+def _is_no_weight(tensor: str, used: set[str]) -> bool:
+  """Whether a tensor may be left out: a constant, or of the layer after the last that is used."""
+  block = _RESBLOCK.fullmatch(tensor)
+  if block:
+    here, before = (f"transformer.resblocks.{int(block[1]) - i}.ln_1.weight" for i in (0, 1))
+    return here not in used and before in used
+  return bool(_NO_WEIGHTS.fullmatch(tensor))

@@ -1,0 +1,110 @@
+"""Pairs in batches: a pure function of seed and step, each pair once an epoch."""
+
+import collections
+
+import numpy as np
+import pytest
+from preference_records import BLUE, RED, record, solid
+
+from jaxalign.data import preference_pairs, preferences
+
+
+def make_pairs(num_records, **options):
+  """One pair a record, in which the second image of even records won."""
+  ranks = ([2, 1], [1, 2])
+  records = [record(prompt=f"p{i}", rank=ranks[i % 2]) for i in range(num_records)]
+  return preference_pairs.PreferencePairs(records, **{"size": (4, 6), **options})
+
+
+def test_pairs_of_all_records_with_the_winner_first():
+  records = [
+    record(prompt="a", rank=[2, 3, 1]),
+    record(prompt="b", prob=[[np.nan, 0.5], [0.5, np.nan]]),
+    record(prompt="c", prob=[[np.nan, 0.25], [0.75, np.nan]]),
+  ]
+  pairs = preference_pairs.PreferencePairs(records, size=(4, 6))
+  assert pairs.prompts == ["a", "a", "a", "c"] and len(pairs) == 4
+  np.testing.assert_allclose(pairs.p, [1, 1, 1, 0.75])
+  np.testing.assert_allclose(pairs.weight, [1 / 3, 1 / 3, 1 / 3, 1])
+  images = pairs.images(np.array([3, 0, 1, 2, 3], np.int32))
+  assert images.shape == (5, 2, 4, 6, 3) and images.dtype == np.uint8
+  # The grey of an image is its index.
+  assert images[:, :, 0, 0, 0].tolist() == [[1, 0], [0, 1], [2, 0], [2, 1], [1, 0]]
+  with_ties = preference_pairs.PreferencePairs(records, size=(4, 6), ties="half")
+  assert with_ties.prompts == ["a", "a", "a", "b", "c"] and with_ties.p[3] == 0.5
+
+
+def test_records_without_any_pair_are_an_error():
+  with pytest.raises(ValueError, match='none of 1 records has one with ties="drop"'):
+    preference_pairs.PreferencePairs([record(rank=[1, 1])], size=(4, 6))
+
+
+def test_images_of_another_size_are_refused_or_resized(tmp_path):
+  small = preferences.make_candidate(solid(RED))
+  large = preferences.make_candidate(solid(BLUE, (8, 8)))
+  label = preferences.Record("a", (small, large), rank=np.array([1.0, 2.0]))
+  with pytest.raises(ValueError, match=r"\(4, 6\), found one of \(8, 8\); .*resize=True"):
+    preference_pairs.PreferencePairs([label], size=(4, 6))
+  pairs = preference_pairs.PreferencePairs([label], size=(4, 6), resize=True)
+  images = pairs.images(np.array([0]))
+  assert images.shape == (1, 2, 4, 6, 3)
+  assert (images[0, 0] == RED).all() and (images[0, 1] == BLUE).all()
+
+
+def test_an_image_that_changed_after_reading_is_noticed(tmp_path):
+  path = tmp_path / "a.png"
+  path.write_bytes(solid(RED))
+  candidates = (preferences.make_candidate(path),) * 2
+  label = preferences.Record("a", candidates, scores=np.array([1.0, 2.0]))
+  pairs = preference_pairs.PreferencePairs([label], size=(4, 6))
+  path.write_bytes(solid(RED, (4, 7)))
+  with pytest.raises(ValueError, match=r"found one of \(4, 7\)"):
+    pairs.images(np.array([0]))
+  path.unlink()
+  with pytest.raises(ValueError, match=r"unreadable image.*a\.png"):
+    pairs.images(np.array([0]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 11, 25])
+def test_every_epoch_shows_every_pair_once(batch_size):
+  pairs = make_pairs(10)
+  steps = 60 // batch_size + 1
+  rows = np.concatenate([pairs.draw_for_step(0, step, batch_size) for step in range(steps)])
+  assert rows.dtype == np.int32 and len(rows) == steps * batch_size
+  epochs = rows[:60].reshape(6, 10)
+  assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
+  assert len({tuple(epoch) for epoch in epochs.tolist()}) == 6  # each in another order
+
+
+def test_a_draw_is_a_function_of_seed_and_step():
+  pairs = make_pairs(40)
+  late = pairs.draw_for_step(3, 7, 16)  # asked for first, so nothing earlier can matter
+  first = pairs.draw_for_step(3, 0, 16)
+  np.testing.assert_array_equal(make_pairs(40).draw_for_step(3, 7, 16), late)
+  np.testing.assert_array_equal(pairs.draw_for_step(3, 0, 16), first)
+  for seed, step in ((3, 1), (4, 0)):
+    assert (pairs.draw_for_step(seed, step, 16) != first).mean() > 0.5
+
+
+@pytest.mark.parametrize("process_count", [2, 3, 4, 12])
+def test_processes_share_the_batch_of_one(process_count):
+  pairs = make_pairs(10)
+  for step in range(4):
+    parts = [pairs.draw_for_step(5, step, 12, k, process_count) for k in range(process_count)]
+    assert {len(part) for part in parts} == {12 // process_count}
+    np.testing.assert_array_equal(np.concatenate(parts), pairs.draw_for_step(5, step, 12))
+
+
+@pytest.mark.parametrize(
+  "arguments", [(0, -1, 4), (0, 0, 0), (0, 0, 4, 0, 3), (0, 0, 4, 2, 2), (0, 0, 4, -1, 2)]
+)
+def test_a_draw_that_cannot_be(arguments):
+  with pytest.raises(ValueError, match=r"expected (step|a batch)"):
+    make_pairs(4).draw_for_step(*arguments)
+
+
+def test_the_order_of_an_epoch_is_not_biased():
+  pairs = make_pairs(4)
+  firsts = collections.Counter(int(pairs.draw_for_step(0, 4 * e, 1)[0]) for e in range(800))
+  # Each leads with probability 1/4: expected 200, standard deviation sqrt(800 * 3) / 4 = 12.2.
+  assert all(abs(firsts[row] - 200) < 5 * 12.2 for row in range(4))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxalign.benchmarks import economy, flops, measure, throughput
+from jaxalign.benchmarks import economy, flops, measure, report
 from jaxalign.models import layers
 
 ROWS, IN, HIDDEN, OUT = 6, 8, 16, 4
@@ -121,7 +121,7 @@ def test_results_fill_the_page(tmp_path):
   row = economy.Row("DDPO: rollout", 2e6, 1.9e6, 0)._asdict() | {"ratio": 2 / 1.9}
   result = {"case": "hlo-economy", "environment": measure.environment(), "economy": [row]}
   (tmp_path / "hlo-economy.json").write_text(json.dumps(result))
-  throughput.fill(page, tmp_path)
+  report.fill(page, tmp_path)
   text = page.read_text()
   assert "| DDPO: rollout | 2.0 | 1.9 | 1.053 |" in text and "old" not in text
   assert text.startswith("before\n") and text.endswith("after\n")

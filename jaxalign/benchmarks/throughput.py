@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import os
 import pathlib
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from jaxalign import errors, files
-from jaxalign.benchmarks import measure
+from jaxalign.benchmarks import measure, report
 
 _CASE = flags.DEFINE_list("case", [], "Cases to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", required=True)
@@ -86,9 +85,9 @@ def main(argv):
     case = CASES[name]
     result = economy() if case is None else run(name, case, output)
     files.write_json(output / f"{name}.json", {"case": name, **result})
-    print(f"## {name}\n\n{table(result)}", flush=True)
+    print(f"## {name}\n\n{report.table(result)}", flush=True)
   if _FILL.value:
-    fill(pathlib.Path(_FILL.value), output)
+    report.fill(pathlib.Path(_FILL.value), output)
 
 
 def check(name: str) -> None:
@@ -174,57 +173,6 @@ def economy() -> dict[str, Any]:
 
   rows = [{**row._asdict(), "ratio": row.ratio} for row in counts.rows()]
   return {"environment": measure.environment(), "economy": rows}
-
-
-def table(result: dict[str, Any]) -> str:
-  """The result as a Markdown table, and a line about the machine."""
-  if "economy" in result:
-    lines = ["| program | MFLOP, compiled | least | ratio |", "|---|---|---|---|"]
-    for row in result["economy"]:
-      compiled, least = row["compiled"] / 1e6, row["minimum"] / 1e6
-      lines.append(f"| {row['program']} | {compiled:.1f} | {least:.1f} | {row['ratio']:.3f} |")
-  else:
-    unit = result["unit"]
-    lines = [
-      f"| work | side | median, s | best, s | {unit}/s | our time / its: median, best | first, s |",
-      "|---|---|---|---|---|---|---|",
-      *(_line(row) for row in result["rows"]),
-    ]
-  return "\n".join([*lines, "", _machine(result["environment"])]) + "\n"
-
-
-def _line(row: dict[str, Any]) -> str:
-  def number(key: str, digits: int = 3) -> str:
-    return f"{row[key]:.{digits}f}" if key in row else ""
-
-  if row["error"]:
-    return f"| {row['variant']} | {row['side']} | {row['error']} | | | | |"
-  ratios = f"{number('ratio_median', 2)}, {number('ratio_best', 2)}"
-  cells = [row["variant"], row["side"], number("median"), number("best"), number("rate", 2)]
-  return f"| {' | '.join([*cells, ratios, number('first', 1)])} |"
-
-
-def _machine(environment: dict[str, Any]) -> str:
-  versions = ", ".join(f"{name} {environment[name]}" for name in measure.PACKAGES)
-  device = environment["cpu"] if environment["gpu"] == "none" else environment["gpu"]
-  return (
-    f"{device}, {environment['cores']} cores, threads: {environment['threads']}, load "
-    f"{environment['load']:.1f} at the start; Python {environment['python']}, {versions}"
-  )
-
-
-def fill(page: pathlib.Path, output: pathlib.Path) -> None:
-  """Puts the table of each result between the page's `<!-- NAME -->` and `<!-- /NAME -->`."""
-  text = page.read_text()
-  for path in sorted(output.glob("*.json")):
-    result = files.read_json(path)
-    name = re.escape(result["case"])
-    marked = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    found = marked.search(text)
-    if found is None:
-      raise ValueError(f"{page}: expected a place marked <!-- {result['case']} -->, found none")
-    text = text[: found.end(1)] + table(result) + text[found.start(2) :]
-  page.write_text(text)
 
 
 if __name__ == "__main__":

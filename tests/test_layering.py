@@ -21,9 +21,9 @@ LAYERS = (
   ("system",),
   (
     *("run", "source", "evaluation", "train", "evaluate", "sample", "export"),
-    *("feeds", "pretrain", "rehearsal", "reward_model", "benchmarks"),
+    *("feeds", "pretrain", "rehearsal", "reward_model"),
   ),
-  ("main",),
+  ("main", "benchmarks"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

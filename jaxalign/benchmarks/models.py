@@ -128,12 +128,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
   # For counting, and for trying a case out: every kind of layer, and seconds to compile.
   "small": {
     "unet": unet_config(
-      (32, 64), (True, True), sample_size=8, cross_attention_dim=32, attention_head_dim=2,
+      (32, 64), (True, False), sample_size=8, cross_attention_dim=32, attention_head_dim=2,
       layers_per_block=1,
     ),
     "vae": vae_config((32, 32), 16, layers_per_block=1, **_VAE),
     "text_encoder": {
-      **_CLIP_L, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+      **_CLIP_L, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
       "num_attention_heads": 2, "max_position_embeddings": 12,
     },
   },

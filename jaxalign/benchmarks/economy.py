@@ -100,8 +100,8 @@ def draft(model_name: str, variant: str) -> list[Row]:
 
 
 def _workload(name: str, variant: str, model_name: str) -> workload.Workload:
-  config = workload.load_config(name, variant)
-  config.lora.rank = 4 if variant == "lora" else 0
+  config = workload.load_config(name)
+  config.lora.update({"rank": 4} if variant == "lora" else {"rank": 0, "targets": ""})
   config.process.num_steps = 4
   config.guidance.scale = 5.0
   return workload.make(config, models.build(model_name))

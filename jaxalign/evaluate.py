@@ -8,7 +8,7 @@ import pathlib
 
 from absl import flags
 
-from jaxalign import errors, source
+from jaxalign import command, source
 from jaxalign import evaluation as evaluation_lib
 
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
@@ -67,4 +67,4 @@ def _given() -> dict:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command.run(main)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from jaxalign import errors, files, source, system
+from jaxalign import command, files, source, system
 from jaxalign.models import lora, stable_diffusion
 from jaxalign.models.weights import lora_files
 from jaxalign.types import Params
@@ -105,4 +105,4 @@ def write_diffusers(exported: Exported, folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command.run(main)

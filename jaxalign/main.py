@@ -6,14 +6,13 @@ On several machines each process runs it, with `--distributed` where SLURM, Open
 say who is who, or with the three flags that do; see docs/devices.md.
 """
 
-import os
 import pathlib
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxalign import errors, pretrain, processes, reward_model, train
+from jaxalign import command, pretrain, processes, reward_model, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; starting again continues it.")
@@ -38,7 +37,6 @@ def main(argv):
   if config is None or (_WORKDIR.value is None and not _DRY_RUN.value):
     raise flags.Error("expected --config=FILE and --workdir=FOLDER, e.g. --config=configs/ddpo.py")
   workdir = pathlib.Path(_WORKDIR.value or ".")
-  use_compilation_cache()
   job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if _DISTRIBUTED.value or job != (None, None, None):
     processes.join(*job)
@@ -56,12 +54,5 @@ def main(argv):
     FITS[config.flow](config, workdir)
 
 
-def use_compilation_cache() -> None:
-  """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already."""
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "jaxalign", "xla"))
-
-
 if __name__ == "__main__":
-  errors.run(main)
+  command.run(main)

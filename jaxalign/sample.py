@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from jaxalign import errors, pictures, source, system
+from jaxalign import command, pictures, source, system
 from jaxalign.types import Array, Key, Params
 
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
@@ -94,4 +94,4 @@ def write(images: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command.run(main)

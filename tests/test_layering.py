@@ -16,7 +16,7 @@ LAYERS = (
   ("models", "rewards", "data", "worlds"),
   (
     *("methods", "steering", "optim", "sharding", "checkpoint", "metrics", "batching"),
-    *("statistics", "features", "guard", "pictures", "state", "update", "errors", "processes"),
+    *("statistics", "features", "guard", "pictures", "state", "update", "command", "processes"),
   ),
   ("system",),
   (
@@ -35,7 +35,7 @@ INSIDE_A_FUNCTION = {
   ("data/shapes_preferences.py", "worlds"): "the judge labels its pairs",
   ("data/shapes_preferences.py", "system"): "it is a command, and samples its pairs itself",
   ("data/shapes_preferences.py", "pictures"): "it stores what it samples",
-  ("data/shapes_preferences.py", "errors"): "it is a command, and ends as the others do",
+  ("data/shapes_preferences.py", "command"): "it is a command, and runs as the others do",
 }
 
 # Folders or files that own a heavy or opinionated dependency; nobody else imports it.
@@ -44,7 +44,7 @@ OWNERS = {
   "safetensors": {"models"},
   "orbax": {"checkpoint"},
   # data: the command data/shapes_preferences.py defines flags, inside a function.
-  "absl": {"errors", "evaluate", "sample", "source", "export", "main", "data", "benchmarks"},
+  "absl": {"command", "evaluate", "sample", "source", "export", "main", "data", "benchmarks"},
   # benchmarks: PyTorch is what the speed is compared with, inside functions.
   "torch": {"benchmarks"},
   "tensorflow": set(),

@@ -14,7 +14,7 @@ import time
 
 from absl import flags
 
-from jaxalign import errors, files
+from jaxalign import command, files
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and of table.md.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.")
@@ -119,4 +119,4 @@ def _samples(config) -> str:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command.run(main)

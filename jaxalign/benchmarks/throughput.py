@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from jaxalign import errors, files
+from jaxalign import command, files
 from jaxalign.benchmarks import measure, report
 
 _CASE = flags.DEFINE_list("case", [], "Cases to measure.")
@@ -176,4 +176,4 @@ def economy() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command.run(main)

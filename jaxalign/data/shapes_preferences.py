@@ -138,7 +138,7 @@ def command() -> None:
   """Defines the flags, which an import of this file does not, and generates what they say."""
   from absl import flags
 
-  from jaxalign import errors
+  from jaxalign import command
 
   holders = (
     flags.DEFINE_string("output", None, "Folder to write to; made if needed.", required=True),
@@ -159,7 +159,7 @@ def command() -> None:
     for name, value in about.items():
       print(f"{name:20}{value}")
 
-  errors.run(main)
+  command.run(main)
 
 
 if __name__ == "__main__":

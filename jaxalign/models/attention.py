@@ -4,19 +4,18 @@ All take query `[B, T, H, D]`, key and value `[B, N, H, D]` and return `[B, T, H
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.types import Array
 
-# Logits of one head from which a CPU takes one head at a time. At 64 x 64 the two are about level,
-# at 1024 x 1024 the plain form takes seven times as long, and five with its gradient: XLA writes
-# the logits of all heads to memory, several times.
-MANY_LOGITS = 2**14
-# Logits that are held at once: of one head, 4 MiB, in a CPU's cache; of all heads, 256 MiB.
-LOGITS_IN_CACHE = 2**20
+# Logits that are held at once: on a CPU 10 MiB, in float32, near its caches; elsewhere 256 MiB.
+LOGITS_IN_CACHE = 5 * 2**19
 MAX_LOGITS = 2**26
+# Keys from which a CPU sums the weights within the product with the values, see `_attend_forward`.
+MANY_KEYS = 512
 
 
 def plain(query: Array, key: Array, value: Array, mask: Array | None = None) -> jax.Array:
@@ -36,23 +35,22 @@ def cudnn_takes(query: jax.Array) -> bool:
 
 
 def on_cpu(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """`head_by_head` where the logits are many, else `plain`."""
-  if query.shape[1] * key.shape[1] < MANY_LOGITS:
-    return plain(query, key, value)
-  return head_by_head(query, key, value)
+  """As many heads of images at a time as keep their logits in the cache; in float32.
 
-
-def head_by_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """One head of one image at a time, so that its logits never leave the cache; in float32."""
+  All heads at once, XLA writes all logits to memory, several times: at 1024 x 1024 that takes five
+  times as long.
+  """
   (B, T, H, D), N = query.shape, key.shape[1]
   wide = jnp.promote_types(query.dtype, jnp.float32)  # narrower types are not faster here
 
-  def one_head(inputs):
-    query, key, value = (x.astype(wide) for x in inputs)  # [T, D], [N, D], [N, D]
+  def some_heads(heads):
+    return jax.vmap(one_head)(*heads)
+
+  def one_head(query, key, value):  # [T, D], [N, D], [N, D]
     return _map_rows(lambda rows: _attend(rows, key, value), query, LOGITS_IN_CACHE // N)
 
-  heads = [x.transpose(0, 2, 1, 3).reshape(B * H, -1, D) for x in (query, key, value)]
-  out = jax.lax.map(one_head, heads).astype(query.dtype)
+  heads = [x.astype(wide).transpose(0, 2, 1, 3).reshape(B * H, -1, D) for x in (query, key, value)]
+  out = _map_rows(some_heads, heads, LOGITS_IN_CACHE // (T * N)).astype(query.dtype)
   return out.reshape(B, H, T, D).transpose(0, 2, 1, 3)
 
 
@@ -69,8 +67,13 @@ def _attend_forward(query, key, value):
   logits = query * query.shape[-1] ** -0.5 @ key.T
   largest = logits.max(axis=-1, keepdims=True)
   weights = jnp.exp(logits - largest)
-  total = weights.sum(axis=-1, keepdims=True)
-  out = weights @ value / total  # T x D divisions, not T x N
+  if len(key) < MANY_KEYS:
+    out, total = weights @ value, weights.sum(axis=-1, keepdims=True)
+  else:  # a column more, and XLA:CPU makes one kernel of all this
+    ones = jnp.ones((len(key), 1), value.dtype)
+    out = weights @ jnp.concatenate([value, ones], axis=1)
+    out, total = out[:, :-1], out[:, -1:]
+  out = out / total  # T x D divisions, not T x N
   return out, (query, key, value, out, (largest + jnp.log(total))[:, 0])
 
 
@@ -104,13 +107,17 @@ def in_pieces(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   return _map_rows(attend, query.swapaxes(0, 1), rows_at_once).swapaxes(0, 1)
 
 
-def _map_rows(function: Callable, x: jax.Array, at_once: int) -> jax.Array:
-  """`function(x)`, called on at most `at_once` rows (or 1) at a time."""
-  rows, at_once = len(x), max(1, at_once)
+def _map_rows(function: Callable, x: Any, at_once: int) -> jax.Array:
+  """`function(x)`, called on at most `at_once` rows (or 1) of the arrays in `x` at a time."""
+  rows, at_once = len(jax.tree.leaves(x)[0]), max(1, at_once)
   if rows <= at_once:
     return function(x)
   pieces = -(-rows // at_once)
   size = -(-rows // pieces)
-  padded = jnp.pad(x, [(0, pieces * size - rows), *[(0, 0)] * (x.ndim - 1)])
-  out = jax.lax.map(function, padded.reshape(pieces, size, *x.shape[1:]))
+
+  def split(x):
+    padded = jnp.pad(x, [(0, pieces * size - rows), *[(0, 0)] * (x.ndim - 1)])
+    return padded.reshape(pieces, size, *x.shape[1:])
+
+  out = jax.lax.map(function, jax.tree.map(split, x))
   return out.reshape(-1, *out.shape[2:])[:rows]

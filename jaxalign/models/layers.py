@@ -230,7 +230,7 @@ def attention(query: Array, key: Array, value: Array, mask: Array | None = None)
   - On an NVIDIA GPU cuDNN's, in bfloat16 or float16 and for head sizes that are multiples of 8 up
     to 128: 40 and 80 of Stable Diffusion 1.x, 64 of 2.x and XL. (The third size of 1.x, 160, is
     only met at 256 tokens and fewer, and older GPUs refuse it.)
-  - On a CPU `attention.head_by_head`, where the logits are many.
+  - On a CPU `attention.on_cpu`, some heads at a time.
   - Elsewhere `attention.in_pieces`: in float32, and in the autoencoder with its one head of 512.
 
   Softmax is float32. Masks come with texts, which are short: with a mask it is the plain form.

@@ -9,18 +9,26 @@ import pytest
 
 from jaxalign.models import attention, layers
 
-FORMS = [attention.head_by_head, attention.in_pieces]
+FORMS = [attention.on_cpu, attention.in_pieces]
 SHAPES = [  # B, T, N, H, D
-  (1, 257, 77, 2, 7),
+  (3, 257, 77, 2, 7),
   (2, 130, 129, 1, 16),
 ]
 
 
-@pytest.fixture(params=["one piece", "several pieces"])
+@pytest.fixture(params=["one piece", "some heads", "some rows"])
 def pieces(request, monkeypatch):
-  if request.param == "several pieces":
+  if request.param == "some heads":  # of 19789 and 16770 logits: 3 of 6 heads at once, and 2 of 2
+    monkeypatch.setattr(attention, "LOGITS_IN_CACHE", 70000)
+  if request.param == "some rows":
     monkeypatch.setattr(attention, "LOGITS_IN_CACHE", 5000)
     monkeypatch.setattr(attention, "MAX_LOGITS", 20000)
+
+
+@pytest.fixture(params=["few keys", "many keys"])
+def keys(request, monkeypatch):
+  if request.param == "many keys":
+    monkeypatch.setattr(attention, "MANY_KEYS", 2)
 
 
 def draw(B, T, N, H, D, dtype=jnp.float32):
@@ -40,7 +48,7 @@ def value_and_grads(function, query, key, value, weight):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("function", FORMS)
-def test_values_and_gradients_are_those_of_the_plain_form(function, shape, pieces):
+def test_values_and_gradients_are_those_of_the_plain_form(function, shape, pieces, keys):
   inputs = draw(*shape)
   out, grads = value_and_grads(function, *inputs)
   expected, expected_grads = value_and_grads(attention.plain, *inputs)
@@ -64,9 +72,9 @@ def test_the_chosen_form_is_softmax_attention(T, N, masked):
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_large_logits_do_not_overflow():
+def test_large_logits_do_not_overflow(keys):
   query, key, value, _ = draw(1, 140, 140, 1, 8)
-  out = attention.head_by_head(100.0 * query, 100.0 * key, value)
+  out = attention.on_cpu(100.0 * query, 100.0 * key, value)
   np.testing.assert_allclose(out, attention.plain(100.0 * query, 100.0 * key, value), rtol=1e-5)
 
 
@@ -80,8 +88,8 @@ def test_half_precision_goes_in_and_out_and_softmax_is_float32(function):
 
 
 def test_a_cpu_never_holds_the_logits_of_all_heads():
-  *inputs, weight = draw(4, 512, 512, 4, 8)
-  logits = 4 * 4 * 512 * 512 * 4  # bytes
+  *inputs, weight = draw(8, 512, 512, 8, 8)
+  logits = 8 * 8 * 512 * 512 * 4  # bytes
 
   def temporary(function):
     grads = jax.jit(functools.partial(value_and_grads, function))

@@ -11,7 +11,7 @@ import safetensors.numpy
 from absl import flags
 from absl.testing import flagsaver
 
-from jaxalign import checkpoint, export, run, source, system
+from jaxalign import checkpoint, export, run, source, system, train
 from jaxalign.models import lora, stable_diffusion
 from jaxalign.models.weights import lora_files, safetensors_io
 
@@ -44,17 +44,33 @@ def unet(small_model):
   return stable_diffusion.load(small_model).params["unet"]
 
 
-@pytest.fixture(scope="module")
-def make_run(small_model, load_config, tmp_path_factory):
-  """`make_run(rank)`: the workdir of a run whose only checkpoint has random numbers added."""
+@pytest.fixture(scope="module", params=["1.x", "xl"])
+def any_model(request, small_model):
+  return small_model if request.param == "1.x" else request.getfixturevalue("small_xl")
 
-  def make(rank):
-    workdir = tmp_path_factory.mktemp("run")
+
+@pytest.fixture(scope="module")
+def make_config(load_config):
+  """`make_config(model, rank)`: of a run that makes images as `sample` here does."""
+
+  def make(model, rank):
     config = load_config("ddpo", "quicktest")
-    config.model.path = str(small_model)
+    config.model.path = str(model)
     config.lora.update({"rank": rank, "alpha": 6.0, "targets": TARGETS if rank else "conv_in|to_q"})
-    config.process.update({"num_steps": NUM_STEPS, "eta": 0.0})
+    config.process.num_steps = NUM_STEPS
     config.guidance.scale = SCALE
+    return config
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def make_run(make_config, tmp_path_factory):
+  """`make_run(model, rank)`: the workdir of a run whose only checkpoint has random numbers added."""
+
+  def make(model, rank):
+    workdir = tmp_path_factory.mktemp("run")
+    config = make_config(model, rank)
     run.prepare_workdir(workdir, config)
     params = system.from_config(config.to_dict()).policy.params
     rng = np.random.default_rng(rank)
@@ -70,13 +86,25 @@ def make_run(small_model, load_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lora_run(make_run):
-  return make_run(4)
+def lora_run(make_run, small_model):
+  return make_run(small_model, 4)
 
 
 @pytest.fixture(scope="module")
-def full_run(make_run):
-  return make_run(0)
+def full_run(make_run, small_model):
+  return make_run(small_model, 0)
+
+
+@pytest.fixture(scope="module")
+def trained_adapter(make_config, any_model, tmp_path_factory):
+  """The workdir of two iterations of DDPO on adapters, with steps that show."""
+  config = make_config(any_model, 4)
+  config.optim.learning_rate = 0.03
+  config.reward.names = ("jpeg_compressibility",)
+  config.evaluation.rewards = ("jpeg_compressibility",)
+  workdir = tmp_path_factory.mktemp("trained")
+  train.train(config, workdir)
+  return workdir
 
 
 @contextlib.contextmanager
@@ -123,7 +151,7 @@ def load_pipeline(folder):
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
   torch.set_num_threads(1)
-  pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+  pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
   pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
   pipeline.set_progress_bar_config(disable=True)
   return pipeline
@@ -150,35 +178,35 @@ def assert_same_images(ours, theirs, base):
   assert np.abs(ours - base).max() > 0.02  # the adapter has done something
 
 
-def test_an_exported_adapter_gives_the_same_images_in_diffusers(
-  lora_run, small_model, sample, to_folder, latents
+def test_a_trained_adapter_gives_the_same_images_in_diffusers(
+  trained_adapter, any_model, sample, to_folder, latents
 ):
   pytest.importorskip("peft")
-  folder = to_folder(f"--workdir={lora_run}", "--format=lora")
+  folder = to_folder(f"--workdir={trained_adapter}", "--format=lora")
   assert {file.name for file in folder.iterdir()} == {lora_files.FILENAME, "jaxalign_export.json"}
-  pipeline = load_pipeline(small_model)
+  pipeline = load_pipeline(any_model)
   base = sample_with_diffusers(pipeline, latents)
   pipeline.load_lora_weights(folder)
   theirs = sample_with_diffusers(pipeline, latents)
-  ours, errors = sample(f"--model={small_model}", f"--lora={folder}")
+  ours, errors = sample(f"--model={any_model}", f"--lora={folder}")
   assert "not used" not in errors
   assert_same_images(ours, theirs, base)
-  of_run, _ = sample(f"--workdir={lora_run}")
+  of_run, _ = sample(f"--workdir={trained_adapter}")
   np.testing.assert_allclose(ours, of_run, atol=1e-4)
   pipeline.set_adapters(["default_0"], [0.5])
   theirs = sample_with_diffusers(pipeline, latents)
-  ours, _ = sample(f"--model={small_model}", f"--lora={folder}", "--strength=0.5")
+  ours, _ = sample(f"--model={any_model}", f"--lora={folder}", "--strength=0.5")
   assert_same_images(ours, theirs, base)
 
 
-@pytest.mark.parametrize("kind", ["lora_run", "full_run"])
+@pytest.mark.parametrize("kind", ["trained adapter", "all weights"])
 def test_an_exported_model_gives_the_same_images_in_diffusers(
-  kind, request, small_model, sample, to_folder, latents
+  kind, trained_adapter, make_run, any_model, sample, to_folder, latents
 ):
-  workdir = request.getfixturevalue(kind)
+  workdir = trained_adapter if kind == "trained adapter" else make_run(any_model, 0)
   folder = to_folder(f"--workdir={workdir}", "--format=diffusers")
   theirs = sample_with_diffusers(load_pipeline(folder), latents)
-  base = sample_with_diffusers(load_pipeline(small_model), latents)
+  base = sample_with_diffusers(load_pipeline(any_model), latents)
   ours, _ = sample(f"--workdir={workdir}")
   assert_same_images(ours, theirs, base)
 
@@ -265,13 +293,13 @@ def test_flags_that_do_not_go_together(to_folder, tmp_path, arguments, words):
 
 @pytest.mark.parametrize(("alpha", "with_metadata"), [(6, True), (8, False)])
 def test_an_adapter_made_by_peft_gives_the_same_images_here(
-  alpha, with_metadata, small_model, sample, latents, tmp_path
+  alpha, with_metadata, any_model, sample, latents, tmp_path
 ):
   torch = pytest.importorskip("torch")
   peft = pytest.importorskip("peft")
   from diffusers import training_utils
 
-  pipeline = load_pipeline(small_model)
+  pipeline = load_pipeline(any_model)
   base = sample_with_diffusers(pipeline, latents)
   config = peft.LoraConfig(
     r=4,
@@ -289,10 +317,10 @@ def test_an_adapter_made_by_peft_gives_the_same_images_here(
   metadata = training_utils._collate_lora_metadata({"unet": pipeline.unet})
   layers = peft.get_peft_model_state_dict(pipeline.unet)
   pipeline.save_lora_weights(tmp_path / "made", layers, **(metadata if with_metadata else {}))
-  reader = load_pipeline(small_model)
+  reader = load_pipeline(any_model)
   reader.load_lora_weights(tmp_path / "made")
   theirs = sample_with_diffusers(reader, latents)
-  ours, errors = sample(f"--model={small_model}", f"--lora={tmp_path / 'made'}")
+  ours, errors = sample(f"--model={any_model}", f"--lora={tmp_path / 'made'}")
   assert "not used" not in errors
   assert_same_images(ours, theirs, base)
   if with_metadata:  # else the alpha is lost to every reader

@@ -66,7 +66,7 @@ def make_config(load_config):
 
 @pytest.fixture(scope="module")
 def make_run(make_config, tmp_path_factory):
-  """`make_run(model, rank)`: the workdir of a run whose only checkpoint has random numbers added."""
+  """`make_run(model, rank)`: the workdir of a run whose one checkpoint has random numbers added."""
 
   def make(model, rank):
     workdir = tmp_path_factory.mktemp("run")

@@ -35,6 +35,28 @@ def test_eight_devices_agree_with_one_on_the_embedded_model(run_case, name):
     assert_close(records(workdirs[mesh]), expected, TOLERANCE)
 
 
+XL_CASES = [name for name in CASES if name != "rollout pairs"]  # DDPO, DPO and DRaFT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, tolerance", [("float32", TOLERANCE), ("bfloat16", 0.05)])
+@pytest.mark.parametrize("name", XL_CASES)
+def test_xl_on_eight_devices_agrees_with_one(
+  name, dtype, tolerance, small_xl, small_model, tmp_path, compilation_cache
+):
+  more = ("--config.num_iterations=2", f"--config.model.dtype={dtype}")
+  if name.startswith("stored pairs"):
+    more += (f"--config.data.source={small_model.parent / 'pairs.jsonl'}",)
+  for mesh in ("one device", "data 8"):
+    devices, flags_of_mesh = MESHES[mesh]
+    flags = case_flags(name, tmp_path / mesh, small_xl, *flags_of_mesh, *more)
+    finish(start(flags, compilation_cache, devices=devices))
+  found, expected = records(tmp_path / "data 8"), records(tmp_path / "one device")
+  assert len(expected) == 2 and all(record["grad/norm"] > 0.0 for record in expected)
+  assert_close(found, expected, tolerance)
+  assert all(record.get("policy/log_prob_gap", 0.0) == 0.0 for record in found)
+
+
 def test_a_checkpoint_of_eight_devices_continues_on_one(
   run_case, small_model, tmp_path, compilation_cache
 ):

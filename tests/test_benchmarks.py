@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxalign.benchmarks import economy, flops, measure, report
+from jaxalign.benchmarks import economy, flops, measure, models, report
 from jaxalign.models import layers
 
 ROWS, IN, HIDDEN, OUT = 6, 8, 16, 4
@@ -73,6 +73,14 @@ def test_no_program_does_much_more_than_it_must():
   assert len(found) == 8
   ratios = {row.program: round(row.ratio, 3) for row in found}
   assert all(0.95 <= ratio <= 1.05 for ratio in ratios.values()), ratios
+
+
+@pytest.mark.parametrize("name", models.CONFIGS)
+def test_every_model_that_is_measured_reads_texts(name):
+  model = models.build(name, random_params=False)
+  ids = model.tokenize(["a red circle", ""])
+  assert ids.shape[-1] == model.configs["text_encoder"]["max_position_embeddings"]
+  assert ids.max() < model.configs["text_encoder"]["vocab_size"]
 
 
 def test_sides_take_turns_and_ratios_are_ours_over_theirs(tmp_path):

@@ -15,6 +15,9 @@ from typing import Any
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "transformers", "peft")
 
+# Seconds between calls: threads of the side before may spin for a while after its last work.
+PAUSE = 0.3
+
 # A call does one unit of work, waits for it, and returns a number that all sides must agree on.
 Calls = Mapping[str, Callable[[], float]]
 
@@ -99,6 +102,7 @@ def interleave(sides: list[Side], *, rounds: int, seed: int = 0) -> dict[str, An
       side.ask(variant)  # not counted: caches and frequencies settle
     for _ in range(rounds):
       for side in order.sample(taking, len(taking)):
+        time.sleep(PAUSE)
         results[side.name]["seconds"].append(side.ask(variant)["seconds"])
     found[variant] = results
   return found

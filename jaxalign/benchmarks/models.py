@@ -1,11 +1,17 @@
 """The networks that are measured, with random weights: no file is needed for any of them."""
 
+import atexit
 import copy
+import functools
+import pathlib
+import shutil
+import tempfile
 from typing import Any
 
 import jax
 
-from jaxalign.models import stable_diffusion
+from jaxalign import files
+from jaxalign.models import stable_diffusion, tokenization
 from jaxalign.models.weights import hub
 
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
@@ -146,9 +152,20 @@ def build(name: str, *, random_params: bool = True) -> stable_diffusion.StableDi
   Parameters are random numpy arrays, drawn in one thread: half a minute for XL.
   """
   configs = copy.deepcopy(CONFIGS[name])
-  tokenizer = hub.find_folder("shapes") / "tokenizer"
+  tokenizer = _tokenizer(configs["text_encoder"]["max_position_embeddings"])
   folders: dict[str, Any] = {"tokenizer_folder": tokenizer}
   if "text_encoder_2" in configs:
     folders["tokenizer_2_folder"] = tokenizer
   model = stable_diffusion.build(**configs, scheduler=dict(SCHEDULER), **folders)
   return model.with_params(model.init_params(jax.random.key(0))) if random_params else model
+
+
+@functools.cache
+def _tokenizer(length: int) -> pathlib.Path:
+  """The words of `shapes` in texts of that length, in a folder that the process takes with it."""
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="jaxalign_tokenizer_"))
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  tokenization.copy(hub.find_folder("shapes") / "tokenizer", folder)
+  config = folder / "tokenizer_config.json"
+  files.write_json(config, {**files.read_json(config), "model_max_length": length})
+  return folder

@@ -22,7 +22,10 @@ def table(result: dict[str, Any]) -> str:
       "|---|---|---|---|---|---|---|",
       *(_line(row) for row in result["rows"]),
     ]
-  return "\n".join([*lines, "", _machine(result["environment"])]) + "\n"
+  machine = _machine(result["environment"])
+  if "rounds" in result:
+    machine = f"{result['rounds']} rounds. {machine}"
+  return "\n".join([*lines, "", machine]) + "\n"
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -84,7 +84,8 @@ class StableDiffusion:
   def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
     """Prompts to int32 `[B, N]`, or `[B, 2, N]` with two tokenizers.
 
-    Padded; tokens beyond N are dropped (warned of once).
+    Padded; tokens beyond N are dropped (warned of once). Raises ValueError if a tokenizer's own
+    limit is below N.
     """
     folders = [folder for folder in (self.tokenizer_folder, self.tokenizer_2_folder) if folder]
     rows = [tokenization.tokenize(folder, prompts, self.context_length) for folder in folders]

@@ -28,9 +28,16 @@ def tokenize(
   """Token ids of each prompt between start and end, padded with the tokenizer's own padding token.
 
   A longer prompt loses its tail, as it does in diffusers; the first one in a process is reported.
+  Raises ValueError if the tokenizer's texts are shorter than `context_length`: the text encoder
+  would read another number of tokens in diffusers.
   """
-  tokenizer = _load(pathlib.Path(folder))
-  length = min(tokenizer.model_max_length, context_length)
+  tokenizer, length = _load(pathlib.Path(folder)), context_length
+  if tokenizer.model_max_length < length:
+    raise ValueError(
+      f"{folder}: expected a tokenizer for texts of {length} tokens, as many as the text encoder "
+      f"reads, found model_max_length {tokenizer.model_max_length}\n"
+      f"check tokenizer_config.json, or give another tokenizer (--tokenizer)"
+    )
   rows = list(prompts)
   if not rows:
     return np.zeros((0, length), np.int32)

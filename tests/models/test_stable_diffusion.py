@@ -156,6 +156,9 @@ def test_tokens_by_hand(model, tmp_path):
     tokenization.tokenize(other, ["dog"], context_length=5), [[58, 57, 59, 0, 0]]
   )
   assert model.tokenize([]).shape == (0, 8)
+  with pytest.raises(ValueError, match=r"texts of 9 tokens.*found model_max_length 8") as error:
+    tokenization.tokenize(other, ["dog"], context_length=9)
+  assert len(str(error.value).splitlines()) == 2
 
 
 def test_truncation_is_reported_once(model, monkeypatch):

@@ -134,7 +134,7 @@ def _write(file: pathlib.Path, **columns: Iterable) -> None:
     pyarrow.parquet.write_table(table, temporary)
 
 
-def command() -> None:
+def generate_by_flags() -> None:
   """Defines the flags, which an import of this file does not, and generates what they say."""
   from absl import flags
 
@@ -163,4 +163,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-  command()
+  generate_by_flags()

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from jaxalign import command, pictures, source, system
+from jaxalign import command, pictures, placement, source, system
 from jaxalign.types import Array, Key, Params
 
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
@@ -38,7 +38,8 @@ def main(argv):
   sys, params = load_system()
   token_ids = sys.model.tokenize(_PROMPT.value)
   x_T, key = initial_noise(sys, len(token_ids))
-  images = np.asarray(jax.jit(sys.sample)(params, sys.frozen, token_ids, x_T, key).images)
+  sample_fn = placement.jit(sys.sample, sys.mesh)
+  images = np.asarray(sample_fn(params, sys.frozen, token_ids, x_T, key).images)
   for path in write(images, pathlib.Path(_OUTPUT.value)):
     print(path)
 

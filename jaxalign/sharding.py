@@ -6,7 +6,7 @@ lie, and XLA adds the communication. A single device is a mesh of one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,18 +19,19 @@ AXES = ("data", "fsdp")
 MIN_ELEMENTS = 2**16
 
 
-def make_mesh(*, data: int, fsdp: int) -> Mesh:
-  """A mesh of all devices of all processes.
+def make_mesh(*, data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of all devices of all processes, or of the given ones.
 
   Args:
     data: devices (or groups of them) that hold the parameters whole and share each batch.
     fsdp: devices in such a group, which share the parameters too. One of both may be -1, for the
       devices that the other leaves.
+    devices: may be described only (`is_described`).
 
   Raises:
     ValueError: `data * fsdp` is not the number of devices.
   """
-  count = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   sizes = [data, fsdp]
   if sizes.count(-1) == 1:
     sizes[sizes.index(-1)] = count // max(1, -math.prod(sizes))
@@ -39,12 +40,30 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
       f"config.mesh: expected data x fsdp = {count}, the number of devices, got {data} x {fsdp}\n"
       "set one of them to -1, which is what the other leaves"
     )
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2)
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def one_device() -> Mesh:
   """The mesh of programs that were given none: the first device of this process."""
   return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), AXES)
+
+
+def is_described(mesh: Mesh) -> bool:
+  """Whether its devices are a description to compile for, and hold nothing."""
+  device = mesh.devices.flat[0]
+  try:
+    return device not in jax.devices(device.platform)
+  except RuntimeError:  # this process has no such backend
+    return True
+
+
+def shaped(tree: Any, shardings: Any) -> Any:
+  """The shapes of arrays (or shapes) that lie as `shardings`, one for each leaf, says."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    tree,
+    shardings,
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -78,8 +97,12 @@ def params(tree: Any, mesh: Mesh) -> Any:
 def place_params(tree: Any, mesh: Mesh) -> Any:
   """Puts arrays that every process has onto the mesh, each part on its device only.
 
-  Of arrays that lie in a file only those parts are read, one array after another.
+  Of arrays that lie in a file only those parts are read, one array after another. On devices that
+  are only described nothing is read, and the result are shapes.
   """
+  shardings = params(tree, mesh)
+  if is_described(mesh):
+    return shaped(tree, shardings)
 
   def place(leaf, sharding):
     if isinstance(leaf, jax.Array):
@@ -88,7 +111,7 @@ def place_params(tree: Any, mesh: Mesh) -> Any:
       leaf = np.asarray(leaf)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index]))
 
-  return jax.tree.map(place, tree, params(tree, mesh))
+  return jax.tree.map(place, tree, shardings)
 
 
 def constrain_batch(tree: Any, mesh: Mesh) -> Any:

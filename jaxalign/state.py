@@ -43,8 +43,9 @@ def init_state(
 ) -> TrainState:
   """The state before the first iteration; its arrays are copies, because updates donate them.
 
-  It is laid out on `mesh`, one device by default.
+  It is laid out on `mesh`, one device by default; of shapes it is shapes.
   """
+  devices = mesh or sharding.one_device()
 
   def init(params):
     ema_params = jax.tree.map(jnp.copy, params) if with_ema else None
@@ -52,5 +53,8 @@ def init_state(
       jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params), ema_params, stats
     )
 
-  placed = sharding.params(jax.eval_shape(init, params), mesh or sharding.one_device())
+  fresh = jax.eval_shape(init, params)
+  placed = sharding.params(fresh, devices)
+  if sharding.is_described(devices):
+    return sharding.shaped(fresh, placed)
   return jax.jit(init, out_shardings=placed)(params)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, methods, sharding
+from jaxalign import checks, methods, placement, sharding
 from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import log_ratios, schedules, transitions
 from jaxalign.diffusion import rollout as rollout_lib
@@ -193,10 +193,10 @@ def from_model(
     policy=policy._replace(params=sharding.place_params(policy.params, mesh)),
     frozen=frozen,
     sample=sample,
-    sample_fn=jax.jit(sample_fn, out_shardings=placed),
-    condition_fn=jax.jit(condition, out_shardings=placed.cond),
-    encode_fn=jax.jit(encode_fn, out_shardings=sharding.batch(mesh)),
-    kl_fn=jax.jit(kl_fn, out_shardings=sharding.replicated(mesh)),
+    sample_fn=placement.jit(sample_fn, mesh, out_shardings=placed),
+    condition_fn=placement.jit(condition, mesh, out_shardings=placed.cond),
+    encode_fn=placement.jit(encode_fn, mesh, out_shardings=sharding.batch(mesh)),
+    kl_fn=placement.jit(kl_fn, mesh, out_shardings=sharding.replicated(mesh)),
   )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign import methods, optim, sharding
+from jaxalign import methods, optim, placement, sharding
 from jaxalign.state import TrainState
 from jaxalign.types import Array, Params
 
@@ -66,4 +66,4 @@ def jit_update(
 
   # Metrics are for the host of every process.
   placed = (state_shardings, sharding.replicated(devices))
-  return jax.jit(update, donate_argnums=0, out_shardings=placed)
+  return placement.jit(update, devices, donate_argnums=0, out_shardings=placed)

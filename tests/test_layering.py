@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 LAYERS = (
-  ("types", "checks", "files"),
+  ("types", "checks", "files", "placement"),
   ("diffusion", "losses", "advantages"),
   ("models", "rewards", "data", "worlds"),
   (

@@ -1,12 +1,13 @@
 """Where the program that is being traced will run.
 
-A layer chooses its kernel by the devices of the program's mesh, and says there what must lie whole on
-each of them. The mesh is JAX's own context, so that traces which are kept belong to one mesh. Asking
-the process's default backend instead would be wrong whenever a program is compiled for devices that
-are not this process's own: a CPU beside a GPU, or hardware that is only described.
+A layer chooses its kernel by the devices of the program's mesh, and says there what must lie whole
+on each of them. The mesh is JAX's own context, so that traces which are kept belong to one mesh.
+Asking the process's default backend instead would be wrong whenever a program is compiled for other
+devices: a CPU beside a GPU, or hardware that is only described.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,7 @@ _capabilities: dict[str, tuple[int, int]] = {}
 def jit(function: Callable, mesh: Mesh, **kwargs: Any) -> Any:
   """`jax.jit(function, **kwargs)`, traced for `mesh`: what it calls finds the mesh here."""
   device = mesh.devices.flat[0]
-  if hasattr(device, "compute_capability"):
-    major, minor = (int(part) for part in device.compute_capability.split("."))
-    _capabilities[device.device_kind] = (major, minor)
+  _capabilities[device.device_kind] = _capability(device)
 
   @functools.wraps(function)
   def traced(*args, **kwargs):
@@ -39,14 +38,16 @@ def platform() -> str:
 
 
 def compute_capability() -> tuple[int, int]:
-  """Of the NVIDIA GPUs of the mesh in context, or of this process's; (0, 0) elsewhere."""
+  """Of the NVIDIA GPUs of the mesh in context, or of this process's; (0, 0) on other devices."""
   device = _mesh().abstract_device
   if device is not None:
     return _capabilities.get(device.device_kind, (0, 0))
-  if jax.default_backend() != "gpu":
-    return (0, 0)
-  major, minor = jax.local_devices()[0].compute_capability.split(".")
-  return int(major), int(minor)
+  return _capability(jax.local_devices()[0])
+
+
+def _capability(device: jax.Device) -> tuple[int, int]:
+  found = re.fullmatch(r"(\d+)\.(\d+)", getattr(device, "compute_capability", ""))
+  return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def whole(x: jax.Array) -> jax.Array:
@@ -55,7 +56,7 @@ def whole(x: jax.Array) -> jax.Array:
   Said of parameters, it keeps activations cut along their batch. Otherwise XLA follows the
   parameters' cut into the activations, which then cross devices in every layer.
   """
-  if _mesh().size == 1:
+  if _mesh().size <= 1:  # one device, or no mesh at all
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
@@ -63,7 +64,7 @@ def whole(x: jax.Array) -> jax.Array:
 def cut(x: jax.Array) -> jax.Array:
   """`x` `[B, ...]` cut along its first axis over all devices, if they divide it."""
   mesh = _mesh()
-  if mesh.size == 1 or x.shape[0] % mesh.size:
+  if mesh.size <= 1 or x.shape[0] % mesh.size:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 

@@ -94,24 +94,33 @@ def params(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(sharding, tree)
 
 
-def place_params(tree: Any, mesh: Mesh) -> Any:
+def place_params(tree: Any, mesh: Mesh, dtypes: Any = None) -> Any:
   """Puts arrays that every process has onto the mesh, each part on its device only.
+
+  `dtypes` is a tree of what they are stored in there; None stores them as they are.
 
   Of arrays that lie in a file only those parts are read, one array after another. On devices that
   are only described nothing is read, and the result are shapes.
   """
   shardings = params(tree, mesh)
+  if dtypes is None:
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, tree)
   if is_described(mesh):
-    return shaped(tree, shardings)
+    stored = jax.tree.map(lambda leaf, t: jax.ShapeDtypeStruct(leaf.shape, t), tree, dtypes)
+    return shaped(stored, shardings)
 
-  def place(leaf, sharding):
+  def place(leaf, sharding, dtype):
     if isinstance(leaf, jax.Array):
-      if leaf.sharding == sharding:
+      if leaf.sharding == sharding and leaf.dtype == dtype:
         return leaf
       leaf = np.asarray(leaf)
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index]))
 
-  return jax.tree.map(place, tree, shardings)
+    def part(index):
+      return np.asarray(leaf[index]).astype(dtype, copy=False)
+
+    return jax.make_array_from_callback(leaf.shape, sharding, part)
+
+  return jax.tree.map(place, tree, shardings, dtypes)
 
 
 def constrain_batch(tree: Any, mesh: Mesh) -> Any:

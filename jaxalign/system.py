@@ -134,9 +134,16 @@ def from_model(
   mesh = mesh or sharding.one_device()
   sections = {"lora": lora, "process": process, "guidance": guidance}
   section = functools.partial(checks.call_section, sections)
-  unet_params = sharding.place_params(loaded.params["unet"], mesh)
   policy = section(
-    "lora", policy_lib.make_policy, unet_params=unet_params, key=jax.random.key(seed)
+    "lora",
+    policy_lib.make_policy,
+    unet_params=loaded.params["unet"],
+    key=jax.random.key(seed),
+    dtype=loaded.networks.dtype,
+  )
+  policy = policy._replace(
+    params=sharding.place_params(policy.params, mesh),
+    base=sharding.place_params(policy.base, mesh, loaded.stored_dtypes(policy.base)),
   )
   parts = methods.Parts(
     process=section("process", transitions.make_process, scheduler_config=loaded.scheduler_config),
@@ -149,7 +156,7 @@ def from_model(
   )
   frozen = {
     "base": policy.base,
-    "reference": {"params": unet_params},  # its arrays are those of the base: no second copy
+    "reference": policy.reference(),
     **{
       name: sharding.place_params(params, mesh)
       for name, params in loaded.params.items()
@@ -157,7 +164,7 @@ def from_model(
     },
   }
   condition = make_condition(loaded)
-  sample = make_sample(parts, condition, policy.variables)
+  sample = make_sample(parts, condition, policy)
 
   def sample_fn(params, frozen, token_ids, seed, i, j, start=None):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), j)
@@ -175,6 +182,7 @@ def from_model(
     return x_0.reshape(*images.shape[:-3], *x_0.shape[1:])
 
   def kl_fn(params, frozen, sampled):
+    frozen = policy.ready(params, frozen)
     kl = log_ratios.trajectory_kl(
       policy.variables(params, frozen["base"]),
       frozen["reference"],
@@ -190,7 +198,7 @@ def from_model(
     mesh=mesh,
     model=loaded,
     parts=parts,
-    policy=policy._replace(params=sharding.place_params(policy.params, mesh)),
+    policy=policy,
     frozen=frozen,
     sample=sample,
     sample_fn=placement.jit(sample_fn, mesh, out_shardings=placed),
@@ -232,15 +240,16 @@ def make_condition(
 def make_sample(
   parts: methods.Parts,
   condition: Callable[[Mapping[str, Params], Array], guidance_lib.Guided],
-  variables_fn: Callable[[Params, Params], Params],
+  policy: policy_lib.Policy,
 ) -> Callable[[Params, Mapping[str, Params], Array, Array, Key], Sampled]:
   """The pure function from prompts and initial noise to images and their whole trajectory."""
 
   def sample(params, frozen, token_ids, x_T, key):
     cond = condition(frozen, token_ids)
+    frozen = policy.ready(params, frozen)
     rolled = rollout_lib.rollout(
       key,
-      variables_fn(params, frozen["base"]),
+      policy.variables(params, frozen["base"]),
       parts.denoise_fn,
       parts.process,
       x_T,

@@ -72,6 +72,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     ema_decay=config.ema_decay,
     mesh=sys.mesh,
     state_shardings=sharding.params(state, sys.mesh),
+    ready_fn=sys.policy.ready,
   )
   if dry_run:
     with feed:

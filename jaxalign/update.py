@@ -25,6 +25,7 @@ def jit_update(
   ema_decay: float,
   mesh: jax.sharding.Mesh | None = None,
   state_shardings: Any = None,
+  ready_fn: Callable[[Params, Any], Any] = lambda params, frozen: frozen,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
   """An optimizer step whose gradient is accumulated over slices in one scan. Donates the state.
 
@@ -32,7 +33,8 @@ def jit_update(
   `selection` are `[slices, ...]`, and `select(data, one of them)` is the batch of a slice. The
   loss's randomness is derived from the three integers. It returns the new state and the metrics of
   the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken before clipping. It runs on
-  `mesh`, one device by default; `state_shardings` says where the new state lies there.
+  `mesh`, one device by default; `state_shardings` says where the new state lies there. `ready_fn`
+  makes of the frozen trees what all slices share (`Policy.ready`).
   """
   devices = mesh or sharding.one_device()
 
@@ -40,6 +42,9 @@ def jit_update(
     # The 1 keeps it apart from the sampler's keys, which come from the same three integers.
     key = jax.random.fold_in(jax.random.key(seed), 1)
     key = jax.random.fold_in(jax.random.fold_in(key, i), j)
+
+    # The parameters stay the same until the end, so weights are cast, or merged, for all slices.
+    frozen = ready_fn(state.params, frozen)
 
     def mean_loss(params, batch, key):
       loss, values = method.loss(variables_fn(params, frozen["base"]), frozen, batch, key)

@@ -61,7 +61,13 @@ def make(config: Any, model: stable_diffusion.StableDiffusion) -> Workload:
     frozen["reward"] = sharding.place_params(device.params, sys.mesh)
   feed: Any = feeds.FEEDS[method.data]
   update_fn = update.jit_update(
-    method, tx, sys.policy.variables, feed.select, ema_decay=0.0, mesh=sys.mesh
+    method,
+    tx,
+    sys.policy.variables,
+    feed.select,
+    ema_decay=0.0,
+    mesh=sys.mesh,
+    ready_fn=sys.policy.ready,
   )
   fresh = state.init_state(sys.policy.params, tx, None, with_ema=False)
   return Workload(sections, sys, rewards, method, frozen, fresh, update_fn)

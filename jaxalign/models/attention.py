@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign import placement
 from jaxalign.types import Array
 
 # Logits that are held at once: on a CPU 10 MiB, in float32, near its caches; elsewhere 256 MiB.
@@ -23,15 +24,48 @@ def plain(query: Array, key: Array, value: Array, mask: Array | None = None) -> 
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
 
 
-def cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """The fused kernel, which keeps no logits in memory; for what `cudnn_takes`."""
-  return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+def cudnn(query: Array, key: Array, value: Array, mask: Array | None = None) -> jax.Array:
+  """The fused kernel, which keeps no logits in memory; for what `cudnn_takes`.
+
+  JAX refuses the gradient for odd lengths, which texts of 77 tokens have (and, to be safe, rollout
+  and update are the same function), so both lengths are made even by a row that nothing attends to.
+  """
+  (B, T), N = query.shape[:2], key.shape[1]
+  odd = T % 2 or N % 2
+  lengths = {}
+  if odd:
+    query, key, value = (_pad_axis(x, 1, x.shape[1] % 2) for x in (query, key, value))
+    if mask is None:
+      lengths["query_seq_lengths"] = jnp.full(B, T, jnp.int32)
+      lengths["key_value_seq_lengths"] = jnp.full(B, N, jnp.int32)
+    else:
+      mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, N))
+      mask = _pad_axis(_pad_axis(mask, 2, T % 2), 3, N % 2)
+  out = jax.nn.dot_product_attention(
+    query, key, value, mask=mask, implementation="cudnn", **lengths
+  )
+  return out[:, :T] if odd else out
+
+
+def _pad_axis(x: Array, axis: int, count: int) -> jax.Array:
+  """`count` more zeros, or False, at the end of an axis."""
+  return jnp.pad(x, [(0, count if i == axis else 0) for i in range(x.ndim)])
 
 
 def cudnn_takes(query: jax.Array) -> bool:
-  """Whether cuDNN has a kernel for this dtype and head size on every GPU since Ampere."""
-  size = query.shape[-1]
-  return query.dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= 128
+  """Whether cuDNN has a kernel, with its gradient, on the GPUs that the program is for.
+
+  It does in bfloat16 and float16, for head sizes that are multiples of 8: up to 256 on Hopper and
+  128 on other GPUs since Ampere. So 40, 80 and 160 of Stable Diffusion 1.x, and 64 of 2.x and XL.
+  """
+  size, (major, _) = query.shape[-1], placement.compute_capability()
+  largest = 256 if major == 9 else 128
+  return (
+    major >= 8
+    and query.dtype in (jnp.bfloat16, jnp.float16)
+    and size % 8 == 0
+    and size <= largest
+  )
 
 
 def on_cpu(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

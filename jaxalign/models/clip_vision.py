@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxalign.models import clip, layers
+from jaxalign.models import clip, layers, products
 from jaxalign.types import Array
 
 # Of the images that OpenAI trained on, red, green and blue; every published checkpoint uses them.
@@ -104,4 +104,4 @@ class PatchEmbedding(nn.Module):
     kernel = self.param("kernel", kernel_init, (p, p, channels, self.features))
     patches = images.reshape(batch, height // p, p, width // p, p, channels)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, p * p * channels)
-    return layers.matmul(patches, jnp.asarray(kernel).reshape(-1, self.features))
+    return products.matmul(patches, jnp.asarray(kernel).reshape(-1, self.features))

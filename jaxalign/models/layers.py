@@ -10,11 +10,33 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxalign import placement
 from jaxalign.models import attention as attention_lib
+from jaxalign.models import products
 from jaxalign.types import Array
 
 
-class Dense(nn.Module):
+class _Layer(nn.Module):
+  """A layer with a kernel, which may find beside it an adapter, and its arrays made ready for use.
+
+  The collection "ready" mirrors the parameters: arrays in the dtype of the computation, made once
+  outside of a loop (`preparation`). A kernel in it, beside an adapter, holds that adapter already.
+  """
+
+  def _ready(self, name: str) -> Array | None:
+    return self.get_variable("ready", name) if self.has_variable("ready", name) else None
+
+  def _adapter(self) -> tuple[Array, Array] | None:
+    if not self.has_variable("lora", "a"):
+      return None
+    return self.get_variable("lora", "a"), self.get_variable("lora", "b")
+
+  def _with_bias(self, y: Array) -> Array:
+    bias = self.param("bias", nn.initializers.zeros, (y.shape[-1],))
+    return products.add_bias(y, bias, self._ready("bias"))
+
+
+class Dense(_Layer):
   """`x @ kernel + bias`, plus `(x @ a) @ b` when an adapter is present.
 
   The side path never forms `a @ b`, so no gradient of the full kernel is formed either
@@ -28,26 +50,20 @@ class Dense(nn.Module):
   def __call__(self, x: Array) -> Array:  # [..., D_in] -> [..., features]
     kernel_init = nn.initializers.lecun_normal()
     kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features))
-    y = matmul(x, kernel)
-    if self.use_bias:
-      y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-    if self.has_variable("lora", "a"):
-      a: Array = self.get_variable("lora", "a")
-      b: Array = self.get_variable("lora", "b")
-      y = y + matmul(matmul(x, a), b)
-    return y
+    ready, adapter = self._ready("kernel"), self._adapter()
+    if adapter is None:
+      y = products.matmul(x, kernel, ready)
+      return self._with_bias(y) if self.use_bias else y
+    used = self._ready("a"), self._ready("b")
+    if ready is not None:
+      y = products.adapted_matmul(x, ready, *adapter, used)
+      return self._with_bias(y) if self.use_bias else y
+    y = products.matmul(x, kernel)
+    y = self._with_bias(y) if self.use_bias else y
+    return y + products.matmul(products.matmul(x, adapter[0], used[0]), adapter[1], used[1])
 
 
-def matmul(x: Array, kernel: Array) -> Array:  # [..., D_in], [D_in, D_out] -> [..., D_out]
-  """`x @ kernel` as one product of two matrices, in the dtype of `x`.
-
-  XLA:CPU takes more than twice as long for the gradient when `x` keeps its leading axes.
-  """
-  y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
-  return y.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-class Conv(nn.Module):
+class Conv(_Layer):
   """2-D convolution, NHWC, kernel `[k, k, C_in, C_out]`; LoRA as k x k to rank, then 1 x 1.
 
   `padding` is symmetric when an int, else ((top, bottom), (left, right)).
@@ -56,117 +72,28 @@ class Conv(nn.Module):
   features: int
   kernel_size: int = 3
   stride: int = 1
-  padding: int | tuple[tuple[int, int], tuple[int, int]] = 1
+  padding: int | products.Padding = 1
 
   @nn.compact
   def __call__(self, x: Array) -> Array:  # [B, H, W, C_in] -> [B, H', W', features]
     k = self.kernel_size
     kernel_init = nn.initializers.lecun_normal()
     kernel = self.param("kernel", kernel_init, (k, k, x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    y = self._convolve(x, kernel) + bias.astype(x.dtype)
-    if self.has_variable("lora", "a"):
-      a: Array = self.get_variable("lora", "a")
-      b: Array = self.get_variable("lora", "b")
-      y = y + matmul(self._convolve(x, a), b)
+    y = self._with_bias(self._convolve(x, kernel, self._ready("kernel")))
+    adapter = self._adapter()
+    if adapter is not None:
+      (a, b), (a_used, b_used) = adapter, (self._ready("a"), self._ready("b"))
+      y = y + products.matmul(self._convolve(x, a, a_used), b, b_used)
     return y
 
-  def _convolve(self, x: Array, kernel: Array) -> Array:
+  def _convolve(self, x: Array, kernel: Array, ready: Array | None) -> Array:
     if self.kernel_size == 1 and self.stride == 1 and self.padding == 0:
-      return matmul(x, kernel[0, 0])  # faster than a 1 x 1 convolution everywhere
+      # A product is faster than a 1 x 1 convolution everywhere.
+      return products.matmul(x, kernel[0, 0], None if ready is None else ready[0, 0])
     padding = self.padding
     if isinstance(padding, int):
       padding = ((padding, padding), (padding, padding))
-    return convolve(jnp.asarray(x), jnp.asarray(kernel.astype(x.dtype)), self.stride, padding)
-
-
-Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """`[B, H, W, C_in]` and `[k, k, C_in, C_out]` to `[B, H', W', C_out]`; in reverse mode only.
-
-  It has a rule of its own because of its gradients on CPUs, see `_input_gradient_on_cpu`.
-  """
-  return _plain_convolve(x, kernel, stride, padding)
-
-
-def _plain_convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  return jax.lax.conv_general_dilated(
-    x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
-
-
-def _convolve_forward(x, kernel, stride, padding):
-  return _plain_convolve(x, kernel, stride, padding), (x, kernel)
-
-
-def _convolve_backward(stride, padding, saved, grad):
-  x, kernel = saved
-
-  def default_x(x, kernel, grad):
-    return jax.vjp(lambda x: _plain_convolve(x, kernel, stride, padding), x)[1](grad)[0]
-
-  def default_kernel(x, kernel, grad):
-    return jax.vjp(lambda kernel: _plain_convolve(x, kernel, stride, padding), kernel)[1](grad)[0]
-
-  # One choice for each, so that the gradient of a frozen kernel is not computed.
-  sizes = {"stride": stride, "padding": padding}
-  on_cpu_x = functools.partial(_input_gradient_on_cpu, **sizes)
-  on_cpu_kernel = functools.partial(_kernel_gradient_on_cpu, **sizes)
-  return (
-    jax.lax.platform_dependent(x, kernel, grad, cpu=on_cpu_x, default=default_x),
-    jax.lax.platform_dependent(x, kernel, grad, cpu=on_cpu_kernel, default=default_kernel),
-  )
-
-
-convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-# XLA:CPU has fast code for convolutions in one layout. It brings others into it at the top level of
-# a program but not inside a loop, and both gradients of JAX's own rule have others: there they were
-# measured 15 times (the input's, in the autoencoder) and 50 times (the kernel's) slower. Elsewhere
-# that rule is what the compilers know.
-
-
-def _input_gradient_on_cpu(
-  x: jax.Array, kernel: jax.Array, grad: jax.Array, *, stride: int, padding: Padding
-) -> jax.Array:
-  """The gradient of the input, the kernel turned over explicitly."""
-  size = kernel.shape[0]
-  turned = []
-  for (low, _), length, out in zip(padding, x.shape[1:3], grad.shape[1:3], strict=True):
-    before = size - 1 - low
-    turned.append((before, length - ((out - 1) * stride + 1) - before + size - 1))
-  return jax.lax.conv_general_dilated(
-    grad,
-    kernel[::-1, ::-1].transpose(0, 1, 3, 2),
-    (1, 1),
-    turned,
-    lhs_dilation=(stride, stride),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-
-
-def _kernel_gradient_on_cpu(
-  x: jax.Array, kernel: jax.Array, grad: jax.Array, *, stride: int, padding: Padding
-) -> jax.Array:
-  """The gradient of the kernel, whose sum over the batch becomes the one over input channels."""
-  size = kernel.shape[0]
-  remaining = [
-    (low, size + (out - 1) * stride - length - low)
-    for (low, _), length, out in zip(padding, x.shape[1:3], grad.shape[1:3], strict=True)
-  ]
-  result = jax.lax.conv_general_dilated(
-    x.transpose(3, 1, 2, 0),  # [C_in, H, W, B]: the batch is what is summed over
-    grad.transpose(1, 2, 0, 3),  # [H', W', B, C_out]
-    (1, 1),
-    remaining,
-    rhs_dilation=(stride, stride),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-  return result.transpose(1, 2, 0, 3)
+    return products.convolve(jnp.asarray(x), jnp.asarray(kernel), self.stride, padding, ready)
 
 
 class GroupNorm(nn.Module):
@@ -221,19 +148,19 @@ class Embed(nn.Module):
   def __call__(self, indices: Array) -> Array:  # [...] int -> [..., features]
     init = nn.initializers.normal(0.02)
     table = self.param("embedding", init, (self.num_embeddings, self.features))
-    return jnp.asarray(table)[indices]  # numpy, as read from a file, refuses traced indices
+    # Numpy, as read from a file, refuses traced indices.
+    return placement.whole(jnp.asarray(table))[indices]
 
 
 def attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
   """Scaled dot-product attention over heads, the one place where its implementation is chosen.
 
-  - On an NVIDIA GPU cuDNN's, in bfloat16 or float16 and for head sizes that are multiples of 8 up
-    to 128: 40 and 80 of Stable Diffusion 1.x, 64 of 2.x and XL. (The third size of 1.x, 160, is
-    only met at 256 tokens and fewer, and older GPUs refuse it.)
+  - On an NVIDIA GPU cuDNN's, where it takes the dtype and the head size (`attention.cudnn_takes`).
   - On a CPU `attention.on_cpu`, some heads at a time.
   - Elsewhere `attention.in_pieces`: in float32, and in the autoencoder with its one head of 512.
 
-  Softmax is float32. Masks come with texts, which are short: with a mask it is the plain form.
+  Softmax is float32. Masks come with texts, which are short: but for cuDNN, with a mask it is the
+  plain form.
 
   Args:
     query: `[B, T, H, D]`.
@@ -243,13 +170,13 @@ def attention(query: Array, key: Array, value: Array, mask: Array | None = None)
   Returns:
     `[B, T, H * D]`.
   """
-  query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
+  # Cut alike: a kernel that is called on each device's part takes no other.
+  query, key, value = (placement.cut(jnp.asarray(x)) for x in (query, key, value))
+  platforms = {"cpu": attention_lib.on_cpu, "default": attention_lib.in_pieces}
   if mask is not None:
-    out = attention_lib.plain(query, key, value, mask)
-  else:
-    platforms = {"cpu": attention_lib.on_cpu, "default": attention_lib.in_pieces}
-    # JAX asks for cuDNN while it traces, so that elsewhere this branch must not be there at all.
-    if jax.default_backend() == "gpu" and attention_lib.cudnn_takes(query):
-      platforms["cuda"] = attention_lib.cudnn
-    out = jax.lax.platform_dependent(query, key, value, **platforms)
+    platforms = {"default": functools.partial(attention_lib.plain, mask=mask)}
+  # JAX asks for cuDNN while it traces, so that elsewhere this branch must not be there at all.
+  if placement.platform() == "gpu" and attention_lib.cudnn_takes(query):
+    platforms["cuda"] = functools.partial(attention_lib.cudnn, mask=mask)
+  out = jax.lax.platform_dependent(query, key, value, **platforms)
   return out.reshape(*out.shape[:2], -1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign import placement
 from jaxalign.models import attention, layers
 
 FORMS = [attention.on_cpu, attention.in_pieces]
@@ -98,14 +99,45 @@ def test_a_cpu_never_holds_the_logits_of_all_heads():
   assert temporary(attention.plain) > logits > 2 * temporary(attention.on_cpu)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("T, N", [(6, 4), (6, 7), (5, 4), (5, 7)])
+def test_odd_lengths_are_padded_for_cudnn_and_change_nothing(T, N, masked, monkeypatch):
+  """By XLA's form in place of cuDNN's, which takes the same arguments."""
+  asked = []
+
+  def stand_in(query, key, value, *, implementation, **options):
+    asked.append((implementation, query.shape[1] % 2, key.shape[1] % 2))
+    return original(query, key, value, implementation="xla", **options)
+
+  original = jax.nn.dot_product_attention
+  query, key, value, weight = draw(2, T, N, 2, 8)
+  mask = None
+  if masked:
+    mask = jax.random.bernoulli(jax.random.key(1), 0.5, (1, 1, T, N)).at[..., 0].set(True)
+  plain = functools.partial(attention.plain, mask=mask)
+  expected, expected_grads = value_and_grads(plain, query, key, value, weight)
+  monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+  cudnn = functools.partial(attention.cudnn, mask=mask)
+  out, grads = value_and_grads(cudnn, query, key, value, weight)
+  assert asked and set(asked) == {("cudnn", 0, 0)}
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+  for ours, theirs in zip(grads, expected_grads, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype, size, taken", [
-  (jnp.bfloat16, 40, True),
-  (jnp.bfloat16, 80, True),
-  (jnp.float16, 64, True),
-  (jnp.bfloat16, 160, False),
-  (jnp.bfloat16, 512, False),
-  (jnp.bfloat16, 12, False),
-  (jnp.float32, 64, False),
+  # On a CPU, and on GPUs of compute capability 7.5, 8.0, 9.0 and 10.0.
+  (jnp.bfloat16, 40, (False, False, True, True, True)),
+  (jnp.bfloat16, 80, (False, False, True, True, True)),
+  (jnp.float16, 64, (False, False, True, True, True)),
+  (jnp.bfloat16, 160, (False, False, False, True, False)),
+  (jnp.bfloat16, 256, (False, False, False, True, False)),
+  (jnp.bfloat16, 512, (False,) * 5),
+  (jnp.bfloat16, 12, (False,) * 5),
+  (jnp.float32, 64, (False,) * 5),
 ])
-def test_what_is_left_to_cudnn(dtype, size, taken):
-  assert attention.cudnn_takes(jnp.zeros((1, 2, 1, size), dtype)) == taken
+def test_what_is_left_to_cudnn(dtype, size, taken, monkeypatch):
+  query = jnp.zeros((1, 2, 1, size), dtype)
+  for capability, expected in zip([(0, 0), (7, 5), (8, 0), (9, 0), (10, 0)], taken, strict=True):
+    monkeypatch.setattr(placement, "compute_capability", lambda found=capability: found)
+    assert attention.cudnn_takes(query) == expected

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import layers
+from jaxalign.models import products
 
 SHAPES = [  # height, width, kernel, stride, padding
   (8, 8, 3, 1, ((1, 1), (1, 1))),
@@ -33,7 +33,7 @@ def test_the_gradients_are_those_of_the_plain_convolution(height, width, size, s
 
     return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
 
-  for actual, expected in zip(grads(layers.convolve), grads(reference), strict=True):
+  for actual, expected in zip(grads(products.convolve), grads(reference), strict=True):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -55,4 +55,45 @@ def test_no_convolution_in_a_loop_has_a_layout_that_is_slow_on_a_cpu(argument, s
     return compiled.lower(batches).compile().as_text()
 
   assert slow_layout in accumulate(reference)  # what there is to avoid
-  assert slow_layout not in accumulate(layers.convolve)
+  assert slow_layout not in accumulate(products.convolve)
+
+
+def partial_sums(kernel_shape, function, x):
+  """Gradients of the kernel from two halves of a batch, as two devices have them, and from all."""
+  kernel = 0.1 * jax.random.normal(jax.random.key(1), kernel_shape)
+
+  def grad(x):
+    return jax.grad(lambda k: jnp.sum(function(x, k).astype(jnp.float32)))(kernel)
+
+  half = len(x) // 2
+  return grad(x[:half]), grad(x[half:]), grad(x)
+
+
+@pytest.mark.parametrize("name, kernel_shape, function", [
+  ("matmul", (4, 3), lambda x, k: products.matmul(x.reshape(len(x), -1, 4), k)),
+  (
+    "convolve",
+    (3, 3, 4, 3),
+    lambda x, k: products.convolve(x, k, 1, ((1, 1), (1, 1))),
+  ),
+  ("bias", (4,), products.add_bias),
+])
+def test_gradients_of_weights_are_summed_in_float32(name, kernel_shape, function):
+  """In bfloat16 each part would be rounded to 8 bits before the parts are added."""
+  del name
+  x = jax.random.normal(jax.random.key(0), (8, 6, 6, 4)).astype(jnp.bfloat16)
+  first, second, whole = partial_sums(kernel_shape, function, x)
+  assert whole.dtype == jnp.float32
+  np.testing.assert_allclose(first + second, whole, rtol=1e-5, atol=1e-5)
+  rounded = whole.astype(jnp.bfloat16).astype(jnp.float32)
+  assert not np.array_equal(rounded, whole) or kernel_shape == (4,)  # a bias's is a count here
+
+
+@pytest.mark.parametrize("height, width, size, stride, padding", SHAPES)
+def test_the_kernels_gradient_on_accelerators_is_the_same(height, width, size, stride, padding):
+  x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+  kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 5))
+  out, pull = jax.vjp(lambda k: reference(x, k, stride, padding), kernel)
+  grad = jax.random.normal(jax.random.key(2), out.shape)
+  elsewhere = products._kernel_gradient_elsewhere(x, kernel, grad, stride=stride, padding=padding)
+  np.testing.assert_allclose(elsewhere, pull(grad)[0], rtol=1e-5, atol=1e-5)

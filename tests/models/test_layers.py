@@ -1,11 +1,12 @@
-"""The convolution's own gradient, against JAX's, and in the form that a CPU's loop needs."""
+"""Layers' own gradients against JAX's, and the forms that other devices than a CPU take."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import products
+from jaxalign import placement
+from jaxalign.models import layers, products, transformer_2d
 
 SHAPES = [  # height, width, kernel, stride, padding
   (8, 8, 3, 1, ((1, 1), (1, 1))),
@@ -97,3 +98,39 @@ def test_the_kernels_gradient_on_accelerators_is_the_same(height, width, size, s
   grad = jax.random.normal(jax.random.key(2), out.shape)
   elsewhere = products._kernel_gradient_elsewhere(x, kernel, grad, stride=stride, padding=padding)
   np.testing.assert_allclose(elsewhere, pull(grad)[0], rtol=1e-5, atol=1e-5)
+
+
+def value_and_grads(function, *args):
+  def loss(*args):
+    return jnp.sum(jnp.sin(function(*args).astype(jnp.float32)))
+
+  return jax.jit(jax.value_and_grad(loss, tuple(range(len(args)))))(*args)
+
+
+def assert_close(actual, expected, **bounds):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **bounds), actual, expected)
+
+
+def test_the_gate_that_keeps_its_projection_alone_has_the_same_gradient():
+  projected = 2.0 * jax.random.normal(jax.random.key(0), (3, 5, 14))
+  actual = value_and_grads(transformer_2d._lean_gated, projected)
+  expected = value_and_grads(transformer_2d._gated, projected)
+  assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e3])
+def test_statistics_in_one_pass_are_those_in_two(mean, monkeypatch):
+  """Also where the mean is a thousand stds, which E[x^2] - E[x]^2 does not survive."""
+  norm = layers.GroupNorm(num_groups=3, epsilon=1e-6)
+  x = mean + jax.random.normal(jax.random.key(0), (2, 5, 7, 6))
+  params = {"scale": jnp.linspace(0.5, 2.0, 6), "bias": jnp.linspace(-1.0, 1.0, 6)}
+
+  def apply(params, x):
+    return norm.apply({"params": params}, x)
+
+  expected = value_and_grads(apply, params, x)
+  monkeypatch.setattr(placement, "platform", lambda: "gpu")
+  monkeypatch.setattr(norm.__class__, "_in_two_passes", None)  # it must not be asked
+  actual = value_and_grads(apply, params, x)
+  bound = 1e-5 if mean < 1e3 else 1e-3  # float32 holds x itself to 6e-5 there
+  assert_close(actual, expected, rtol=bound, atol=bound)

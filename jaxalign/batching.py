@@ -25,6 +25,7 @@ class BatchPlan(NamedTuple):
   slices:            gradient slices that one optimizer step accumulates.
   num_epochs:        passes over the examples.
   updates:           optimizer steps.
+  shards:            parts of every microbatch that examples are shuffled within.
   """
 
   images: int
@@ -40,6 +41,7 @@ class BatchPlan(NamedTuple):
   slices: int
   num_epochs: int
   updates: int
+  shards: int
 
   def describe(self) -> str:
     """Two lines for the start of a run."""
@@ -64,6 +66,8 @@ def solve(
   timestep_fraction: float,
   steps: Sequence[int],
   pairs: bool = False,
+  shards: int = 0,
+  devices: int = 1,
 ) -> BatchPlan:
   """Solves the plan, or raises ValueError naming the field to change and values that fit.
 
@@ -72,6 +76,10 @@ def solve(
   level) to 1, and `timestep_fraction` is the share of the window that is drawn for each image.
   With `pairs`, each prompt's images become one pair, and a gradient slice holds half as many pairs
   as a microbatch holds images.
+
+  `shards` is the number of parts of a microbatch that examples are shuffled within, 0 for as many
+  as there are `devices`: each then takes its part of every slice from what it has sampled itself.
+  A run whose `shards` is stated is the same on any number of devices that divides it.
   """
   for name, value in (
     ("num_prompts", num_prompts),
@@ -114,7 +122,25 @@ def solve(
     slices=examples_per_update // slice_size * timesteps,
     num_epochs=num_epochs,
     updates=updates_per_epoch * num_epochs,
+    shards=_solve_shards(shards, devices, microbatch, images_per_prompt if pairs else 1),
   )
+
+
+def _solve_shards(shards: int, devices: int, microbatch: int, together: int) -> int:
+  """The number of shards, whose images come in groups of `together` that no device shares."""
+  count = shards or devices
+  if microbatch % (count * together):
+    raise ValueError(
+      f"config.batch.microbatch: expected a multiple of {count * together}, "
+      f"{count} {'shards' if shards else 'devices'}"
+      f"{f' x {together} images of a prompt' if together > 1 else ''}, got {microbatch}"
+    )
+  if count < 1 or count % devices:
+    raise ValueError(
+      f"config.batch.shards: expected 0, or a multiple of {devices}, the number of devices, got "
+      f"{shards}"
+    )
+  return count
 
 
 def _window(steps: Sequence[int], timestep_range: tuple[float, float]) -> Sequence[int]:
@@ -173,10 +199,12 @@ class Selection(NamedTuple):
   """The transitions of one optimizer step: which example, and which step of its trajectory.
 
   example, i: int32 `[slices, slice_size]`.
+  fresh: bool, the same shape: the parameters are still those that sampled.
   """
 
   example: Array
   i: Array
+  fresh: Array
 
 
 def selections(plan: BatchPlan, seed: int, iteration: int) -> list[Selection]:
@@ -187,16 +215,29 @@ def selections(plan: BatchPlan, seed: int, iteration: int) -> list[Selection]:
   and the iteration.
   """
   rng = np.random.default_rng([seed, iteration, 1])  # apart from the stream that draws prompts
-  result = []
+  result: list[Selection] = []
   for _ in range(plan.num_epochs):
-    order = rng.permutation(plan.examples).astype(np.int32)
+    order = _shuffled(plan, rng)
     for part in np.split(order, plan.examples // plan.examples_per_update):
       steps = np.stack([rng.permutation(plan.steps)[: plan.timesteps] for _ in part])
       example = np.repeat(part.reshape(-1, 1, plan.slice_size), plan.timesteps, axis=1)
       steps = steps.reshape(-1, plan.slice_size, plan.timesteps).transpose(0, 2, 1)
       shape = (plan.slices, plan.slice_size)
-      result.append(Selection(example.reshape(shape), steps.reshape(shape).astype(np.int32)))
+      fresh = np.full(shape, not result)
+      result.append(
+        Selection(example.reshape(shape), steps.reshape(shape).astype(np.int32), fresh)
+      )
   return result
+
+
+def _shuffled(plan: BatchPlan, rng: np.random.Generator) -> np.ndarray:  # [examples] int32
+  """All examples in slices, each slice with as many of every shard, in the order of the shards."""
+  of_shard = np.arange(plan.examples, dtype=np.int32)
+  # An example's shard is its place in its microbatch.
+  of_shard = of_shard.reshape(plan.microbatches, plan.shards, -1).swapaxes(0, 1)
+  of_shard = of_shard.reshape(plan.shards, -1)
+  order = np.stack([rng.permutation(examples) for examples in of_shard])
+  return order.reshape(plan.shards, -1, plan.slice_size // plan.shards).swapaxes(0, 1).reshape(-1)
 
 
 class ExamplePlan(NamedTuple):

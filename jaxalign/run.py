@@ -14,7 +14,7 @@ from jaxalign.types import Params
 # What a run may change when it is continued: how long it goes on, on which devices, what it writes,
 # how it is judged.
 MAY_CHANGE = (
-  *("num_iterations", "mesh", "reward_pool"),
+  *("num_iterations", "mesh", "reward_pool", "exactness"),
   *("checkpoint", "log", "samples", "evaluation", "guard"),
 )
 

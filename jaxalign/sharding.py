@@ -143,6 +143,44 @@ def constrain_params(tree: Any, mesh: Mesh) -> Any:
   return jax.lax.with_sharding_constraint(tree, params(tree, mesh))
 
 
+def pick_own_rows(
+  pick: Callable, stacked: Any, axes: Any, examples: jax.Array, *others: Any
+) -> Any:
+  """Inside a program: examples of stacked microbatches, each taken by the device that holds it.
+
+  An index into an array that is cut over devices would make each of them write a whole batch, of
+  zeros but for its own rows, for a sum over all devices.
+
+  Args:
+    pick: `(stacked, (j, row), *others) -> tree of [b, ...]`, from the microbatches j `[b]` and the
+      rows in them.
+    stacked: J microbatches of m examples, leaves `[..., J, m, ...]`, example k at
+      `divmod(k, m)`; cut over all devices along m.
+    axes: the axis of m, of all leaves or a tree that starts as `stacked` does.
+    examples: `[b]` int. The part of b that a device computes must name examples that it holds.
+    others: trees of `[b, ...]`, cut alike.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axis_tree = jax.tree.broadcast(axes, stacked)
+  leaf, axis = jax.tree.leaves(stacked)[0], jax.tree.leaves(axis_tree)[0]
+  microbatch = leaf.shape[axis]
+
+  def pick_rows(first, stacked, examples, *others):
+    return pick(stacked, (examples // microbatch, examples % microbatch - first), *others)
+
+  if mesh.size <= 1:
+    return pick_rows(0, stacked, examples, *others)
+
+  def on_device(*args):
+    first = jax.lax.axis_index(AXES) * (microbatch // mesh.size)
+    return pick_rows(first, *args)
+
+  rows = PartitionSpec(AXES)
+  cut = jax.tree.map(lambda axis: PartitionSpec(*[None] * axis, AXES), axis_tree)
+  in_specs = (cut, rows, *[rows] * len(others))
+  return jax.shard_map(on_device, in_specs=in_specs, out_specs=rows)(stacked, examples, *others)
+
+
 def check_batch(what: str, size: int, mesh: Mesh) -> None:
   """Raises ValueError unless the devices of the mesh can share `size` examples evenly."""
   if size % mesh.size:

@@ -121,13 +121,16 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       if evaluated:
         record |= evaluation.run(sys, state.sampling_params).means("eval/")
       writer.write(step, record)
-      feed.check(record, step)
+      problem = feed.check(record, step)
       if evaluated:
         verdict = watch.look(state, record)
       iterations.set_postfix_str(progress_line(record))
       stopping = processes.any_of_them(stop.is_set())
-      ends = stopping or verdict.stop or step + 1 == last
+      ends = stopping or verdict.stop or step + 1 == last or problem is not None
       checkpoints.save(step + 1, state, force=ends)
+      if problem is not None:
+        checkpoints.close()
+        raise ValueError(problem)
       if ends:
         break
 

@@ -42,6 +42,7 @@ def test_a_plan_by_hand():
     slices=12,
     num_epochs=3,
     updates=6,
+    shards=1,
   )
 
 
@@ -183,3 +184,55 @@ def test_a_pure_function_of_seed_and_iteration():
 def test_epochs_are_shuffled_anew():
   chosen = batching.selections(solve(updates_per_epoch=1), seed=0, iteration=0)
   assert (chosen[0].example != chosen[1].example).any() and (chosen[0].i != chosen[1].i).any()
+
+
+def test_the_first_optimizer_step_alone_is_fresh():
+  chosen = batching.selections(solve(), seed=0, iteration=0)
+  assert [set(s.fresh.ravel().tolist()) for s in chosen] == [{True}, *[{False}] * 5]
+  assert all(s.fresh.shape == s.example.shape for s in chosen)
+
+
+# ---- shards: each device takes its part of a slice from what it holds
+
+
+def test_each_column_of_a_slice_is_drawn_from_its_own_shard():
+  plan = solve(microbatch=6, shards=3, updates_per_epoch=2, timestep_fraction=1.0)
+  chosen = batching.selections(plan, seed=0, iteration=0)
+  for s in chosen:
+    # Row k of a microbatch of six lies in shard k // 2, and so do columns 2 k and 2 k + 1.
+    np.testing.assert_array_equal(s.example % 6 // 2, np.tile(np.arange(6) // 2, (len(s.i), 1)))
+  for epoch in (chosen[0:2], chosen[2:4], chosen[4:6]):
+    pairs = [pair for s in epoch for pair in zip(s.example.flat, s.i.flat, strict=True)]
+    assert len(set(pairs)) == len(pairs) == plan.examples * len(STEPS)
+  assert (chosen[0].example != chosen[2].example).any()
+
+
+def test_pairs_of_a_prompt_stay_in_the_shard_of_its_images():
+  fitting = dict(num_prompts=8, images_per_prompt=2, microbatch=8, updates_per_epoch=1)
+  plan = solve(**fitting, pairs=True, shards=2)
+  for s in batching.selections(plan, seed=0, iteration=0):
+    # Four prompts a microbatch, two of them in each shard; two pairs of a slice are each shard's.
+    np.testing.assert_array_equal(s.example % 4 // 2, np.tile([0, 0, 1, 1], (len(s.i), 1)))
+
+
+def test_the_shards_are_the_devices_unless_stated():
+  assert solve(microbatch=6, devices=2).shards == 2
+  assert solve(microbatch=6, devices=2, shards=6).shards == 6
+  stated = batching.selections(solve(microbatch=6, devices=1, shards=2), seed=0, iteration=0)
+  held = batching.selections(solve(microbatch=6, devices=2), seed=0, iteration=0)
+  for one, other in zip(stated, held, strict=True):
+    np.testing.assert_array_equal(one.example, other.example)
+
+
+@pytest.mark.parametrize("changes, message", [
+  (dict(devices=2), "microbatch: expected a multiple of 2, 2 devices, got 3"),
+  (dict(microbatch=6, shards=4), "microbatch: expected a multiple of 4, 4 shards, got 6"),
+  (dict(microbatch=6, shards=3, devices=2), "shards: expected 0, or a multiple of 2, the number"),
+  (
+    dict(num_prompts=8, images_per_prompt=2, microbatch=4, devices=4, pairs=True),
+    "microbatch: expected a multiple of 8, 4 devices x 2 images of a prompt, got 4",
+  ),
+])
+def test_what_shards_cannot_share_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    solve(**{"updates_per_epoch": 1, **changes})

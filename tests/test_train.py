@@ -3,6 +3,7 @@
 A run takes seconds even when its programs come from the cache, so one of them serves many tests.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxalign import checkpoint, metrics, run, train
-from jaxalign.feeds import rollouts
+from jaxalign.feeds import exactness, rollouts
 
 TIMING = {"throughput/images_per_s", "compile/count"}
 
@@ -141,10 +142,46 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(finished, make_co
   assert contents(finished) == before
 
 
-def test_a_gap_beyond_the_bound_stops_the_run():
-  rollouts.check_log_prob_gap(1e-5, 3, max_log_prob_gap=1e-5)
-  with pytest.raises(ValueError, match="iteration 3: log-probabilities of rollout and update"):
-    rollouts.check_log_prob_gap(2e-5, 3, max_log_prob_gap=1e-5)
+def test_the_gap_of_rollout_and_update_is_bounded_in_size_and_in_share():
+  bounds = exactness.make(max_log_prob_gap=1e-4, tolerance=1e-6, max_share=0.25)
+  gaps = np.array([[0.0, 1e-4], [0.0, 1e-6]])  # one of four above the tolerance
+  record = bounds.metrics(gaps)
+  assert record == {"policy/log_prob_gap": 1e-4, "policy/log_prob_gap_share": 0.25}
+  assert bounds.problem(record, 3, 4) is None
+  larger = bounds.problem(bounds.metrics(1.5 * gaps), 3, 4)
+  assert larger.startswith("iteration 3: rollout and update disagree about 2 of 4")
+  assert "by up to 1.5e-04" in larger and len(larger.splitlines()) == 3
+  assert bounds.problem(bounds.metrics(gaps + 2e-6), 3, 4).startswith("iteration 3: rollout and")
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"tolerance": -1.0}, "config.exactness.tolerance: expected at least 0, got -1.0"),
+  ({"max_log_prob_gap": float("nan")}, "exactness.max_log_prob_gap: expected at least 0, got nan"),
+  ({"max_share": 1.5}, "config.exactness.max_share: expected 0 to 1, got 1.5"),
+])
+def test_bounds_that_mean_nothing_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    exactness.make(**{"max_log_prob_gap": 1e-5, "tolerance": 0.0, "max_share": 0.0, **changes})
+
+
+def test_a_gap_beyond_the_bound_ends_the_run_after_saving_it(make_config, tmp_path, monkeypatch):
+  """With a rollout whose log-probabilities are off; then it continues, to the same bits."""
+  original = rollouts.collect
+
+  def off(parts):
+    rollout, cond = original(parts)
+    return dataclasses.replace(rollout, log_prob=rollout.log_prob + 3e-5), cond
+
+  monkeypatch.setattr(rollouts, "collect", off)
+  with pytest.raises(ValueError, match=r"iteration 0: .* disagree about (\d+) of \1 .*") as error:
+    train.train(make_config(), tmp_path / "stopped")
+  assert "this iteration is saved; the same command continues after it" in str(error.value)
+  assert checkpoint.read_latest(tmp_path / "stopped")[0] == 1
+  accepted = {"exactness__max_log_prob_gap": 1e-4, "exactness__max_share": 1.0}
+  train.train(make_config(**accepted), tmp_path / "stopped")
+  train.train(make_config(**accepted), tmp_path / "whole")
+  states = [checkpoint.read_latest(tmp_path / name)[1] for name in ("stopped", "whole")]
+  jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.parametrize("change,message", [

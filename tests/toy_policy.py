@@ -69,8 +69,9 @@ def trajectories():
   return rollouts.collect(parts)
 
 
-def selection(example, i):
-  return batching.Selection(np.array(example, np.int32), np.array(i, np.int32))
+def selection(example, i, fresh=False):
+  example = np.array(example, np.int32)
+  return batching.Selection(example, np.array(i, np.int32), np.full(example.shape, fresh))
 
 
 select_transitions = jax.jit(rollouts.Rollouts.select)

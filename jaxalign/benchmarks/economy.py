@@ -14,6 +14,7 @@ from jax.tree_util import tree_flatten_with_path
 
 from jaxalign.batching import Selection
 from jaxalign.benchmarks import flops, models, workload
+from jaxalign.feeds import rollouts
 
 BATCH = 4  # images, pairs or prompts of a program
 
@@ -54,8 +55,10 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
   forward = networks.unet(2 * BATCH).forward
   least = forward + networks.decode().forward + networks.text(BATCH + 1).forward
   slices = np.zeros((1, BATCH), np.int32)
-  data = ((sampled.rollout, sampled.cond), jax.ShapeDtypeStruct((BATCH,), jnp.float32))
-  update = (work.state, work.frozen, data, Selection(slices, slices), 0, 0, 0)
+  trajectories = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)])
+  data = (trajectories, jax.ShapeDtypeStruct((BATCH,), jnp.float32))
+  selection = Selection(slices, slices, slices == 0)
+  update = (work.state, work.frozen, data, selection, 0, 0, 0)
   gradient = networks.unet(2 * BATCH).gradient
   return [
     _row(f"DDPO {variant}: rollout", sys.sample_fn, args, least),

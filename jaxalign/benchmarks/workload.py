@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import checks, feeds, methods, optim, sharding, state, system, update
+from jaxalign.feeds import base
 from jaxalign.models import stable_diffusion
 from jaxalign.rewards import combine
 
@@ -83,7 +84,8 @@ def pairs(work: Workload, count: int) -> tuple[methods.Pairs, np.ndarray]:
   sys = work.system
   cond = sys.condition_fn(sys.frozen, token_ids(sys, count)).cond
   x_0 = jax.random.normal(jax.random.key(0), (count, 2, *sys.model.latent_shape))
-  return methods.Pairs(x_0, cond, jnp.ones(count)), np.arange(count, dtype=np.int32)[None]
+  data = base.stack([methods.Pairs(x_0, cond, jnp.ones(count))])
+  return data, np.arange(count, dtype=np.int32)[None]
 
 
 def prompts(work: Workload, count: int) -> tuple[methods.Prompts, np.ndarray]:
@@ -92,4 +94,6 @@ def prompts(work: Workload, count: int) -> tuple[methods.Prompts, np.ndarray]:
   sys = work.system
   features = work.rewards.device.encode([{"prompt": "a red circle"}] * count)
   cond = sys.condition_fn(sys.frozen, token_ids(sys, count))
-  return methods.Prompts(cond, features), np.arange(count, dtype=np.int32)[None]
+  own, features = base.stack([(cond.cond, features)])
+  data = methods.Prompts(cond._replace(cond=own), features)
+  return data, np.arange(count, dtype=np.int32)[None]

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import sharding
 from jaxalign.advantages import PromptStats
 from jaxalign.state import TrainState
-from jaxalign.types import Params
+from jaxalign.types import Array, Params
 
 
 class Drawn(NamedTuple):
@@ -65,8 +68,8 @@ class Feed(Protocol):
     """The record of an iteration's updates."""
     ...
 
-  def check(self, record: Mapping[str, float], step: int) -> None:
-    """Raises ValueError if the record shows that the run must not go on."""
+  def check(self, record: Mapping[str, float], step: int) -> str | None:
+    """Why the run must not go on, if the record of an iteration shows it."""
     ...
 
   def program(self, state: TrainState, microbatch: int) -> Program:
@@ -83,3 +86,18 @@ def averages(updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
   return {
     name: float(np.mean([np.mean(values[name]) for values in updates])) for name in updates[0]
   }
+
+
+def stack(parts: list[Any]) -> Any:
+  """Microbatches `[m, ...]` to one tree of `[J, m, ...]`."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+
+def pick_examples(stacked: Any, examples: Array) -> Any:
+  """Examples `[b]` of stacked microbatches, each from the device that holds it, `[b, ...]`."""
+
+  def pick(stacked, place):
+    j, row = place
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[j, row], stacked)
+
+  return sharding.pick_own_rows(pick, stacked, 1, examples)

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import batching, checks, methods, processes, sharding, system
 from jaxalign.data import preference_files
 from jaxalign.data.preference_pairs import PreferencePairs
-from jaxalign.feeds.base import Drawn, Program, averages
+from jaxalign.feeds.base import Drawn, Program, averages, pick_examples, stack
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.state import TrainState
 
@@ -38,7 +37,7 @@ class StoredPairs:
     )
     self._token_ids = sys.model.tokenize([*self.pairs.prompts, ""])
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
-    self._collect_fn = jax.jit(jnp.concatenate, out_shardings=sharding.batch(sys.mesh))
+    self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
 
   def describe(self) -> str:
     return f"{self._report.summary()}\n{self.plan.describe('pairs')}"
@@ -48,16 +47,20 @@ class StoredPairs:
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)
-    x_0 = self._collect_fn([
-      self._sys.encode_fn(self._sys.frozen, self._images(part), self._seed, step, j)
-      for j, part in enumerate(rows.reshape(-1, self.plan.microbatch))
-    ])
     rng = np.random.default_rng([self._seed, step, 2])  # apart from other streams of the step
     dropped = rng.random(len(rows)) < self._prompt_dropout
     token_ids = self._token_ids[np.where(dropped, len(self.pairs), rows)]
-    cond = self._sys.condition_fn(self._sys.frozen, token_ids).cond
-    data = methods.Pairs(x_0=x_0, cond=cond, weight=self.pairs.weight[rows])
-    return Drawn(state, data, [self.plan.selection()], {})
+    parts = []
+    for j, part in enumerate(self.plan.selection()):
+      images = self._images(rows[part])
+      parts.append(
+        methods.Pairs(
+          x_0=self._sys.encode_fn(self._sys.frozen, images, self._seed, step, j),
+          cond=self._sys.condition_fn(self._sys.frozen, token_ids[part]).cond,
+          weight=self.pairs.weight[rows[part]],
+        )
+      )
+    return Drawn(state, self._collect_fn(parts), [self.plan.selection()], {})
 
   def _images(self, rows: np.ndarray) -> jax.Array:  # uint8 [B, 2, H, W, 3]
     """Each process decodes the pairs that its devices hold."""
@@ -70,13 +73,13 @@ class StoredPairs:
 
   @staticmethod
   def select(data: methods.Pairs, selected: np.ndarray) -> methods.Pairs:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[selected], data)
+    return pick_examples(data, selected)
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
     return averages(updates)
 
   def check(self, record: Mapping[str, float], step: int) -> None:
-    pass
+    return None
 
   def program(self, state: TrainState, microbatch: int) -> Program:
     del state

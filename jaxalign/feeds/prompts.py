@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import batching, checks, methods, sharding, system
 from jaxalign.data import prompts as prompts_lib
-from jaxalign.feeds.base import Drawn, Program, averages
+from jaxalign.feeds.base import Drawn, Program, averages, pick_examples, stack
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.state import TrainState
 from jaxalign.types import Params
@@ -39,6 +38,7 @@ class PromptBatches:
     self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
     self._features = rewards.device.encode(self.prompts.records)
     self._sys, self._seed = sys, sections["seed"]
+    self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
 
   def describe(self) -> str:
     return self.plan.describe("prompts")
@@ -48,16 +48,21 @@ class PromptBatches:
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     ids = self.prompts.draw_for_step(self._seed, step, self.plan.examples)
-    cond = self._sys.condition_fn(self._sys.frozen, self._token_ids[ids])
-    features = jax.tree.map(lambda leaf: leaf[ids], self._features)
-    return Drawn(state, methods.Prompts(cond, features), [self.plan.selection()], {})
+    conds, own = [], []
+    for part in self.plan.selection():
+      conds.append(self._sys.condition_fn(self._sys.frozen, self._token_ids[ids[part]]))
+      own.append((conds[-1].cond, self._features_of(ids[part])))
+    cond, features = self._collect_fn(own)
+    data = methods.Prompts(conds[0]._replace(cond=cond), features)
+    return Drawn(state, data, [self.plan.selection()], {})
+
+  def _features_of(self, ids: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[ids], self._features)
 
   @staticmethod
   def select(data: methods.Prompts, selected: np.ndarray) -> methods.Prompts:
-    def pick(tree):
-      return jax.tree.map(lambda leaf: jnp.asarray(leaf)[selected], tree)
-
-    return methods.Prompts(data.cond._replace(cond=pick(data.cond.cond)), pick(data.features))
+    cond, features = pick_examples((data.cond.cond, data.features), selected)
+    return methods.Prompts(data.cond._replace(cond=cond), features)
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
     record = averages(updates)
@@ -65,7 +70,7 @@ class PromptBatches:
     return record
 
   def check(self, record: Mapping[str, float], step: int) -> None:
-    pass
+    return None
 
   def program(self, state: TrainState, microbatch: int) -> Program:
     del state, microbatch  # all prompts of an iteration are encoded at once

@@ -14,7 +14,9 @@ from PIL import Image
 
 from jaxalign import advantages, batching, checks, methods, pictures, sharding, system
 from jaxalign.data import prompts as prompts_lib
+from jaxalign.diffusion import guidance
 from jaxalign.diffusion.rollout import Rollout
+from jaxalign.feeds import exactness
 from jaxalign.feeds.base import Drawn, Program, averages
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.rewards.contract import RewardError
@@ -22,7 +24,9 @@ from jaxalign.rewards.pool import Exchange, RewardPool
 from jaxalign.state import TrainState
 from jaxalign.types import Array, Params
 
-Trajectories = tuple[Rollout, Any]  # of all images of an iteration, and their conditioning
+# Of all images of an iteration, and their conditioning, as stacked microbatches: leaves of the
+# rollout are [S + 1 or S, J, m, ...] and those of the conditioning [J, m, ...], cut along m.
+Trajectories = tuple[Rollout, Any]
 
 
 class Sampling:
@@ -50,17 +54,15 @@ class Sampling:
     section = functools.partial(checks.call_section, sections)
     self.plan = plan
     self.num_images, self.microbatch = plan.images, plan.microbatch
-    sharding.check_batch("config.batch.microbatch", plan.microbatch, sys.mesh)
     self.prompts = section("data", prompts_lib.load)
     self.pool = section("reward_pool", RewardPool, total=rewards)
     self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
-    self._max_log_prob_gap = section("exactness", lambda *, max_log_prob_gap: max_log_prob_gap)
+    self._exactness = section("exactness", exactness.make)
     self._kl_weight = method.kl_weight
     self._group = plan.images_per_prompt if shared_noise else None
     self._start = self._starts(plan.microbatch)
-    placed = system.sampled_shardings(sys.mesh)
-    self._collect_fn = jax.jit(collect, out_shardings=(placed.rollout, placed.cond))
+    self._collect_fn = jax.jit(collect, out_shardings=collected_shardings(sys.mesh))
 
   def describe(self) -> str:
     return self.plan.describe()
@@ -107,11 +109,11 @@ class Sampling:
     inputs = (self._token_ids[rows], self._seed, 0, 0, self._starts(microbatch))
     return Program("rollout", self._sys.sample_fn, (state.params, self._sys.frozen, *inputs))
 
-  def check(self, record: Mapping[str, float], step: int) -> None:
-    if "policy/log_prob_gap" in record:
-      check_log_prob_gap(
-        record["policy/log_prob_gap"], step, max_log_prob_gap=self._max_log_prob_gap
-      )
+  def check(self, record: Mapping[str, float], step: int) -> str | None:
+    if exactness.GAP not in record:
+      return None
+    transitions = self.plan.slices * self.plan.slice_size
+    return self._exactness.problem(record, step, transitions)
 
   def __enter__(self):
     return self
@@ -125,7 +127,11 @@ class Rollouts(Sampling):
 
   def __init__(self, sections, sys, method, rewards, workdir):
     plan = checks.call_section(
-      sections, "batch", batching.solve, steps=sys.process.stochastic_steps()
+      sections,
+      "batch",
+      batching.solve,
+      steps=sys.process.stochastic_steps(),
+      devices=sys.mesh.size,
     )
     if method.on_policy and plan.updates > 1:
       raise ValueError(
@@ -157,25 +163,25 @@ class Rollouts(Sampling):
   @staticmethod
   def select(data, selected: batching.Selection) -> methods.Transitions:
     (rollout, cond), advantages = data
-    image, i = selected
+    image, i, fresh = selected
+    (x_t, x_s, old_log_prob), own = pick_steps(rollout, cond.cond, image, i)
     return methods.Transitions(
-      x_t=rollout.x[i, image],
-      x_s=rollout.x[i + 1, image],
+      x_t=x_t,
+      x_s=x_s,
       i=i,
-      cond=select_cond(cond, image),
-      old_log_prob=rollout.log_prob[i, image],
+      cond=cond._replace(cond=own),
+      old_log_prob=old_log_prob,
+      fresh=jnp.asarray(fresh),
       advantages=advantages[image],
     )
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """`policy/log_prob_gap` is the largest over the first update alone, where the parameters are
-    still those that sampled, so that any gap is one of numerics.
-    """
+    """The gap is of the first update alone, where the parameters are still those that sampled."""
     record = averages(updates)
     if "policy/ratio" in record:
       record["policy/ratio_mean"] = record.pop("policy/ratio")
       record["policy/first_ratio_max_error"] = float(np.abs(updates[0]["policy/ratio"] - 1).max())
-      record["policy/log_prob_gap"] = float(updates[0]["policy/log_prob_gap"].max())
+      record |= self._exactness.metrics(updates[0][exactness.GAP])
     return record
 
 
@@ -188,7 +194,12 @@ class RolloutPairs(Sampling):
 
   def __init__(self, sections, sys, method, rewards, workdir):
     plan = checks.call_section(
-      sections, "batch", batching.solve, steps=sys.process.stochastic_steps(), pairs=True
+      sections,
+      "batch",
+      batching.solve,
+      steps=sys.process.stochastic_steps(),
+      devices=sys.mesh.size,
+      pairs=True,
     )
     sharding.check_batch("config.batch.microbatch / 2, the pairs", plan.slice_size, sys.mesh)
     super().__init__(sections, sys, method, rewards, workdir, plan=plan, shared_noise=True)
@@ -206,13 +217,13 @@ class RolloutPairs(Sampling):
   @staticmethod
   def select(data, selected: batching.Selection) -> methods.StepPairs:
     (rollout, cond), images, weight = data
-    pair, i = selected
-    both = jnp.asarray(images)[pair]  # [B, 2]
+    pair, i, _ = selected
+    (x_t, x_s, _), both = pick_steps(rollout, cond.cond, jnp.asarray(images)[pair], i[:, None])
     return methods.StepPairs(
-      x_t=rollout.x[i[:, None], both],
-      x_s=rollout.x[i[:, None] + 1, both],
+      x_t=x_t,
+      x_s=x_s,
       i=i,
-      cond=select_cond(cond, both[:, 0]),
+      cond=cond._replace(cond=jax.tree.map(lambda leaf: leaf[:, 0], both)),
       weight=jnp.asarray(weight)[pair],
     )
 
@@ -233,21 +244,32 @@ def best_and_worst(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return images, (untied * (P / max(1, untied.sum()))).astype(np.float32)
 
 
-def select_cond(cond: Any, image: Array) -> Any:
-  """The conditioning of some images; the empty prompt's is shared, and stays as it is."""
-  return cond._replace(cond=jax.tree.map(lambda leaf: leaf[image], cond.cond))
+def pick_steps(rollout: Rollout, cond: Any, image: Array, i: Array) -> tuple[Any, Any]:
+  """`((x_t, x_s, log_prob), cond)` of steps `i` of images, each from the device that sampled it.
+
+  `image` is `[b]` or `[b, 2]`, and `i` goes with it; so do the leading axes of what is returned.
+  """
+
+  def pick(stacked, place, i):
+    (rollout, cond), (j, row) = stacked, place
+    steps = rollout.x[i, j, row], rollout.x[i + 1, j, row], rollout.log_prob[i, j, row]
+    return steps, jax.tree.map(lambda leaf: leaf[j, row], cond)
+
+  return sharding.pick_own_rows(pick, (rollout, cond), (2, 1), image, i)
 
 
 def collect(parts: list[Trajectories]) -> Trajectories:
-  """Joins the microbatches of an iteration along the image axis."""
+  """Stacks the microbatches of an iteration; each device keeps what it has sampled."""
   rollouts, conds = zip(*parts, strict=True)
-  rollout = dataclasses.replace(
-    rollouts[0],
-    x=jnp.concatenate([part.x for part in rollouts], axis=1),
-    log_prob=jnp.concatenate([part.log_prob for part in rollouts], axis=1),
-  )
-  joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[part.cond for part in conds])
-  return rollout, conds[0]._replace(cond=joined)
+  rollout = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rollouts)
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[part.cond for part in conds])
+  return rollout, conds[0]._replace(cond=stacked)
+
+
+def collected_shardings(mesh: jax.sharding.Mesh) -> Any:
+  """Where `collect` leaves trajectories, in the shape of a prefix of them."""
+  cond = guidance.Guided(sharding.batch(mesh, axis=1), sharding.replicated(mesh))
+  return sharding.batch(mesh, axis=2), cond
 
 
 def gather_rewards(
@@ -266,13 +288,3 @@ def gather_rewards(
     path = workdir / f"rejected_step_{step:06d}.png"
     Image.fromarray(pictures.to_uint8(np.nan_to_num(error.image))).save(path)
     raise RewardError(f"iteration {step}: {error}\nits image is in {path}") from error
-
-
-def check_log_prob_gap(gap: float, step: int, *, max_log_prob_gap: float) -> None:
-  """Raises ValueError if rollout and update disagree about the policy that sampled."""
-  if gap > max_log_prob_gap:
-    raise ValueError(
-      f"iteration {step}: log-probabilities of rollout and update differ by {gap:.2e}, more than "
-      f"config.exactness.max_log_prob_gap = {max_log_prob_gap:.2e}\nimportance ratios are wrong by "
-      "that much; use float32, or raise the bound if you accept it"
-    )

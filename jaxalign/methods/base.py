@@ -65,7 +65,8 @@ class Transitions:
   x_t, x_s:     `[B, *D]` float32.
   i:            `[B]` int32, which step of the process each one is.
   cond:         conditioning, every leaf `[B, ...]`.
-  old_log_prob: `[B]`, under the policy that sampled.
+  old_log_prob: `[B]`, under the policy that sampled, as the rollout computed it.
+  fresh:        `[B]` bool: the policy is still the one that sampled, so that the ratio is 1.
   advantages:   `[B]`, of the whole trajectory.
   """
 
@@ -74,6 +75,7 @@ class Transitions:
   i: Array
   cond: Any
   old_log_prob: Array
+  fresh: Array
   advantages: Array
 
 

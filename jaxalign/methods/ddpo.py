@@ -10,8 +10,12 @@ trajectories in nats. Its gradient is exact: the score function of the KL, which
 reward, plus the gradient of each step's own KL, here divided by D like everything else. That holds
 where the advantage only subtracts a baseline (leave_one_out); one that divides by a standard
 deviation makes the reward's part as much larger.
+
+The importance ratio is 1 by construction in the first update after a rollout; docs/exactness.md
+says why, and what it is in later ones.
 """
 
+import jax
 import jax.numpy as jnp
 
 from jaxalign import losses
@@ -26,10 +30,9 @@ def make_importance_sampling(parts: Parts, *, clip_range: float, kl_weight: floa
   def loss(params, frozen, batch: Transitions, key):
     del key  # no randomness
     log_prob = _log_prob(params, parts, batch)
-    surrogate = losses.clipped_pg_loss(
-      log_prob, batch.old_log_prob, batch.advantages, clip_range=clip_range
-    )
-    clipped = losses.clip_fraction(log_prob, batch.old_log_prob, clip_range=clip_range)
+    old = _old_log_prob(log_prob, batch)
+    surrogate = losses.clipped_pg_loss(log_prob, old, batch.advantages, clip_range=clip_range)
+    clipped = losses.clip_fraction(log_prob, old, clip_range=clip_range)
     penalty, values = _kl_penalty(params, frozen, parts, batch, kl_weight)
     values |= _diagnostics(log_prob, batch) | {"policy/clip_frac": clipped}
     return surrogate + penalty, values
@@ -63,6 +66,15 @@ def _log_prob(params, parts: Parts, batch: Transitions) -> Array:
   )
 
 
+def _old_log_prob(log_prob: Array, batch: Transitions) -> Array:  # [B]
+  """Of the policy that sampled. While it is the policy itself, that is this very forward pass.
+
+  The rollout is another program, whose roundings are its own: its value would make the first ratio
+  1 but for those.
+  """
+  return jnp.where(batch.fresh, jax.lax.stop_gradient(log_prob), batch.old_log_prob)
+
+
 def _kl_penalty(params, frozen, parts: Parts, batch: Transitions, kl_weight: float):
   """`(kl_weight KL / D [B], metrics)`; nothing is computed at weight 0."""
   if kl_weight == 0.0:
@@ -74,8 +86,9 @@ def _kl_penalty(params, frozen, parts: Parts, batch: Transitions, kl_weight: flo
 
 
 def _diagnostics(log_prob: Array, batch: Transitions) -> dict[str, Array]:
+  old = _old_log_prob(log_prob, batch)
   return {
-    "policy/ratio": losses.importance_ratio(log_prob, batch.old_log_prob),
+    "policy/ratio": losses.importance_ratio(log_prob, old),
     "policy/log_prob_gap": jnp.abs(log_prob - batch.old_log_prob),
-    "policy/approx_kl": losses.approx_kl_k2(log_prob, batch.old_log_prob),
+    "policy/approx_kl": losses.approx_kl_k2(log_prob, old),
   }

@@ -55,11 +55,18 @@ def _is_layer(node: Params) -> bool:
 
 
 def _cast(leaf: Array, dtype: Any) -> Array:
-  return leaf if leaf.dtype == dtype else _once(jnp.asarray(leaf).astype(dtype))
+  return leaf if leaf.dtype == dtype else _rounded(jnp.asarray(leaf), dtype)
 
 
-def _once(x: jax.Array) -> jax.Array:
-  return jax.lax.optimization_barrier(x)
+def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
+  """`x` in `dtype`, made once, and to the same bits in every program.
+
+  A compiler that may keep excess precision leaves a plain cast out where it computes in float32
+  after all, as CPUs do, and it would find that in one program and not in another.
+  """
+  info = jnp.finfo(dtype)
+  x = jax.lax.reduce_precision(x, info.nexp, info.nmant)
+  return jax.lax.optimization_barrier(x.astype(dtype))
 
 
 def _layers_only(params: Params) -> dict:
@@ -78,5 +85,5 @@ def _ready_adapters(lora: Params, kernels: Params, dtype: Any, merged: bool) -> 
   a, b, kernel = lora["a"], lora["b"], kernels["kernel"]
   made = {} if dtype is None else {"a": _cast(a, dtype), "b": _cast(b, dtype)}
   if merged and kernel.ndim == 2:
-    made["kernel"] = _once((kernel + a @ b).astype(dtype or kernel.dtype))
+    made["kernel"] = _rounded(kernel + a @ b, dtype or kernel.dtype)
   return made

@@ -50,12 +50,12 @@ def matmul(x: Array, kernel: Array, ready: Array | None = None) -> jax.Array:
 
 @jax.custom_vjp
 def _matmul(x, kernel, ready):  # [N, D_in], [D_in, D_out]
-  return x @ _as_used(kernel, ready, x.dtype)
+  return _product(x, _as_used(kernel, ready, x.dtype))
 
 
 def _matmul_forward(x, kernel, ready):
   used = _as_used(kernel, ready, x.dtype)
-  return x @ used, (x, kernel, used, ready)
+  return _product(x, used), (x, kernel, used, ready)
 
 
 def _matmul_backward(saved, grad):
@@ -87,12 +87,12 @@ def adapted_matmul(x: Array, merged: Array, a: Array, b: Array, ready: tuple) ->
 
 @jax.custom_vjp
 def _adapted(x, merged, a, b, ready):
-  return x @ placement.whole(merged)
+  return _product(x, placement.whole(merged))
 
 
 def _adapted_forward(x, merged, a, b, ready):
   merged = placement.whole(merged)
-  return x @ merged, (x, merged, a, b, ready)
+  return _product(x, merged), (x, merged, a, b, ready)
 
 
 def _adapted_backward(saved, grad):
@@ -106,6 +106,19 @@ def _adapted_backward(saved, grad):
 
 
 _adapted.defvjp(_adapted_forward, _adapted_backward)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:  # [N, D], [D, F] -> [N, F]
+  """`x @ kernel`, rounded to the dtype of `x`.
+
+  A CPU computes narrow products in float32, and its compiler leaves the rounding out where float32
+  goes on: in a rollout, but not in the update, which keeps the result for a gradient.
+  """
+  if placement.platform() != "cpu" or x.dtype == _wide(x):
+    return x @ kernel
+  info = jnp.finfo(x.dtype)
+  y = jnp.matmul(x, kernel, preferred_element_type=_wide(x))
+  return jax.lax.reduce_precision(y, info.nexp, info.nmant).astype(x.dtype)
 
 
 def _times_transposed(grad: jax.Array, kernel: jax.Array) -> jax.Array:  # [N, F], [D, F] -> [N, D]

@@ -70,7 +70,7 @@ def toy(name):
     zeros = jnp.zeros(BATCH, jnp.int32)
     estimator = advantages.make("batch", num_groups=1, group_size=2, limit=5.0, epsilon=1e-6)
     _, advantage = estimator.estimate(None, rewards, zeros, zeros)
-    return (rolled, cond), advantage
+    return rollouts.collect([(rolled, cond)]), advantage
 
   return (
     plan,

@@ -23,7 +23,7 @@ from toy_policy import (
   trajectories,
 )
 
-from jaxalign import batching, methods, update
+from jaxalign import methods, update
 from jaxalign.diffusion import rollout
 from jaxalign.feeds import rollouts
 from jaxalign.state import init_state
@@ -148,28 +148,29 @@ def all_transitions(slices, microbatch):
   """Every transition once, in a fixed shuffle."""
   pairs = np.random.default_rng(0).permutation(NUM_IMAGES * NUM_STEPS).astype(np.int32)
   shape = (slices, microbatch)
-  return batching.Selection((pairs // NUM_STEPS).reshape(shape), (pairs % NUM_STEPS).reshape(shape))
+  return selection((pairs // NUM_STEPS).reshape(shape), (pairs % NUM_STEPS).reshape(shape))
 
 
 def test_selection_takes_the_right_transitions():
   rolled, cond = trajectories()
   batch = batch_of([5, 0], [2, 3])
   for row, (image, i) in enumerate([(5, 2), (0, 3)]):
-    np.testing.assert_array_equal(batch.x_t[row], rolled.x[i, image])
-    np.testing.assert_array_equal(batch.x_s[row], rolled.x[i + 1, image])
-    assert batch.old_log_prob[row] == rolled.log_prob[i, image]
+    j, place = divmod(image, 3)  # in two microbatches of three
+    np.testing.assert_array_equal(batch.x_t[row], rolled.x[i, j, place])
+    np.testing.assert_array_equal(batch.x_s[row], rolled.x[i + 1, j, place])
+    assert batch.old_log_prob[row] == rolled.log_prob[i, j, place]
     assert batch.advantages[row] == ADVANTAGES[image] and batch.i[row] == i
-    np.testing.assert_array_equal(batch.cond.cond["text"][row], cond.cond["text"][image])
+    np.testing.assert_array_equal(batch.cond.cond["text"][row], cond.cond["text"][j, place])
   assert batch.cond.uncond["text"].shape == (1, 2)  # shared, so not gathered
 
 
-def test_collect_joins_along_the_images():
+def test_collect_stacks_the_microbatches():
   rolled, cond = trajectories()
-  assert rolled.x.shape == (NUM_STEPS + 1, NUM_IMAGES, *SHAPE)
-  assert rolled.log_prob.shape == (NUM_STEPS, NUM_IMAGES)
-  assert cond.cond["text"].shape == (NUM_IMAGES, 2)
+  assert rolled.x.shape == (NUM_STEPS + 1, 2, NUM_IMAGES // 2, *SHAPE)
+  assert rolled.log_prob.shape == (NUM_STEPS, 2, NUM_IMAGES // 2)
+  assert cond.cond["text"].shape == (2, NUM_IMAGES // 2, 2)
   second = jax.random.normal(jax.random.key(1), (3, 2)) * 0.1
-  np.testing.assert_allclose(cond.cond["text"][3:], second, rtol=1e-6)
+  np.testing.assert_allclose(cond.cond["text"][1], second, rtol=1e-6)
 
 
 @jax.jit
@@ -182,7 +183,8 @@ def score(params, batch):
 def test_the_ratio_on_policy_is_exactly_one():
   """In slices as large as the microbatches of the rollout, which is what a plan makes them."""
   moved = {**PARAMS, "w": PARAMS["w"] + 0.01}
-  for image, i in zip(*all_transitions(8, 3), strict=True):
+  chosen = all_transitions(8, 3)
+  for image, i in zip(chosen.example, chosen.i, strict=True):
     batch = batch_of(image, i)
     np.testing.assert_array_equal(score(PARAMS, batch), batch.old_log_prob)
     # In the program of the loss XLA may contract mean and difference, and then the new
@@ -194,8 +196,28 @@ def test_the_ratio_on_policy_is_exactly_one():
     assert (np.abs(values["policy/ratio"] - 1) > 1e-6).all()
 
 
+def test_while_the_policy_is_the_one_that_sampled_the_ratio_is_one_by_construction():
+  """Whatever the rollout's roundings; the gap that is logged is the true one."""
+  batch = batch_of([5, 0, 2], [2, 3, 0])
+  off = dataclasses.replace(batch, old_log_prob=batch.old_log_prob + jnp.array([0.0, 0.3, -0.2]))
+  fresh = dataclasses.replace(off, fresh=jnp.ones(3, bool))
+  (_, (_, values)), grad = loss_and_grad("ddpo", fresh)
+  np.testing.assert_array_equal(values["policy/ratio"], np.ones(3, np.float32))
+  assert not values["policy/clip_frac"].any() and not values["policy/approx_kl"].any()
+  np.testing.assert_allclose(values["policy/log_prob_gap"], [0.0, 0.3, 0.2], atol=1e-6)
+  # The gradient is REINFORCE's, which no old log-probability enters.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    grad,
+    loss_and_grad("ddpo_sf", batch)[1],
+  )
+  (_, (_, values)), _ = loss_and_grad("ddpo", off)  # in later updates the rollout's counts
+  np.testing.assert_allclose(values["policy/ratio"], np.exp([0.0, -0.3, 0.2]), rtol=1e-5)
+
+
 def test_on_policy_the_gradients_of_both_estimators_are_equal():
-  for image, i in zip(*all_transitions(8, 3), strict=True):
+  chosen = all_transitions(8, 3)
+  for image, i in zip(chosen.example, chosen.i, strict=True):
     grads = [loss_and_grad(name, batch_of(image, i))[1] for name in ("ddpo", "ddpo_sf")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *grads)
 
@@ -247,8 +269,8 @@ def test_slices_add_up_to_one_big_slice():
 
 def test_an_update_is_the_mean_gradient_times_the_rate_and_the_average_follows():
   state, values = updated(all_transitions(4, 6))
-  (everything,) = zip(*all_transitions(1, 24), strict=True)
-  _, grad = loss_and_grad("ddpo", batch_of(*everything))
+  everything = all_transitions(1, 24)
+  _, grad = loss_and_grad("ddpo", batch_of(everything.example[0], everything.i[0]))
   for name, start in PARAMS.items():
     step = grad[name] / 24  # of a sum over 24 transitions
     np.testing.assert_allclose(state.params[name], start - step, rtol=1e-5, atol=1e-6)

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_policy
 
-from jaxalign import advantages, batching, methods, optim, update
+from jaxalign import advantages, methods, optim, update
 from jaxalign.diffusion import backprop, guidance, log_ratios, rollout, schedules, transitions
-from jaxalign.feeds import pairs, rollouts
+from jaxalign.feeds import base, pairs, rollouts
 from jaxalign.state import init_state
 from jaxalign.worlds import gaussian
 
@@ -108,7 +109,7 @@ def trained(method, select, draw, *, learning_rate, num_updates):
 def every_step(examples, steps):
   """All the steps of all the examples in one slice."""
   example = np.tile(np.arange(examples, dtype=np.int32), len(steps))
-  return batching.Selection(example[None], np.repeat(np.array(steps, np.int32), examples)[None])
+  return toy_policy.selection(example[None], np.repeat(np.array(steps, np.int32), examples)[None])
 
 
 def test_the_reference_chain_is_nearly_the_reference():
@@ -134,7 +135,7 @@ def test_policy_gradient_with_the_exact_kl_reaches_the_tilted_distribution(beta)
     kl = log_ratios.trajectory_kl(params, REFERENCE, *args, rolled.x, COND).sum(axis=0)
     zeros = jnp.zeros(batch, jnp.int32)
     _, advantage = estimator.estimate(None, REWARD(rolled.x_0) - beta * kl, zeros, zeros)
-    return (rolled, COND), advantage
+    return rollouts.collect([(rolled, COND)]), advantage
 
   def draw(params, step):
     data = sample(params, jax.random.fold_in(jax.random.key(0), step))
@@ -175,7 +176,7 @@ def test_dpo_recovers_the_reward_that_labelled_its_pairs(beta):
 
   def draw(params, step):
     rows = np.random.default_rng([0, step]).integers(num_pairs, size=batch)
-    data = methods.Pairs(x[rows], {}, np.ones(batch, np.float32))
+    data = base.stack([methods.Pairs(x[rows], {}, np.ones(batch, np.float32))])
     return data, np.arange(batch, dtype=np.int32)[None]
 
   params = trained(method, pairs.StoredPairs.select, draw, learning_rate=0.02, num_updates=120)
@@ -212,7 +213,8 @@ def test_d3po_recovers_the_reward_of_trajectories_from_one_start(beta):
     rolled, reward = sample(jax.random.key(step))
     images = np.arange(2 * batch, dtype=np.int32).reshape(batch, 2, 1)
     images = preferred_first(np.random.default_rng([0, step]), images, np.asarray(reward))[..., 0]
-    return ((rolled, COND), images, np.ones(batch, np.float32)), every_step(batch, steps)
+    data = (rollouts.collect([(rolled, COND)]), images, np.ones(batch, np.float32))
+    return data, every_step(batch, steps)
 
   params = trained(method, rollouts.RolloutPairs.select, draw, learning_rate=0.03, num_updates=80)
   rolled, reward = sample(jax.random.key(10_000))

@@ -229,10 +229,9 @@ def make_condition(
   empty_ids = model.tokenize([""])
 
   def condition(frozen, token_ids):
-    cond = model.encode_text(frozen, jnp.concatenate([token_ids, empty_ids]))
-    return guidance_lib.Guided(
-      jax.tree.map(lambda leaf: leaf[:-1], cond), jax.tree.map(lambda leaf: leaf[-1:], cond)
-    )
+    # Apart from the others: a batch of one more row is one that no devices share evenly.
+    uncond = jax.tree.map(placement.whole, model.encode_text(frozen, empty_ids))
+    return guidance_lib.Guided(model.encode_text(frozen, token_ids), uncond)
 
   return condition
 

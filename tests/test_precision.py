@@ -1,9 +1,12 @@
 """bfloat16 and rematerialisation: what they change of a run, and what they must not."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models
 
 from jaxalign import metrics, train
 from jaxalign.benchmarks import models
@@ -104,6 +107,23 @@ def test_rematerialisation_keeps_the_gradient_and_takes_less_memory(monkeypatch)
       expected,
     )
   assert measured["full"][1] < 0.7 * measured["dots"][1] < 0.7 * 0.7 * most
+
+
+def test_images_are_decoded_in_bfloat16_where_the_model_allows_it(small_model, tmp_path):
+  exact = stable_diffusion.load(small_model)
+  rounded = stable_diffusion.load(small_model, vae_dtype="bfloat16")
+  x_0 = jax.random.normal(jax.random.key(0), (2, *exact.latent_shape))
+  images = [model.decode(exact.params["vae"], x_0) for model in (exact, rounded)]
+  assert images[1].dtype == jnp.float32
+  assert 0 < np.abs(images[1] - images[0]).max() < 0.05
+  traced = jax.make_jaxpr(rounded.decode)(exact.params["vae"], x_0)
+  assert jnp.dtype(jnp.bfloat16) in set(products(traced.jaxpr))
+  options = {"dtype": "float32", "remat": "none", "vae_dtype": "bfloat16"}
+  xl = small_models.make("xl", tmp_path)
+  with pytest.raises(ValueError, match=r"vae_dtype: expected float32, which the autoencoder"):
+    xl.with_compute(**options)
+  fixed = {**xl.configs, "vae": {**xl.configs["vae"], "force_upcast": False}}
+  assert dataclasses.replace(xl, configs=fixed).with_compute(**options).networks.vae_dtype
 
 
 @pytest.mark.parametrize("changes, message", [

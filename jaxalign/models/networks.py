@@ -18,6 +18,7 @@ class Networks:
   image_size: `(H, W)` in pixels of the images that are sampled.
   decode_batch, decode_tile: see `stable_diffusion.open_model`.
   dtype: what the UNet computes in, by name, whatever its parameters are; None is that of `x_t`.
+  vae_dtype: what images are decoded in.
   """
 
   unet: unet.UNet2DConditionModel
@@ -27,6 +28,7 @@ class Networks:
   decode_batch: int | None = None
   decode_tile: int | None = None
   dtype: str | None = None
+  vae_dtype: str = "float32"
 
   @property
   def latent_shape(self) -> tuple[int, int, int]:
@@ -70,8 +72,8 @@ class Networks:
     """
     return self.text.encode(params, token_ids, self.image_size)
 
-  # The autoencoder computes in float32 whatever it is given: lower precision overflows in the one
-  # of XL, and costs visible detail in the others.
+  # The autoencoder computes in float32 whatever it is given, unless `vae_dtype` says otherwise of
+  # decoding: lower precision costs visible detail, in the one of XL most.
 
   def vae_moments(self, params: Params, images: Array) -> tuple[Array, Array]:
     """Images `[B, H, W, 3]` in [-1, 1] to the unscaled `(mean, log_var)`, each `[B, h, w, C]`."""
@@ -85,7 +87,7 @@ class Networks:
       decode_fn = lean_decoding.tiled(decode_fn, self.decode_tile, self.vae.config.downscale)
     if self.decode_batch is not None:
       decode_fn = lean_decoding.sliced(decode_fn, self.decode_batch)
-    return decode_fn(params, latents.astype(jnp.float32))
+    return at_least_float32(decode_fn(params, latents.astype(self.vae_dtype)))
 
   def _decode_whole(self, params: Params, latents: Array) -> Array:
     return self.vae.apply({"params": params}, latents, method="decode")  # type: ignore[return-value]

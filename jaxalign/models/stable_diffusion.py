@@ -113,14 +113,29 @@ class StableDiffusion:
     )
 
   def with_compute(
-    self, *, dtype: str, remat: str, param_dtype: str = "float32"
+    self,
+    *,
+    dtype: str,
+    remat: str,
+    param_dtype: str = "float32",
+    vae_dtype: str = "float32",
   ) -> "StableDiffusion":
     """This model with a UNet that computes in `dtype`; its parameters stay what they are.
 
     `remat` says what its blocks keep for their gradient, a name of `unet_blocks.REMAT`. On devices,
     weights of the UNet that are not trained are stored in `param_dtype`: in that of the computation
-    they take half the memory, and no result changes.
+    they take half the memory, and no result changes. Images are decoded in `vae_dtype`; the
+    autoencoder of an XL only in float32, unless its config says `force_upcast: false`.
     """
+    checks.check_choice("model.vae_dtype", vae_dtype, ("float32", "bfloat16"))
+    needs_float32 = "text_encoder_2" in self.configs and self.configs["vae"].get(
+      "force_upcast", True
+    )
+    if vae_dtype == "bfloat16" and needs_float32:
+      raise ValueError(
+        "model.vae_dtype: expected float32, which the autoencoder of this XL asks for "
+        "(force_upcast in vae/config.json is not false); got bfloat16"
+      )
     checks.check_choice("model.dtype", dtype, ("float32", "bfloat16"))
     checks.check_choice("model.param_dtype", param_dtype, ("float32", "bfloat16"))
     if param_dtype == "bfloat16" and dtype != "bfloat16":
@@ -133,6 +148,7 @@ class StableDiffusion:
       self.networks,
       unet=self.networks.unet.clone(remat=remat),
       dtype=None if dtype == "float32" else dtype,
+      vae_dtype=vae_dtype,
     )
     return dataclasses.replace(self, networks=networks, param_dtype=param_dtype)
 
@@ -206,6 +222,7 @@ def open_model(
   dtype: str = "float32",
   remat: str = "none",
   param_dtype: str = "float32",
+  vae_dtype: str = "float32",
 ) -> StableDiffusion:
   """Opens a model, whose parameters are `weights.lazy.LazyArray`s until they are placed.
 
@@ -219,12 +236,14 @@ def open_model(
     image_size: `(H, W)` in pixels; by default what the model was trained on.
     decode_batch: images are decoded at most this many at a time; by default all of a batch.
     decode_tile: larger latents are decoded in tiles with this side; by default whole.
-    dtype, remat, param_dtype: see `StableDiffusion.with_compute`.
+    dtype, remat, param_dtype, vae_dtype: see `StableDiffusion.with_compute`.
   """
   found = hub.find_model(path)
   opened = _open_single_file if found.is_file() else _open_folder
   model = opened(found, tokenizer, configs)
-  model = model.with_compute(dtype=dtype, remat=remat, param_dtype=param_dtype)
+  model = model.with_compute(
+    dtype=dtype, remat=remat, param_dtype=param_dtype, vae_dtype=vae_dtype
+  )
   model = model if image_size is None else model.with_image_size(*image_size)
   lean = dataclasses.replace(model.networks, decode_batch=decode_batch, decode_tile=decode_tile)
   return dataclasses.replace(model, networks=lean)

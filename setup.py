@@ -41,6 +41,9 @@ setuptools.setup(
     "transformers>=5.0",
   ],
   extras_require={
+    # Compilers for devices that need not be there (--topology).
+    "aot-gpu": ["jax[cuda13]>=0.10"],
+    "aot-tpu": ["jax[tpu]>=0.10"],
     "cuda12": ["jax[cuda12]>=0.10"],
     "cuda13": ["jax[cuda13]>=0.10"],
     "data": DATA,

@@ -12,12 +12,16 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxalign import command, pretrain, processes, reward_model, train
+from jaxalign import command, described_rehearsal, pretrain, processes, reward_model, train
+from jaxalign.aot import topology
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; starting again continues it.")
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Compile, print batch sizes, memory and speed, and stop."
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "With --dry_run: compile for devices that are not here, such as 8xh100."
 )
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one process of several.")
 _COORDINATOR = flags.DEFINE_string(
@@ -36,13 +40,18 @@ def main(argv):
   config = _CONFIG.value
   if config is None or (_WORKDIR.value is None and not _DRY_RUN.value):
     raise flags.Error("expected --config=FILE and --workdir=FOLDER, e.g. --config=configs/ddpo.py")
+  if _TOPOLOGY.value is not None and not _DRY_RUN.value:
+    raise flags.Error("--topology: expected it with --dry_run, as nothing can run on such devices")
   workdir = pathlib.Path(_WORKDIR.value or ".")
   job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if _DISTRIBUTED.value or job != (None, None, None):
     processes.join(*job)
   if config.flow not in FLOWS:
     raise ValueError(f"config.flow: expected one of {', '.join(FLOWS)}; got {config.flow!r}")
-  if config.flow == "align":
+  if config.flow == "align" and _TOPOLOGY.value is not None:
+    jax.config.update("jax_platforms", "cpu")  # no device of this machine takes part
+    described_rehearsal.rehearse(config, workdir, topology.find_devices(_TOPOLOGY.value))
+  elif config.flow == "align":
     train.train(config, workdir, dry_run=_DRY_RUN.value)
   elif _DRY_RUN.value:
     raise flags.Error(

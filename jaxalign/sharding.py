@@ -58,11 +58,11 @@ def is_described(mesh: Mesh) -> bool:
 
 
 def shaped(tree: Any, shardings: Any) -> Any:
-  """The shapes of arrays (or shapes) that lie as `shardings`, one for each leaf, says."""
+  """The shapes of arrays (or shapes) that lie as `shardings`, of leaves or subtrees, says."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     tree,
-    shardings,
+    jax.tree.broadcast(shardings, tree),
   )
 
 

@@ -115,9 +115,12 @@ def make_system(
 ) -> System:
   """Builds the system from the sections of a config that have these names.
 
-  On one device, unless there is a `mesh`.
+  On one device, unless there is a `mesh`. On one that is only described no weights are needed.
   """
-  loaded = checks.call_section({"model": model}, "model", stable_diffusion.open_model)
+  shapes_only = mesh is not None and sharding.is_described(mesh)
+  loaded = checks.call_section(
+    {"model": model}, "model", stable_diffusion.open_model, shapes_only=shapes_only
+  )
   return from_model(loaded, seed=seed, lora=lora, process=process, guidance=guidance, mesh=mesh)
 
 

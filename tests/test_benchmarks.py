@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxalign.benchmarks import economy, flops, measure, models, report
+from jaxalign.aot import flops
+from jaxalign.benchmarks import economy, measure, models, report
 from jaxalign.models import layers
 
 ROWS, IN, HIDDEN, OUT = 6, 8, 16, 4

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 LAYERS = (
   ("types", "checks", "files", "placement"),
+  ("aot",),
   ("diffusion", "losses", "advantages"),
   ("models", "rewards", "data", "worlds"),
   (
@@ -21,7 +22,8 @@ LAYERS = (
   ("system",),
   (
     *("run", "source", "evaluation", "train", "evaluate", "sample", "export"),
-    *("feeds", "pretrain", "rehearsal", "reward_model"),
+    *("feeds", "pretrain", "rehearsal", "reward_model", "least_work"),
+    "described_rehearsal",
   ),
   ("main", "benchmarks"),
 )

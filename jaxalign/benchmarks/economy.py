@@ -4,16 +4,16 @@ A gradient of frozen weights, a merged adapter, a network evaluated twice: none 
 result, and all of them show here, on any machine and to the last digit.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import tree_flatten_with_path
 
+from jaxalign import least_work
+from jaxalign.aot import flops
 from jaxalign.batching import Selection
-from jaxalign.benchmarks import flops, models, workload
+from jaxalign.benchmarks import models, workload
 from jaxalign.feeds import rollouts
 
 BATCH = 4  # images, pairs or prompts of a program
@@ -48,12 +48,12 @@ def rows(model_name: str = "small") -> list[Row]:
 def ddpo(model_name: str, variant: str) -> list[Row]:
   """The rollout, and one slice of the update, both with guidance."""
   work = _workload("ddpo", variant, model_name)
-  sys, networks = work.system, _Networks(work)
+  sys, networks = work.system, _networks(work)
   ids = workload.token_ids(sys, BATCH)
   args = (work.state.params, work.frozen, ids, 0, 0, 0, None)
   sampled = jax.eval_shape(sys.sample_fn, *args)
   forward = networks.unet(2 * BATCH).forward
-  least = forward + networks.decode().forward + networks.text(BATCH + 1).forward
+  least = forward + networks.decode(BATCH).forward + networks.text(BATCH + 1).forward
   slices = np.zeros((1, BATCH), np.int32)
   trajectories = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)])
   data = (trajectories, jax.ShapeDtypeStruct((BATCH,), jnp.float32))
@@ -69,7 +69,7 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
 def dpo(model_name: str, variant: str) -> list[Row]:
   """The encoding of stored pairs, and one slice of the update, reference included."""
   work = _workload("dpo", variant, model_name)
-  sys, networks = work.system, _Networks(work)
+  sys, networks = work.system, _networks(work)
   images = jax.ShapeDtypeStruct((BATCH, 2, *sys.model.image_size, 3), jnp.uint8)
   data, selection = workload.pairs(work, BATCH)
   update = (work.state, work.frozen, data, selection, 0, 0, 0)
@@ -85,15 +85,15 @@ def dpo(model_name: str, variant: str) -> list[Row]:
 def draft(model_name: str, variant: str) -> list[Row]:
   """One slice of the update: the chain, its last step, the decoder and the reward."""
   work = _workload("draft", variant, model_name)
-  networks = _Networks(work)
+  networks = _networks(work)
   data, selection = workload.prompts(work, BATCH)
   update = (work.state, work.frozen, data, selection, 0, 0, 0)
   unet = networks.unet(2 * BATCH)
-  decode = networks.decode(through_input=True)
+  decode = networks.decode(BATCH, through_input=True)
   assert work.rewards is not None and work.rewards.device is not None
   device = work.rewards.device
   images = jax.ShapeDtypeStruct((BATCH, *work.system.model.image_size, 3), jnp.float32)
-  reward = flops.minimum(device.score, device.params, images, data.features, through_input=True)
+  reward = networks.reward(device, data.features)
   least = unet.forward + unet.gradient + decode.gradient + reward.gradient
   found = [_row(f"DRaFT-1 {variant}: update", work.update_fn, update, least)]
   if variant == "lora":
@@ -110,55 +110,12 @@ def _workload(name: str, variant: str, model_name: str) -> workload.Workload:
   return workload.make(config, models.build(model_name))
 
 
+def _networks(work: workload.Workload) -> least_work.Networks:
+  return least_work.Networks(work.system, work.sections["lora"]["rank"])
+
+
 def _row(name: str, function: Any, args: tuple, least: float) -> Row:
   compiled = function.lower(*args).compile()
   temporary = compiled.memory_analysis().temp_size_in_bytes
   return Row(name, flops.compiled(compiled.as_text()), least, temporary)
-
-
-class _Networks:
-  """The least work of each network of a workload."""
-
-  def __init__(self, work: workload.Workload):
-    self._model = work.system.model
-    params = work.system.policy.params
-    self._rank = work.sections["lora"]["rank"]
-    depth = -1
-    paths = tree_flatten_with_path(params.get("lora", params.get("params")))[0]
-    self._changed = {"/".join(key.key for key in path[:depth]) for path, _ in paths}
-
-  def unet(self, batch: int) -> flops.Minimum:
-    chosen = {"adapted": self._changed, "rank": self._rank}
-    return self._unet(batch, **(chosen if self._rank else {"trained": self._changed}))
-
-  def reference(self, batch: int) -> flops.Minimum:
-    return self._unet(batch)
-
-  def _unet(self, batch: int, **chosen) -> flops.Minimum:
-    model = self._model
-    cond = jax.eval_shape(model.encode_text, model.params, self._ids(batch))
-    x_t = jax.ShapeDtypeStruct((batch, *model.latent_shape), jnp.float32)
-    t = jax.ShapeDtypeStruct((batch,), jnp.float32)
-
-    def denoise(params, x_t, t, cond):
-      return model.denoise({"params": params}, x_t, t, cond)
-
-    return flops.minimum(denoise, model.params["unet"], x_t, t, cond, **chosen)
-
-  def text(self, batch: int) -> flops.Minimum:
-    return self._of(self._model.encode_text, self._model.params, self._ids(batch))
-
-  def decode(self, **chosen) -> flops.Minimum:
-    latents = jax.ShapeDtypeStruct((BATCH, *self._model.latent_shape), jnp.float32)
-    return self._of(self._model.decode, self._model.params["vae"], latents, **chosen)
-
-  def encode(self, batch: int) -> flops.Minimum:
-    images = jax.ShapeDtypeStruct((batch, *self._model.image_size, 3), jnp.float32)
-    return self._of(self._model.encode_images, self._model.params["vae"], images)
-
-  def _ids(self, batch: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((batch, *self._model.networks.text.ids_shape), jnp.int32)
-
-  def _of(self, function: Callable, params: Any, *args: Any, **chosen) -> flops.Minimum:
-    return flops.minimum(function, params, *args, **chosen)
 

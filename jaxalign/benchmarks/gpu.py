@@ -75,11 +75,22 @@ def ddpo(name: str, folder: pathlib.Path) -> measure.Calls:
 def aesthetic_size() -> DeviceReward:
   """A score from the image tower of CLIP-L/14, with random weights."""
   config = clip_vision.CLIPVisionConfig(**CLIP_L_VISION)
-  tower = clip_vision.VisionTransformer(config)
   rng = np.random.default_rng(0)
-  shape = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-  shapes = jax.eval_shape(tower.init, jax.random.key(0), shape)["params"]
+  shapes = tower_shapes(config)
   params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), shapes)
+  return score_of_tower(config, params)
+
+
+def tower_shapes(config: clip_vision.CLIPVisionConfig) -> Any:
+  """The parameters of an image tower, as shapes."""
+  tower = clip_vision.VisionTransformer(config)
+  images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+  return jax.eval_shape(tower.init, jax.random.key(0), images)["params"]
+
+
+def score_of_tower(config: clip_vision.CLIPVisionConfig, params: Any) -> DeviceReward:
+  """The mean of what the tower says of an image, with parameters that may be shapes."""
+  tower = clip_vision.VisionTransformer(config)
 
   def score(params: Any, images: Any, features: Any) -> Any:
     del features

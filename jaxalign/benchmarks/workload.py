@@ -44,15 +44,18 @@ def load_config(name: str, variant: str = "") -> Any:
   return module.get_config(variant)
 
 
-def make(config: Any, model: stable_diffusion.StableDiffusion) -> Workload:
-  """The workload of a config, on one device."""
+def make(
+  config: Any, model: stable_diffusion.StableDiffusion, mesh: jax.sharding.Mesh | None = None
+) -> Workload:
+  """The workload of a config, on one device unless there is a mesh, which may be described only."""
   sections = config.to_dict()
 
   def section(name, function, **given):
     return checks.call_section(sections, name, function, **given)
 
   names = ("lora", "process", "guidance")
-  sys = system.from_model(model, seed=config.seed, **{name: sections[name] for name in names})
+  own = {name: sections[name] for name in names}
+  sys = system.from_model(model, seed=config.seed, mesh=mesh, **own)
   rewards = section("reward", combine.make_total) if "reward" in sections else None
   method = section("method", methods.make, parts=sys.parts_with(rewards))
   tx = section("optim", optim.make)
@@ -61,6 +64,7 @@ def make(config: Any, model: stable_diffusion.StableDiffusion) -> Workload:
   if device is not None and method.data == "prompts":
     frozen["reward"] = sharding.place_params(device.params, sys.mesh)
   feed: Any = feeds.FEEDS[method.data]
+  fresh = state.init_state(sys.policy.params, tx, None, with_ema=False, mesh=sys.mesh)
   update_fn = update.jit_update(
     method,
     tx,
@@ -68,9 +72,9 @@ def make(config: Any, model: stable_diffusion.StableDiffusion) -> Workload:
     feed.select,
     ema_decay=0.0,
     mesh=sys.mesh,
+    state_shardings=sharding.params(fresh, sys.mesh),
     ready_fn=sys.policy.ready,
   )
-  fresh = state.init_state(sys.policy.params, tx, None, with_ema=False)
   return Workload(sections, sys, rewards, method, frozen, fresh, update_fn)
 
 

@@ -83,8 +83,25 @@ class StoredPairs:
 
   def program(self, state: TrainState, microbatch: int) -> Program:
     del state
-    images = self._images(np.resize(np.arange(len(self.pairs)), microbatch))
-    return Program("encoding", self._sys.encode_fn, (self._sys.frozen, images, self._seed, 0, 0))
+    args = (self._sys.frozen, self._image_shapes(microbatch), self._seed, 0, 0)
+    return Program("encoding", self._sys.encode_fn, args)
+
+  def _image_shapes(self, count: int) -> jax.ShapeDtypeStruct:
+    shape = jax.ShapeDtypeStruct((count, 2, *self.pairs.size, 3), np.uint8)
+    return sharding.shaped(shape, sharding.batch(self._sys.mesh))
+
+  def shapes(self, state: TrainState) -> tuple[methods.Pairs, np.ndarray]:
+    del state
+    sys, count = self._sys, self.plan.microbatch
+    ids = self._token_ids[np.zeros(count, np.int32)]
+    part = methods.Pairs(
+      x_0=jax.eval_shape(sys.encode_fn, sys.frozen, self._image_shapes(count), 0, 0, 0),
+      cond=jax.eval_shape(sys.condition_fn, sys.frozen, ids).cond,
+      weight=np.ones(count, np.float32),
+    )
+    selection = self.plan.selection()
+    data = jax.eval_shape(stack, [part] * len(selection))
+    return sharding.shaped(data, sharding.batch(sys.mesh, axis=1)), selection
 
   def __enter__(self):
     """Writes which rows of the data were set aside, once there is a workdir."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxalign import batching, checks, methods, sharding, system
 from jaxalign.data import prompts as prompts_lib
+from jaxalign.diffusion import guidance
 from jaxalign.feeds.base import Drawn, Program, averages, pick_examples, stack
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.state import TrainState
@@ -73,9 +74,19 @@ class PromptBatches:
     return None
 
   def program(self, state: TrainState, microbatch: int) -> Program:
-    del state, microbatch  # all prompts of an iteration are encoded at once
-    rows = np.resize(np.arange(len(self._token_ids)), self.plan.examples)
+    del state
+    rows = np.resize(np.arange(len(self._token_ids)), microbatch)
     return Program("prompts", self._sys.condition_fn, (self._sys.frozen, self._token_ids[rows]))
+
+  def shapes(self, state: TrainState) -> tuple[methods.Prompts, np.ndarray]:
+    _, function, args = self.program(state, self.microbatch)
+    cond, mesh = jax.eval_shape(function, *args), self._sys.mesh
+    features = self._features_of(np.zeros(self.microbatch, np.int32))
+    selection = self.plan.selection()
+    own = jax.eval_shape(stack, [(cond.cond, features)] * len(selection))
+    cond_shapes, features = sharding.shaped(own, sharding.batch(mesh, axis=1))
+    uncond = sharding.shaped(cond.uncond, sharding.replicated(mesh))
+    return methods.Prompts(guidance.Guided(cond_shapes, uncond), features), selection
 
   def __enter__(self):
     return self

@@ -109,6 +109,13 @@ class Sampling:
     inputs = (self._token_ids[rows], self._seed, 0, 0, self._starts(microbatch))
     return Program("rollout", self._sys.sample_fn, (state.params, self._sys.frozen, *inputs))
 
+  def trajectory_shapes(self, state: TrainState) -> Trajectories:
+    """Those of an iteration, as shapes where they will lie."""
+    _, function, args = self.program(state, self.microbatch)
+    sampled = jax.eval_shape(function, *args)
+    parts = [(sampled.rollout, sampled.cond)] * self.plan.microbatches
+    return sharding.shaped(jax.eval_shape(collect, parts), collected_shardings(self._sys.mesh))
+
   def check(self, record: Mapping[str, float], step: int) -> str | None:
     if exactness.GAP not in record:
       return None
@@ -159,6 +166,11 @@ class Rollouts(Sampling):
     state = dataclasses.replace(state, stats=stats)
     selections = batching.selections(self.plan, self._seed, step)
     return Drawn(state, (trajectories, advantage), selections, record)
+
+  def shapes(self, state: TrainState) -> tuple[Any, batching.Selection]:
+    advantage = np.zeros(self.plan.images, np.float32)
+    selection = batching.selections(self.plan, self._seed, 0)[0]
+    return (self.trajectory_shapes(state), advantage), selection
 
   @staticmethod
   def select(data, selected: batching.Selection) -> methods.Transitions:
@@ -213,6 +225,11 @@ class RolloutPairs(Sampling):
     record["preference/ties"] = float(np.mean(weight == 0))
     selections = batching.selections(self.plan, self._seed, step)
     return Drawn(state, (trajectories, images, weight), selections, record)
+
+  def shapes(self, state: TrainState) -> tuple[Any, batching.Selection]:
+    images, weight = best_and_worst(np.zeros((self.plan.num_prompts, self.plan.images_per_prompt)))
+    selection = batching.selections(self.plan, self._seed, 0)[0]
+    return (self.trajectory_shapes(state), images, weight), selection
 
   @staticmethod
   def select(data, selected: batching.Selection) -> methods.StepPairs:

@@ -146,8 +146,11 @@ def build(config: dict[str, Any], *, tokenizer_folder: str | os.PathLike) -> CLI
   return CLIP(network, {}, config, pathlib.Path(tokenizer_folder))
 
 
-def load(folder: str | os.PathLike) -> CLIP:
-  """Reads the folder of a CLIPModel and its tokenizer; ValueError says what is not as expected."""
+def load(folder: str | os.PathLike, *, shapes_only: bool = False) -> CLIP:
+  """Reads the folder of a CLIPModel and its tokenizer; ValueError says what is not as expected.
+
+  With `shapes_only` parameters are shapes, by the config, and the folder needs no weights.
+  """
   folder = pathlib.Path(folder).expanduser()
   if not folder.is_dir():
     raise ValueError(
@@ -155,7 +158,10 @@ def load(folder: str | os.PathLike) -> CLIP:
       f"A model of the hub is downloaded once with: hf download OWNER/NAME --local-dir FOLDER"
     )
   model = build(files.read_json(folder / "config.json"), tokenizer_folder=folder)
-  return model.with_params(safetensors_io.read_component(folder, model.param_shapes()))
+  shapes = model.param_shapes()
+  return model.with_params(
+    shapes if shapes_only else safetensors_io.read_component(folder, shapes)
+  )
 
 
 def save(model: CLIP, folder: str | os.PathLike) -> None:

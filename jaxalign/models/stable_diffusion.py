@@ -223,6 +223,7 @@ def open_model(
   remat: str = "none",
   param_dtype: str = "float32",
   vae_dtype: str = "float32",
+  shapes_only: bool = False,
 ) -> StableDiffusion:
   """Opens a model, whose parameters are `weights.lazy.LazyArray`s until they are placed.
 
@@ -237,10 +238,13 @@ def open_model(
     decode_batch: images are decoded at most this many at a time; by default all of a batch.
     decode_tile: larger latents are decoded in tiles with this side; by default whole.
     dtype, remat, param_dtype, vae_dtype: see `StableDiffusion.with_compute`.
+    shapes_only: parameters are shapes, by the configs; weights are neither downloaded nor read.
   """
-  found = hub.find_model(path)
-  opened = _open_single_file if found.is_file() else _open_folder
-  model = opened(found, tokenizer, configs)
+  found = hub.find_model(path, weights=not shapes_only)
+  if found.is_file():
+    model = _open_single_file(found, tokenizer, configs)
+  else:
+    model = _open_folder(found, tokenizer, configs, shapes_only)
   model = model.with_compute(
     dtype=dtype, remat=remat, param_dtype=param_dtype, vae_dtype=vae_dtype
   )
@@ -249,11 +253,15 @@ def open_model(
   return dataclasses.replace(model, networks=lean)
 
 
-def _open_folder(folder: pathlib.Path, tokenizer: str, configs: str) -> StableDiffusion:
+def _open_folder(
+  folder: pathlib.Path, tokenizer: str, configs: str, shapes_only: bool
+) -> StableDiffusion:
   if configs:
     raise ValueError(f"configs: expected none with the folder {folder}, which has its own")
   found = _read_configs(folder)
   model = build(**found, **_tokenizers(tokenizer or folder, "text_encoder_2" in found))
+  if shapes_only:
+    return model.with_params(model.networks.param_shapes())
   return model.with_params(
     {
       name: safetensors_io.open_component(folder / name, shapes)

@@ -50,10 +50,15 @@ DEVICE_REWARDS: dict[str, Callable[..., DeviceReward]] = {
 }
 
 
-def make(name: str, /, **kwargs: Any) -> Reward:
-  """The reward called `name`: an entry of either table, or a user's "package.module:function"."""
+def make(name: str, /, *, shapes_only: bool = False, **kwargs: Any) -> Reward:
+  """The reward called `name`: an entry of either table, or a user's "package.module:function".
+
+  With `shapes_only` those of `DEVICE_REWARDS` have shapes as parameters, and need no weights.
+  """
   function = _find(name)
   if _is_device(name, function):
+    if shapes_only and name in DEVICE_REWARDS:
+      kwargs["shapes_only"] = True
     device = make_device(name, **kwargs)
     return Reward(name, learned.on_host(device), device)
   if ":" in name:

@@ -91,6 +91,7 @@ def make_total(
   weights: Sequence[float] | None = None,
   kwargs: Sequence[Mapping[str, Any]] | None = None,
   normalize: str = "none",
+  shapes_only: bool = False,
 ) -> WeightedRewards:
   """Builds the weighted sum from parallel lists, the form of a config that flags can override.
 
@@ -100,6 +101,7 @@ def make_total(
     kwargs: keyword arguments of each; none by default.
     normalize: what each reward goes through before it is weighted: "none", or "batch" for mean 0
       and std 1 (ddof 0) over the iteration's batch.
+    shapes_only: see `rewards.make`.
   """
   if normalize not in NORMALIZERS:
     raise ValueError(
@@ -118,7 +120,10 @@ def make_total(
   for name, weight in zip(names, weights, strict=True):
     if not (isinstance(weight, numbers.Real) and math.isfinite(weight)):
       raise ValueError(f'reward "{name}": expected a finite number as weight, got {weight!r}')
-  built = (rewards_lib.make(name, **given) for name, given in zip(names, kwargs, strict=True))
+  built = [
+    rewards_lib.make(name, shapes_only=shapes_only, **given)
+    for name, given in zip(names, kwargs, strict=True)
+  ]
   return WeightedRewards(tuple(built), tuple(float(weight) for weight in weights), normalize)
 
 

@@ -1,5 +1,6 @@
 """Rewards that are networks: CLIP's score of an image and its prompt, in the form of PickScore."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from jaxalign.rewards.contract import DeviceReward, Prompt, RewardFn
 _SHAPES = pathlib.Path(__file__).resolve().parents[1] / "worlds" / "assets" / "shapes_reward"
 
 
-def make(path: str | os.PathLike = "shapes") -> DeviceReward:
+def make(path: str | os.PathLike = "shapes", *, shapes_only: bool = False) -> DeviceReward:
   """`exp(logit_scale) * cosine` of image and prompt; with PickScore's weights, the PickScore.
 
   Kirstain et al. 2023 (arXiv:2305.01569) section 4. Only scores of one prompt are comparable.
@@ -19,10 +20,11 @@ def make(path: str | os.PathLike = "shapes") -> DeviceReward:
   Args:
     path: the folder of a `CLIPModel` with its tokenizer, or "shapes", the reward model of the
       embedded world (see `configs/reward_model.py`).
+    shapes_only: parameters are shapes, for programs that are compiled and not run.
   """
   from jaxalign.models import clip_dual
 
-  model = clip_dual.load(_SHAPES if path == "shapes" else path)
+  model = clip_dual.load(_SHAPES if path == "shapes" else path, shapes_only=shapes_only)
 
   def encode(prompts: Sequence[Prompt]) -> np.ndarray:  # int32 [B, N]
     return model.tokenize([prompt["prompt"] for prompt in prompts])
@@ -30,22 +32,23 @@ def make(path: str | os.PathLike = "shapes") -> DeviceReward:
   return DeviceReward("clip", model.params, encode, model.score)
 
 
-def make_shapes() -> DeviceReward:
+def make_shapes(*, shapes_only: bool = False) -> DeviceReward:
   """The reward model of the embedded world, learned from noisy comparisons by its judge."""
-  return make("shapes")._replace(name="shapes_learned")
+  return make("shapes", shapes_only=shapes_only)._replace(name="shapes_learned")
 
 
 def on_host(reward: DeviceReward) -> RewardFn:
   """The same reward as a function of numpy arrays, for evaluation.
 
-  Each call runs on the device, one program per shape of the images, and waits its turn there.
+  Each call runs on the device, one program per shape of the images, and waits its turn there. The
+  parameters go there with the first one.
   """
   import jax
 
   score = jax.jit(reward.score)
-  params = jax.device_put(reward.params)
+  params = functools.cache(lambda: jax.device_put(reward.params))
 
   def fn(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    return np.asarray(score(params, images, reward.encode(prompts)), np.float32)
+    return np.asarray(score(params(), images, reward.encode(prompts)), np.float32)
 
   return fn

@@ -21,15 +21,16 @@ _WEIGHTS = ("{}/*model{}.safetensors", "{}/*model{}-*-of-*.safetensors", "{}/*.i
 _VARIANTS = ("", ".fp16", ".bf16")
 
 
-def find_model(path_or_name: str | os.PathLike) -> pathlib.Path:
+def find_model(path_or_name: str | os.PathLike, *, weights: bool = True) -> pathlib.Path:
   """Where a model is: a folder in the diffusers layout, or a single file of safetensors.
 
   Args:
     path_or_name: an embedded model ("shapes"), an existing path, or a hub id, which is downloaded.
+    weights: whether they are downloaded too.
   """
   found = _find_here(path_or_name)
   if found is None:
-    return _download(os.fspath(path_or_name))
+    return _download(os.fspath(path_or_name)) if weights else find_folder(path_or_name)
   if found.is_file() and found.suffix in tensor_files.PICKLES:
     raise tensor_files.pickle_error(os.fspath(found))
   if found.is_file() and found.suffix != ".safetensors":

@@ -1,8 +1,9 @@
 """Floating-point operations of matrix products and convolutions: needed at least, and compiled.
 
 Both counts follow one convention. A product counts 2 operations a multiplication, taps that fall on
-padding or on the zeros of a dilation included and excluded respectively, and the body of a loop
-counts once, as XLA's own analysis has it. Everything that is not a product counts nothing.
+padding or on the zeros of a dilation included and excluded respectively. Everything that is not a
+product counts nothing. What is needed counts a loop's passes; `compiled` counts its body once, as
+XLA's own analysis has it (`work` counts passes too).
 """
 
 import dataclasses
@@ -75,6 +76,7 @@ def minimum(
 class _Counter:
   adapted: frozenset[str]
   rank: int
+  passes: int = 1  # of the loops that the equation at hand is in
   total: Minimum = dataclasses.field(default_factory=Minimum)
 
   def run(self, jaxpr: core.Jaxpr, inputs: list[_Variable]) -> list[_Variable]:
@@ -95,7 +97,10 @@ class _Counter:
       return [self._product(eqn, given)]
     inner = _inner_jaxpr(eqn)
     if inner is not None:
-      return self.run(inner, given[len(given) - len(inner.invars) :])
+      passes, self.passes = self.passes, self.passes * eqn.params.get("length", 1)
+      results = self.run(inner, given[len(given) - len(inner.invars) :])
+      self.passes = passes
+      return results
     depends = any(variable.depends for variable in given)
     layer = given[0].layer if given and name in _SAME_KERNEL else None
     return [_Variable(layer, depends)] * len(eqn.outvars)
@@ -111,7 +116,7 @@ class _Counter:
       numbers = eqn.params["dimension_numbers"]
       features = shapes[1][numbers.rhs_spec[0]]
       inner = math.prod(shapes[1]) // features
-    cost = 2.0 * math.prod(shapes[2]) * inner
+    cost = 2.0 * self.passes * math.prod(shapes[2]) * inner
     self.total.forward += cost
     self.total.backward += cost * (left.depends + right.depends)
     depends = left.depends or right.depends
@@ -121,15 +126,15 @@ class _Counter:
     return _Variable(depends=depends)
 
   def _adapter(self, rows: int, inner: int, features: int, input_depends: bool) -> None:
-    down, up = (2.0 * rows * self.rank * width for width in (inner, features))
+    down, up = (2.0 * self.passes * rows * self.rank * width for width in (inner, features))
     self.total.forward += down + up
     self.total.backward += 2.0 * up + down * (1 + input_depends)
 
 
 def _inner_jaxpr(eqn) -> core.Jaxpr | None:
-  """The program that an equation calls; of a choice by platform the first, that of CPUs."""
+  """The program that an equation calls; of a choice by platform the last, the plain form."""
   if eqn.primitive.name == "cond":
-    return eqn.params["branches"][0].jaxpr
+    return eqn.params["branches"][-1].jaxpr
   for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
     if name in eqn.params:
       return getattr(eqn.params[name], "jaxpr", eqn.params[name])

@@ -60,6 +60,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "microbatch": 32,  # images per rollout program, and in the pairs of a gradient slice
     "updates_per_epoch": 1,  # optimizer steps per pass over the images
     "num_epochs": 1,  # passes over the images
+    # Images are shuffled within this many parts of a microbatch; 0 is one for each device, so that
+    # none leaves its device. A number that all your machines divide gives the same run on each.
+    "shards": 0,
     # Trained are, of the steps with noise, those in this range (0 the first, at the highest noise
     # level, to 1), and of these a random fraction for each image. The last ones decide little
     # here, and their gradients, inversely proportional to the noise, would drown the others'.

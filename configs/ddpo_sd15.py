@@ -61,6 +61,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "microbatch": 8,  # images per rollout program, transitions per gradient slice, of all devices
     "updates_per_epoch": 4,  # optimizer steps per pass over the images
     "num_epochs": 1,  # passes over the images
+    # Images are shuffled within this many parts of a microbatch; 0 is one for each device, so that
+    # none leaves its device. A number that all your machines divide gives the same run on each.
+    "shards": 0,
     "timestep_range": (0.0, 1.0),
     "timestep_fraction": 1.0,
   })

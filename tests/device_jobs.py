@@ -25,9 +25,12 @@ MESHES = {
   "data 8": (8, ("--config.mesh.data=8",)),
   "data 2 x fsdp 4": (8, ("--config.mesh.data=2", "--config.mesh.fsdp=4")),
 }
+# How trajectories are shuffled, on one device as on eight.
+SHARDS = ("--config.batch.shards=8",)
 HOST_REWARD = ("--config.reward.names=('device_jobs:brightness',)",)
 ROLLOUTS = (
   *HOST_REWARD,
+  *SHARDS,
   "--config.batch.num_prompts=4",
   "--config.batch.images_per_prompt=4",
   "--config.batch.microbatch=8",
@@ -51,7 +54,7 @@ CASES = {
   "an adapter": ("ddpo.py:quicktest,lora", ROLLOUTS),
   "rollout pairs": (
     "d3po.py:quicktest",
-    (*HOST_REWARD, "--config.batch.num_prompts=8", "--config.batch.microbatch=16"),
+    (*HOST_REWARD, *SHARDS, "--config.batch.num_prompts=8", "--config.batch.microbatch=16"),
   ),
   "stored pairs": ("dpo.py:quicktest,full", PAIRS),
   "stored pairs, an adapter": ("dpo.py:quicktest,lora", PAIRS),

@@ -130,7 +130,11 @@ def _update_job(
   """An optimizer step, whose main loop is that over gradient slices."""
   data, selection = args[2:4]
   slices, size = jax.tree.leaves(selection)[0].shape
-  features = data.features if method.data == "prompts" else None
+  features = None
+  if method.data == "prompts":  # of one of the stacked microbatches
+    features = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data.features
+    )
   once = least.update(size, device, features)
   return Job(
     "update",

@@ -110,14 +110,14 @@ def _jobs(sections: Mapping[str, Any], mesh: Mesh, workdir: pathlib.Path) -> tup
 def _feed_job(
   feed: feeds.Feed, fresh: state.TrainState, least: least_work.Programs, num_steps: int
 ) -> Job:
-  """The program that makes an iteration's data, or one microbatch of it."""
+  """The program that makes a microbatch of an iteration's data."""
   program = feed.program(fresh, feed.microbatch)
   if program.name == "rollout":
     count, floor = feed.microbatch, least.rollout(feed.microbatch)
     return Job(*program, num_steps, "step", count, "image", floor)
   if program.name == "encoding":
     return Job(*program, 1, "", feed.microbatch, "pair", least.encoding(feed.microbatch))
-  return Job(*program, 1, "", feed.num_images, "prompt", least.conditioning(feed.num_images))
+  return Job(*program, 1, "", feed.microbatch, "prompt", least.conditioning(feed.microbatch))
 
 
 def _update_job(
@@ -131,7 +131,7 @@ def _update_job(
   data, selection = args[2:4]
   slices, size = jax.tree.leaves(selection)[0].shape
   features = None
-  if method.data == "prompts":  # of one of the stacked microbatches
+  if method.data == "prompts":  # of stacked microbatches, those of one
     features = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data.features
     )

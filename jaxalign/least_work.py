@@ -40,7 +40,8 @@ class Programs:
   ) -> float | None:
     """One gradient slice of so many images, pairs or prompts; None for a method of one's own.
 
-    `device` and `features` `[1, ...]` are of methods that differentiate a reward.
+    `device` and `features` `[m, ...]`, of any number of prompts, are of methods that differentiate
+    a reward.
     """
     options, name = self._options, self._name
     if name in ("ddpo", "ddpo_sf"):

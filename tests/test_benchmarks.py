@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign.aot import flops
 from jaxalign.benchmarks import economy, measure, models, report
-from jaxalign.models import layers
+from jaxalign.models import products
 
 ROWS, IN, HIDDEN, OUT = 6, 8, 16, 4
 
@@ -57,7 +57,7 @@ def test_convolutions_and_their_gradients_are_counted_alike(stride, size):
   once = 2 * (2 * size * size * 5) * (3 * 3 * 3)
 
   def loss(x, kernel):
-    return jnp.sum(jnp.sin(layers.convolve(x, kernel, stride, ((1, 1), (1, 1)))))
+    return jnp.sum(jnp.sin(products.convolve(x, kernel, stride, ((1, 1), (1, 1)))))
 
   text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
   assert flops.compiled(text) == 3 * once

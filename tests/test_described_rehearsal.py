@@ -32,7 +32,7 @@ def described(monkeypatch):
   ("ddpo", ["rollout: 2 images, 4 steps", "transitions"]),
   ("d3po", ["rollout: 4 images, 4 steps", "transition pairs"]),
   ("dpo", ["encoding: 2 pairs", "pairs"]),
-  ("draft", ["prompts: 4 prompts", "prompts"]),
+  ("draft", ["prompts: 2 prompts", "prompts"]),
 ])  # fmt: skip
 def test_every_feed(
   name, programs, load_config, without_weights, small_model, described, tmp_path, capsys

@@ -82,6 +82,30 @@ def test_the_first_importance_ratio_is_exactly_one_in_bfloat16(
   assert [record["policy/log_prob_gap"] for record in written] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("name, folder, iterations", [
+  ("ddpo_sd15", "small_model", 6),
+  pytest.param("ddpo_sd15", "small_model", 50, marks=pytest.mark.slow),
+  pytest.param("ddpo_sdxl", "small_xl", 50, marks=pytest.mark.slow),
+])
+def test_a_preset_passes_its_own_bounds_of_exactness(
+  name, folder, iterations, load_config, tmp_path, request
+):
+  """In bfloat16. The differences are rare: two iterations would see none where fifty do."""
+  (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+  config = load_config(name, "quicktest")
+  assert config.model.dtype == "bfloat16"
+  config.num_iterations = iterations
+  config.model.path = str(request.getfixturevalue(folder))
+  config.data.source = config.evaluation.source = str(tmp_path / "prompts.txt")
+  config.batch.update({"num_prompts": 16, "microbatch": 8, "updates_per_epoch": 2})
+  config.process.num_steps = 6
+  config.samples.every = config.checkpoint.every = 0
+  train.train(config, tmp_path / "run")
+  written = metrics.read(tmp_path / "run")
+  assert len(written) == iterations
+  assert all(record["policy/first_ratio_max_error"] == 0.0 for record in written)
+
+
 def test_rematerialisation_keeps_the_gradient_and_takes_less_memory(monkeypatch):
   monkeypatch.setattr(attention, "LOGITS_IN_CACHE", 2**16)  # or they are most of what is held
   plain = models.build("small")

@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "alpha": 16.0,  # an adapter counts alpha / rank times
     # Layers to train or adapt: a regular expression over their slash-joined paths.
     "targets": r"(to_q|to_k|to_v|to_out_0)$",
+    "form": "side",  # or "merged": one kernel for layer and adapter; docs/devices.md
   })
 
   # Devices: `data` share the batch, `fsdp` the batch and the large parameters; -1 is what is left.

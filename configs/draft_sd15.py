@@ -32,7 +32,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "path": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "tokenizer": "",  # folder or hub id; a single .safetensors file needs one
     "configs": "",  # those of a single file, if not the published ones
-    "dtype": "bfloat16",  # of the UNet's computation; its weights stay float32
+    "dtype": "bfloat16",  # of the UNet's computation
+    "param_dtype": "bfloat16",  # of its weights that are not trained; changes no result
+    "vae_dtype": "float32",  # that images are decoded in
     "remat": "none",  # "none", "dots" or "full": compute blocks again, to save memory
   })
   config.lora = config_dict.ConfigDict({
@@ -40,6 +42,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "alpha": 8.0,  # an adapter counts alpha / rank times
     # Layers to adapt: a regular expression over their slash-joined paths.
     "targets": r"(to_q|to_k|to_v|to_out_0)$",
+    "form": "side",  # or "merged": one kernel for layer and adapter; docs/devices.md
   })
 
   # Devices: `data` share the batch, `fsdp` the batch and the large parameters; -1 is what is left.

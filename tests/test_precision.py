@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_models
 
-from jaxalign import metrics, train
+from jaxalign import metrics, system, train
 from jaxalign.benchmarks import models
 from jaxalign.models import attention, stable_diffusion
 
@@ -150,7 +150,42 @@ def test_images_are_decoded_in_bfloat16_where_the_model_allows_it(small_model, t
   assert dataclasses.replace(xl, configs=fixed).with_compute(**options).networks.vae_dtype
 
 
+def test_frozen_weights_in_bfloat16_change_no_result(load_config, small_model, tmp_path):
+  written = []
+  for param_dtype in ("float32", "bfloat16"):
+    config = load_config("ddpo", "quicktest,lora")
+    config.model.update({"path": str(small_model), "dtype": "bfloat16"})
+    config.model.param_dtype = param_dtype
+    config.reward.names = config.evaluation.rewards = ("device_jobs:brightness",)
+    config.guard.gold = "device_jobs:brightness"
+    train.train(config, tmp_path / param_dtype)
+    records = metrics.read(tmp_path / param_dtype)
+    timing = {"throughput/images_per_s", "compile/count"}
+    written.append([{k: v for k, v in r.items() if k not in timing} for r in records])
+  assert written[0] == written[1]
+
+
+def test_what_is_not_trained_is_stored_in_half_the_memory_but_for_norms(small_model):
+  model = stable_diffusion.load(small_model, dtype="bfloat16", param_dtype="bfloat16")
+  sections = {
+    "process": {"transition": "ddim", "num_steps": 2, "eta": 1.0}, "guidance": {"scale": 1.0}
+  }  # fmt: skip
+  lora = {"rank": 2, "alpha": 2.0, "targets": "to_q$"}
+  sys = system.from_model(model, seed=0, lora=lora, **sections)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(sys.frozen["base"]):
+    norm = path[-1].key == "scale" or "norm" in path[-2].key
+    assert leaf.dtype == (jnp.float32 if norm else jnp.bfloat16), path
+  assert all(one is other for one, other in zip(
+    jax.tree.leaves(sys.frozen["base"]), jax.tree.leaves(sys.frozen["reference"]), strict=True
+  ))  # fmt: skip
+  assert {leaf.dtype for leaf in jax.tree.leaves(sys.policy.params)} == {jnp.dtype("float32")}
+
+
 @pytest.mark.parametrize("changes, message", [
+  (
+    {"param_dtype": "bfloat16"},
+    "model.param_dtype: expected float32, because the UNet computes in float32",
+  ),
   ({"dtype": "float16"}, "model.dtype: expected one of float32, bfloat16, got 'float16'"),
   ({"remat": "dot"}, 'model.remat: expected one of none, dots, full, got .*mean "dots"'),
 ])

@@ -130,7 +130,7 @@ def test_rematerialisation_keeps_the_gradient_and_takes_less_memory(monkeypatch)
       grads,
       expected,
     )
-  assert measured["full"][1] < 0.7 * measured["dots"][1] < 0.7 * 0.7 * most
+  assert measured["full"][1] < 0.75 * measured["dots"][1] < 0.75 * 0.7 * most
 
 
 def test_images_are_decoded_in_bfloat16_where_the_model_allows_it(small_model, tmp_path):

@@ -130,7 +130,7 @@ def test_a_method_from_outside_is_named_by_its_function():
   batch = toy_policy.make_batch("pairs")
   loss, _ = method.loss(REFERENCE_PARAMS, FROZEN, batch, KEY)
   np.testing.assert_allclose(loss, batch.weight, rtol=1e-6)  # hinge at the reference is 1
-  with pytest.raises(ValueError, match=r"missing a required argument: 'strength'"):
+  with pytest.raises(ValueError, match=r"missing a required .*argument: 'strength'"):
     methods.make(f"{__name__}:prefer_winners", PARTS, strenth=3.0)
   with pytest.raises(ValueError, match=r"to return a jaxalign\.methods\.Method, got Parts"):
     methods.make(f"{__name__}:not_a_method", PARTS)

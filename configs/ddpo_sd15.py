@@ -106,11 +106,12 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.ema_decay = 0.0  # 0 keeps no average
 
   # How far rollout and update may differ about a log-probability, before the run is ended. It is
-  # nothing to the first update after a rollout; docs/exactness.md has what was measured.
+  # nothing to the first update after a rollout. docs/exactness.md has what was measured, in
+  # bfloat16 on CPUs with few latents; if the logged gap is near the clip range, use one update.
   config.exactness = config_dict.ConfigDict({
-    "max_log_prob_gap": 1e-4,  # of any transition
+    "max_log_prob_gap": 5e-3,  # of any transition
     "tolerance": 1e-5,  # a gap that counts as none
-    "max_share": 0.01,  # of the transitions may have a larger one
+    "max_share": 0.2,  # of the transitions may have a larger one
   })
 
   config.evaluation = config_dict.ConfigDict({

@@ -18,7 +18,7 @@ class Exactness(NamedTuple):
   """The bounds of a run, in nats of a log-probability averaged over latents.
 
   max_log_prob_gap: of any single transition.
-  tolerance: a gap that counts as none; at most one rounding of the log-probability itself.
+  tolerance: a gap that counts as none.
   max_share: of the transitions may have a larger one.
   """
 

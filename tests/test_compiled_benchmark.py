@@ -20,7 +20,9 @@ def result():
       fsdp=1,
       batch=2,
       slices=2,
-      changes={"process.num_steps": 3, "model.dtype": "float32"},
+      changes={
+        "process.num_steps": 3, "model.dtype": "float32", "model.param_dtype": "float32"
+      },
     )
   assert text.startswith("HloModule")
   return {"case": "small-ddpo-rollout", **found}

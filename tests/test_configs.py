@@ -5,10 +5,12 @@ Those of the published models are also run, in `quicktest` size, on small models
 
 import json
 import pathlib
+import re
 
 import pytest
 
 from jaxalign import metrics, train
+from jaxalign.benchmarks import models
 
 CONFIGS = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -40,6 +42,26 @@ def test_variants_combine_and_unknown_ones_are_named(load_config):
   assert config.num_iterations == 2 and config.lora.rank == 16
   with pytest.raises(ValueError, match=r"unknown variant 'quick'.*quicktest"):
     load_config("ddpo", "quick")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_frozen_weights_and_adapters_take_the_form_that_changes_no_result(name, load_config):
+  """In every variant: half the memory where the UNet computes in bfloat16; adapters that are
+  exact.
+  """
+  base = load_config(name)
+  if base.flow != "align":
+    return
+  assert base.lora.form == "side"
+  source = (pathlib.Path(__file__).parent.parent / "configs" / f"{name}.py").read_text()
+  variants = re.findall(r'"(\w+)": _\w+\b', source[source.index("VARIANTS = {") :])
+  assert variants
+  small = models.build("small", random_params=False)
+  for config in (base, *(load_config(name, variant) for variant in variants)):
+    assert config.lora.form == "side"
+    assert config.model.get("param_dtype", "float32") == config.model.dtype
+    known = {key: config.model[key] for key in ("dtype", "param_dtype") if key in config.model}
+    small.with_compute(remat=config.model.remat, **known)
 
 
 PUBLISHED = {

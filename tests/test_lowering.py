@@ -1,211 +1,317 @@
 """Every program of every method and model, lowered for GPUs and TPUs without either.
 
 Lowering is where a kernel refuses a shape. Nothing is compiled for those devices here; that is what
-`pytest -m aot` does.
+`pytest -m aot` does. Tracing takes most of the time, so that a program is traced once, as for a
+GPU, and lowered for both; one test makes sure that a trace for TPUs would give the same. How many
+programs there are, and the seconds that they take, are printed at the end (`pytest -s`).
 """
+
+import dataclasses
+import functools
+import gc
+import pathlib
+import re
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import programs
 import pytest
 import small_models
-from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from jaxalign import batching, placement
-from jaxalign.benchmarks import workload
-from jaxalign.feeds import rollouts
-from jaxalign.methods import METHODS
-from jaxalign.models import attention, stable_diffusion
+from jaxalign import advantages, feeds, methods, pretrain, reward_model, sharding, state, system
+from jaxalign.feeds import Program, base, rollouts
+from jaxalign.models import attention, clip_dual, layers, unet_blocks
+from jaxalign.rewards import DEVICE_REWARDS
 
-BATCH = 2
-# Odd on purpose: 63 positions and 7 tokens, in heads of 8 and 16, which cuDNN takes.
-SIZES = {"sample_size": [9, 7], "block_out_channels": [16, 32]}
-TOKENS = 7
+PACKAGE = pathlib.Path(methods.__file__).parents[1]
 PLATFORMS = ("cuda", "tpu")
-# The config that a method's other sections are of, and its own arguments.
-CASES = {
-  "ddpo": ("ddpo", {"clip_range": 1e-4, "kl_weight": 0.1}),
-  "ddpo_sf": ("ddpo", {"kl_weight": 0.0}),
-  "d3po": ("d3po", {"beta": 0.1, "clip_range": 0.1}),
-  "dpo": ("dpo", {"beta": 100.0, "time_weight": "half", "num_draws": 1}),
-  "ipo": ("dpo", {"tau": 10.0, "time_weight": "elbo", "num_draws": 2}),
-  "draft": ("draft", {"num_grad_steps": 2, "kl_weight": 0.1}),
-  "draft_lv": ("draft", {"num_noises": 2}),
-  "align_prop": ("draft", {"mean_grad_steps": 1.0, "std_grad_steps": 1.0, "kl_weight": 0.0}),
-  "refl": ("draft", {"step_range": (0.5, 1.0), "target": 0.5}),
+FORWARD, BACKWARD = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("
+# Programs of the package by file, and how many: each of them is lowered here.
+JITTED = {
+  "feeds/pairs.py": 1,
+  "feeds/prompts.py": 1,
+  "feeds/rollouts.py": 2,
+  "placement.py": 1,  # the one that all others with a mesh go through
+  "pretrain.py": 2,
+  "reward_model.py": 2,
+  "rewards/learned.py": 1,
+  "sample.py": 1,
+  "state.py": 1,
+  "system.py": 4,
+  "update.py": 1,
 }
-TRAINED = {
-  "side": {"rank": 4, "form": "side"},
-  "merged": {"rank": 4, "form": "merged"},
-  "full": {"rank": 0, "targets": ""},
-}
+NOT_OF_A_RUN = {"aot", "benchmarks"}
+# Heads' sizes that cuDNN is asked for, by compute capability; 512 is the autoencoder's.
+SIZES = (40, 64, 80, 160, 256, 512)
+FUSED = {(9, 0): {40, 64, 80, 160, 256}, (8, 0): {40, 64, 80}, (7, 5): set()}
+
+lowered: list[str] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted():
+  """Traces make objects by the million, which to look through often takes a fifth of the time."""
+  began, kept = time.perf_counter(), gc.get_threshold()
+  gc.set_threshold(200_000, 20, 20)
+  yield
+  gc.set_threshold(*kept)
+  print(f"\nlowered {len(lowered)} programs in {time.perf_counter() - began:.0f} s")
 
 
 @pytest.fixture
-def described(monkeypatch):
-  """`described("cuda")`: layers, and JAX's questions about cuDNN, are answered for that device."""
-
-  def answer(platform):
-    gpu = platform == "cuda"
-    monkeypatch.setattr(placement, "platform", lambda: "gpu" if gpu else platform)
-    monkeypatch.setattr(placement, "compute_capability", lambda: (9, 0) if gpu else (0, 0))
-    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: capability <= "9.0")
-    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda found: found == "9.0")
-    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
-
-  return answer
+def gpu():
+  """Traces are for an H100; the patch is undone with it."""
+  with programs.described("gpu") as patch:
+    yield patch
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-  """The small models of every kind, with odd sizes, that compute in bfloat16."""
-
-  def make(kind):
-    configs = {name: dict(config) for name, config in small_models.KINDS[kind].items()}
-    configs["unet"] |= SIZES
-    for name in ("text_encoder", "text_encoder_2"):
-      if name in configs:
-        configs[name]["max_position_embeddings"] = TOKENS
-    folder = tmp_path_factory.mktemp(kind)
-    tokenizers = {"tokenizer_folder": small_models.write_tokenizer(folder / "tokenizer")}
-    if "text_encoder_2" in configs:
-      tokenizers["tokenizer_2_folder"] = small_models.write_tokenizer(folder / "tokenizer_2")
-    model = stable_diffusion.build(**configs, **tokenizers)
-    return model.with_params(model.init_params(jax.random.key(0)))
-
-  return {kind: make(kind) for kind in small_models.KINDS}
+def model_of(tmp_path_factory):
+  """`model_of(kind)`: one of the small models, made once."""
+  return functools.cache(lambda kind: programs.model(kind, tmp_path_factory.mktemp(kind)))
 
 
-def make_work(model, method="ddpo", trained="side", dtype="bfloat16"):
-  name, kwargs = CASES[method]
-  config = workload.load_config(name)
-  config.unlock()
-  config.method = {"name": method, **kwargs}
-  config.lora.update(TRAINED[trained])
-  config.process.num_steps = 3
-  config.guidance.scale = 5.0
-  if name == "draft":
-    config.reward.names = ("device_jobs:soft_brightness",)
-  elif "reward" in config:
-    del config["reward"]  # on the host
-  return workload.make(config, model.with_compute(dtype=dtype, remat="none"))
+@pytest.fixture(scope="module")
+def least(model_of):
+  return model_of(programs.LEAST)
 
 
-def token_ids(sys):
-  return jax.ShapeDtypeStruct((BATCH, *sys.model.networks.text.ids_shape), np.int32)
+def lower(program: Program, platforms=PLATFORMS) -> jax.stages.Lowered:
+  """Lowers for all of them, and returns what it is for the first."""
+  traced = program.function.trace(*program.args)
+  made = [traced.lower(lowering_platforms=(platform,)) for platform in platforms]
+  lowered.extend(f"{program.name} for {platform}" for platform in platforms)
+  return made[0]
 
 
-def sampled_of(work):
-  sys = work.system
-  args = (work.state.params, work.frozen, token_ids(sys), 0, 0, 0, None)
-  return args, jax.eval_shape(sys.sample_fn, *args)
+def assert_fused(found: jax.stages.Lowered, *, backward):
+  text = found.as_text()
+  assert FORWARD in text
+  assert (BACKWARD in text) == backward
 
 
-def update_program(work):
-  """The update of a method on two slices, `(function, arguments)`."""
-  chosen = np.zeros((2, BATCH), np.int32)
-  if work.method.data == "pairs":
-    data, _ = workload.pairs(work, BATCH)
-  elif work.method.data == "prompts":
-    data, _ = workload.prompts(work, BATCH)
-  else:
-    _, sampled = sampled_of(work)
-    data = (jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)]),)
-    if work.method.data == "rollout_pairs":
-      data += (np.zeros((BATCH, 2), np.int32),)
-    data += (np.ones(BATCH, np.float32),)
-    chosen = batching.Selection(chosen, chosen, chosen == 0)
-  return work.update_fn, (work.state, work.frozen, data, chosen, 0, 0, 0)
+def jitted(name, function, *args):
+  return Program(name, jax.jit(function), args)
 
 
-def sampling_programs(work):
-  """Everything else that a run and its evaluation compile, by name."""
-  sys = work.system
-  args, sampled = sampled_of(work)
-  images = jax.ShapeDtypeStruct((BATCH, *sys.model.image_size, 3), np.uint8)
-  return {
-    "rollout": (sys.sample_fn, args),
-    "condition": (sys.condition_fn, (work.frozen, token_ids(sys))),
-    "kl": (sys.kl_fn, (work.state.params, work.frozen, sampled)),
-    "encode": (sys.encode_fn, (work.frozen, images, 0, 0, 0)),
-    "decode": (
-      placement.jit(sys.parts.decode, sys.mesh),
-      (work.frozen, jax.ShapeDtypeStruct((BATCH, *sys.model.latent_shape), jnp.float32)),
-    ),
-  }
+def array(*shape, dtype=np.float32):
+  return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def lower(program, platform):
-  function, args = program
-  return function.trace(*args).lower(lowering_platforms=(platform,)).as_text()
+def test_no_method_no_data_and_no_program_is_left_out():
+  assert set(programs.METHODS) == set(methods.METHODS)
+  assert set(programs.DATA) == set(feeds.FEEDS)
+  found = {}
+  for path in sorted(PACKAGE.rglob("*.py")):
+    name = path.relative_to(PACKAGE)
+    count = len(re.findall(r"(?<!def )(?<![`\w.])(?:jax|placement)\.jit\b", path.read_text()))
+    if count and name.parts[0] not in NOT_OF_A_RUN:
+      found[name.as_posix()] = count
+  assert found == JITTED, "lower the new program in this file, and count it in JITTED"
 
 
-def test_no_method_is_left_out():
-  assert set(CASES) == set(METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_the_update_of_every_method(method, least, gpu):
+  assert_fused(lower(programs.update(programs.make_work(least, method))), backward=True)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("method", METHODS)
-def test_the_update_of_every_method(method, platform, models, described):
-  described(platform)
-  text = lower(update_program(make_work(models["sd1"], method)), platform)
-  assert ("__cudnn$fmhaSoftmaxBackward" in text) == (platform == "cuda")
+@pytest.mark.parametrize("kind", small_models.KINDS)
+def test_every_program_of_every_family(kind, model_of, gpu):
+  model = model_of(kind)
+  if model.networks.unet.config.in_channels > model.latent_shape[-1]:
+    lower_with_image(model)  # it is sampled from Python only
+    return
+  work = programs.make_work(model)
+  found = {one.name: lower(one) for one in [programs.update(work), *programs.others(work)]}
+  of_system = {one.name for one in dataclasses.fields(system.System) if one.name.endswith("_fn")}
+  assert of_system <= found.keys()
+  assert_fused(found["update"], backward=True)
+  assert_fused(found["sample_fn"], backward=False)
+  assert_fused(found["kl_fn"], backward=False)
 
 
-@pytest.mark.parametrize("trained", ["merged", "full"])
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_update_of_every_policy(trained, platform, models, described):
-  described(platform)
-  text = lower(update_program(make_work(models["sd1"], "dpo", trained)), platform)
-  assert ("__cudnn$fmhaSoftmaxBackward" in text) == (platform == "cuda")
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("kind", [kind for kind in small_models.KINDS if kind != "pix2pix"])
-def test_all_programs_of_every_family(kind, platform, models, described):
-  """pix2pix needs an image beside the prompt: it is sampled from Python only, see below."""
-  described(platform)
-  work = make_work(models[kind], "ddpo")
-  programs = {"update": update_program(work), **sampling_programs(work)}
-  texts = {name: lower(program, platform) for name, program in programs.items()}
-  for name in ("update", "rollout", "kl"):
-    assert ("__cudnn$fmhaSoftmax" in texts[name]) == (platform == "cuda"), name
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_network_that_reads_an_image(platform, models, described):
-  described(platform)
-  model = models["pix2pix"].with_compute(dtype="bfloat16", remat="none")
-  x_t = jax.ShapeDtypeStruct((BATCH, *model.latent_shape), jnp.float32)
-  t = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
-  ids = jax.ShapeDtypeStruct((BATCH, TOKENS), np.int32)
+def lower_with_image(model):
+  """The network that reads an image beside the latents, and its gradient; and the autoencoder."""
+  x_t, t = array(2, *model.latent_shape), array(2)
+  ids = array(2, *model.networks.text.ids_shape, dtype=np.int32)
   cond = {**jax.eval_shape(model.encode_text, model.params, ids), "image": x_t}
-  variables = {"params": model.params["unet"]}
-  text = lower((jax.jit(model.denoise), (variables, x_t, t, cond)), platform)
-  assert ("__cudnn$fmhaSoftmax" in text) == (platform == "cuda")
+
+  def loss(params, x_t, t, cond):
+    return jnp.mean(model.denoise({"params": params}, x_t, t, cond))
+
+  args = (model.params["unet"], x_t, t, cond)
+  assert_fused(lower(jitted("denoise", loss, *args)), backward=False)
+  assert_fused(lower(jitted("its gradient", jax.grad(loss), *args)), backward=True)
+  lower(jitted("text", model.encode_text, model.params, ids))
+  lower(jitted("decode", model.decode, model.params["vae"], x_t))
+  images = array(2, *model.image_size, 3)
+  lower(jitted("encode", model.encode_images, model.params["vae"], images))
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_float32_and_a_learned_reward(platform, models, described):
-  """In float32 attention is XLA's own on accelerators; the reward is the shipped one."""
-  described(platform)
-  work = make_work(models["sd1"], "ddpo", dtype="float32")
-  for program in (update_program(work), sampling_programs(work)["rollout"]):
-    assert "__cudnn$fmhaSoftmax" not in lower(program, platform)
-  from jaxalign.rewards import learned
-
-  reward = learned.make_shapes()
-  features = reward.encode([{"prompt": "a red circle"}] * BATCH)
-  images = jax.ShapeDtypeStruct((BATCH, 64, 64, 3), jnp.float32)
-  score = jax.jit(jax.grad(lambda x, f: reward.score(reward.params, x, f).sum()))
-  lower((score, (images, features)), platform)
+@pytest.mark.parametrize("trained", [name for name in programs.TRAINED if name != "side"])
+def test_other_policies(trained, least, gpu):
+  """The adapter beside its layer is every other test's."""
+  assert_fused(lower(programs.update(programs.make_work(least, trained=trained))), backward=True)
 
 
-def test_the_crash_of_odd_lengths_is_seen_when_it_is_put_back(models, described, monkeypatch):
+@pytest.mark.parametrize("remat", [name for name in unet_blocks.REMAT if name != "none"])
+def test_blocks_that_are_computed_again(remat, least, gpu):
+  model = least.with_compute(dtype="bfloat16", remat=remat, param_dtype="bfloat16")
+  assert_fused(lower(programs.update(programs.make_work(model))), backward=True)
+
+
+def test_float32_in_pieces(least, gpu):
+  """In float32 attention is XLA's own on accelerators, for some queries at a time."""
+  gpu.setattr(attention, "MAX_LOGITS", 2**10)
+  work = programs.make_work(least.with_compute(dtype="float32", remat="none"))
+  for program in (programs.update(work), programs.rollout(work)):
+    text = lower(program).as_text()
+    assert "__cudnn$fmha" not in text and "bf16" not in text
+
+
+def test_what_commands_and_options_run(least, gpu):
+  """Sampling with given noise; images decoded in bfloat16, a few at a time, in tiles."""
+  work = programs.make_work(least)
+  assert_fused(lower(programs.sample(work)), backward=False)
+  lean = dataclasses.replace(least.networks, decode_batch=1, decode_tile=4, vae_dtype="bfloat16")
+  work = programs.make_work(dataclasses.replace(least, networks=lean))
+  decode = next(one for one in programs.others(work) if one.name == "decode")
+  assert "bf16" in lower(decode).as_text()
+
+
+def products(text):
+  """The types of all products and convolutions, and what is called by name."""
+  found = re.findall(r"stablehlo\.(dot_general|convolution).* : (.*)", text)
+  return sorted(found) + sorted(re.findall(r"custom_call @[\w$]+", text))
+
+
+def test_a_trace_for_tpus_computes_the_same(least):
+  """But for zeros that the other branch's residuals leave behind."""
+  found = []
+  for platform in ("gpu", "tpu"):
+    with programs.described(platform):
+      work = programs.make_work(least)
+      found.append(products(lower(programs.update(work), ("tpu",)).as_text()))
+  assert found[0] == found[1] and len(found[0]) > 50
+
+
+def test_ampere_computes_large_heads_without_cudnn(tmp_path):
+  """Those of 160, which the lowest resolutions of 1.x have, and here the middle block."""
+  with programs.described("gpu", (8, 0)):
+    model = programs.model("sd1", tmp_path, block_out_channels=[8, 160])
+    text = lower(programs.rollout(programs.make_work(model)), ("cuda",)).as_text()
+  assert text.count(FORWARD) == 2 * 3  # to positions and to a text, of three transformers in four
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("capability", FUSED)
+def test_attention_of_odd_lengths_and_its_gradient(capability, masked, monkeypatch):
+  """Every size of heads that a published model has, of 63 positions to a text."""
+  monkeypatch.setattr(attention, "MAX_LOGITS", 2**10)
+  name = "ScaleBiasSoftmax" if masked else "Softmax"
+
+  def loss(query, key, mask):
+    return jnp.sum(layers.attention(query, key, key, mask if masked else None))
+
+  for size in SIZES:
+    query, key = (array(2, length, 2, size, dtype=jnp.bfloat16) for length in (63, 7))
+    mask = array(1, 1, 63, 7, dtype=np.bool_)
+    with programs.described("gpu", capability):
+      program = jitted("attention", jax.grad(loss, (0, 1)), query, key, mask)
+      text = lower(program).as_text()
+    fused = size in FUSED[capability]
+    assert (f"__cudnn$fmha{name}(" in text) == fused, size
+    assert (f"__cudnn$fmha{name}Backward(" in text) == fused, size
+
+
+@pytest.mark.parametrize("name", DEVICE_REWARDS)
+def test_every_reward_of_the_device_and_its_gradient(name, gpu):
+  reward = DEVICE_REWARDS[name](shapes_only=True)
+  features = reward.encode([{"prompt": "a red circle"}] * 2)
+  args = (reward.params, array(2, 18, 14, 3), features)
+
+  def total(params, images, features):
+    return jnp.sum(reward.score(params, images, features))
+
+  lower(jitted(name, reward.score, *args))
+  lower(jitted(f"gradient of {name}", jax.grad(total, 1), *args))
+
+
+def test_what_feeds_and_states_are_made_by(least, gpu):
+  work = programs.make_work(least)
+  sampled = jax.eval_shape(work.system.sample_fn, *programs.rollout(work).args)
+  mesh = work.system.mesh
+  placed = rollouts.collected_shardings(mesh)
+  collect = jax.jit(rollouts.collect, out_shardings=placed)
+  lower(Program("collect", collect, ([(sampled.rollout, sampled.cond)] * 2,)))
+  stack = jax.jit(base.stack, out_shardings=sharding.batch(mesh, axis=1))
+  lower(Program("stack", stack, ([(array(2, 3), array(2))] * 2,)))
+  tx = optax.adam(1.0)
+
+  def init(params):
+    return state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), params, None)
+
+  lower(jitted("state", init, work.system.policy.params))
+
+
+@pytest.mark.parametrize("name", advantages.ESTIMATORS)
+def test_every_estimator_of_advantages(name, gpu):
+  kwargs = {
+    "per_prompt": {"buffer_size": 4, "min_count": 2, "epsilon": 1e-6},
+    "group": {"epsilon": 1e-4, "ddof": 0},
+    "leave_one_out": {},
+  }.get(name, {"epsilon": 1e-4})
+  made = advantages.make(name, num_groups=2, group_size=2, limit=5.0, **kwargs)
+  ids = array(4, dtype=np.int32)
+  lower(jitted(name, made.estimate, made.init(3), array(4), ids, ids))
+
+
+def test_what_makes_the_packaged_models(least, gpu, load_config):
+  """Pretraining and the reward model: their losses' gradients, and what they encode."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  images = array(2, *least.image_size, 3, dtype=np.uint8)
+  ids = array(2, *least.networks.text.ids_shape, dtype=np.int32)
+  x_0 = array(2, *least.latent_shape)
+  clip = clip_dual.load(PACKAGE / "worlds" / "assets" / "shapes_reward", shapes_only=True)
+  seen = array(2, 64, 64, 3, dtype=np.uint8)
+  captions = array(2, clip.tokenize([""]).shape[-1], dtype=np.int32)
+  of_text = jax.eval_shape(clip.text_features, clip.params, captions)
+  config = load_config("reward_model")
+  losses = {
+    "autoencoder": (
+      pretrain.make_autoencoder_loss(least, kl_weight=1e-6), least.params["vae"], images
+    ),
+    "denoiser": (
+      pretrain.make_denoising_loss(least, logit_mean=0.0, logit_std=1.0),
+      least.params,
+      (x_0, ids),
+    ),
+    "warm start": (
+      reward_model.make_contrastive_loss(clip, **config.warm_start.augmentation),
+      clip.params,
+      (seen, captions, array(2, 2, dtype=np.bool_)),
+    ),
+    "preferences": (
+      reward_model.make_preference_loss(clip),
+      clip.params,
+      (array(2, 2, 64, 64, 3, dtype=np.uint8), of_text, array(2)),
+    ),
+  }  # fmt: skip
+  for name, (loss, params, batch) in losses.items():
+    lower(jitted(name, jax.grad(loss, has_aux=True), params, batch, key))
+  lower(jitted("moments", least.vae_moments, least.params["vae"], array(*images.shape)))
+  lower(jitted("captions", clip.text_features, clip.params, captions))
+
+
+def test_the_crash_of_odd_lengths_is_seen_when_it_is_put_back(least, gpu):
   def unpadded(query, key, value, mask=None):
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
 
-  described("cuda")
-  monkeypatch.setattr(attention, "cudnn", unpadded)
-  with pytest.raises(NotImplementedError, match="Unsupported sequence length"):
-    lower(update_program(make_work(models["sd1"], "dpo")), "cuda")
+  gpu.setattr(attention, "cudnn", unpadded)
+  work = programs.make_work(least)
+  lower(programs.rollout(work), ("cuda",))  # which needs no gradient
+  with pytest.raises(NotImplementedError, match="Unsupported sequence length Q 63, KV"):
+    lower(programs.update(work), ("cuda",))

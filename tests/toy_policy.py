@@ -53,7 +53,7 @@ PARTS = methods.Parts(
 
 @functools.cache
 def trajectories():
-  """Two joined microbatches of three images, sampled with PARAMS."""
+  """Two stacked microbatches of three images, sampled with PARAMS."""
 
   @jax.jit
   def sample(key, cond):
@@ -67,6 +67,14 @@ def trajectories():
     cond = guidance.Guided({"text": text}, {"text": jnp.zeros((1, 2))})
     parts.append((sample(jax.random.key(7 + j), cond), cond))
   return rollouts.collect(parts)
+
+
+def one_batch():
+  """The same as one batch of six images."""
+  rolled, cond = trajectories()
+  rolled = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1, *leaf.shape[3:]), rolled)
+  text = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), cond.cond)
+  return rolled, cond._replace(cond=text)
 
 
 def selection(example, i, fresh=False):

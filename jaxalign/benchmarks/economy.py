@@ -93,11 +93,12 @@ def draft(model_name: str, variant: str) -> list[Row]:
   assert work.rewards is not None and work.rewards.device is not None
   device = work.rewards.device
   images = jax.ShapeDtypeStruct((BATCH, *work.system.model.image_size, 3), jnp.float32)
-  reward = networks.reward(device, data.features)
+  features = jax.tree.map(lambda leaf: leaf[0], data.features)  # of the one microbatch
+  reward = networks.reward(device, features)
   least = unet.forward + unet.gradient + decode.gradient + reward.gradient
   found = [_row(f"DRaFT-1 {variant}: update", work.update_fn, update, least)]
   if variant == "lora":
-    score = (device.params, images, data.features)
+    score = (device.params, images, features)
     found.append(_row("reward", jax.jit(device.score), score, reward.forward))
   return found
 

@@ -13,7 +13,7 @@ from jaxalign.worlds import gaussian
 
 
 def flat_transitions():
-  rolled, cond = toy_policy.trajectories()
+  rolled, cond = toy_policy.one_batch()
   i = np.array([0, 1, 3], np.int32)
   image = np.array([4, 2, 0])
   cond = cond._replace(cond=jax.tree.map(lambda leaf: leaf[image], cond.cond))
@@ -52,7 +52,7 @@ def test_the_kl_of_a_step_is_the_expected_log_ratio():
 
 
 def test_the_kl_of_a_trajectory_is_that_of_its_steps():
-  rolled, cond = toy_policy.trajectories()
+  rolled, cond = toy_policy.one_batch()
   kl = log_ratios.trajectory_kl(PARAMS, REFERENCE, GUIDED, PROCESS, rolled.x, cond)
   assert kl.shape == rolled.log_prob.shape
   x_t, _, i, some = flat_transitions()

@@ -1,0 +1,216 @@
+"""Every program that a run compiles, of shapes alone: nothing is computed, no device is needed."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import device_jobs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_models
+from jax._src.cudnn import fused_attention_stablehlo as fused
+
+from jaxalign import batching, methods, placement, sharding, system
+from jaxalign.benchmarks import workload
+from jaxalign.diffusion import rollout as rollout_lib
+from jaxalign.feeds import Program, base, rollouts
+from jaxalign.models import stable_diffusion
+
+# Odd on purpose, which fused attention has refused: 63 positions and 7 tokens. Sizes of heads are
+# multiples of 8, or it would not be chosen.
+LATENTS = (9, 7)
+TOKENS = 7
+NUM_STEPS, SLICES, HELD = 3, 2, 2  # HELD microbatches are what an iteration keeps
+LEAST = "least"  # a family of this file, see `model`
+# By method: the config that its other sections are of, and its own arguments.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+  "ddpo": ("ddpo", {"clip_range": 1e-4, "kl_weight": 0.1}),
+  "ddpo_sf": ("ddpo", {"kl_weight": 0.0}),
+  "d3po": ("d3po", {"beta": 0.1, "clip_range": 0.1}),
+  "dpo": ("dpo", {"beta": 100.0, "time_weight": "half", "num_draws": 1}),
+  "ipo": ("dpo", {"tau": 10.0, "time_weight": "elbo", "num_draws": 2}),
+  "draft": ("draft", {"num_grad_steps": 2, "kl_weight": 0.1}),
+  "draft_lv": ("draft", {"num_noises": 2}),
+  "align_prop": ("draft", {"mean_grad_steps": 1.0, "std_grad_steps": 1.0, "kl_weight": 0.0}),
+  "refl": ("draft", {"step_range": (0.5, 1.0), "target": 0.5}),
+}
+# What is trained, by name: sections `lora`.
+TRAINED: dict[str, dict[str, Any]] = {
+  "side": {"rank": 4, "form": "side"},
+  "merged": {"rank": 4, "form": "merged"},
+  "full": {"rank": 0, "targets": ""},
+}
+
+
+@contextlib.contextmanager
+def described(platform: str, capability: tuple[int, int] = (9, 0)) -> Iterator[pytest.MonkeyPatch]:
+  """Layers trace for "gpu" (with that compute capability), "tpu" or "cpu"; arrays are shapes.
+
+  JAX's questions about the local GPU and its cuDNN are answered too. What is changed in the block
+  by the patch that it gives is put back at its end.
+  """
+
+  def version(text):
+    return tuple(int(part) for part in text.split("."))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, "is_described", lambda mesh: True)
+    patch.setattr(placement, "platform", lambda: platform)
+    patch.setattr(placement, "compute_capability", lambda: capability)
+    patch.setattr(fused, "check_compute_capability", lambda text: capability >= version(text))
+    patch.setattr(
+      fused, "is_cuda_compute_capability_equal", lambda text: capability == version(text)
+    )
+    patch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    yield patch
+
+
+def model(kind, folder, **unet) -> stable_diffusion.StableDiffusion:
+  """A small model of a kind, with shapes for parameters; its tokenizers go to the empty `folder`.
+
+  `LEAST` is a 1.x with one resolution, the quickest to trace that has attention to texts. `unet`
+  are fields of its config. It computes in bfloat16.
+  """
+  found = small_models.KINDS["sd1" if kind == LEAST else kind]
+  configs = {name: dict(config) for name, config in found.items()}
+  heads = 1 if configs["unet"]["attention_head_dim"] == 2 else [1, 2]  # of 8, or 8 and 8
+  configs["unet"] |= {"sample_size": list(LATENTS), "attention_head_dim": heads}
+  if kind == LEAST:
+    configs["unet"] |= {
+      "block_out_channels": [8],
+      "down_block_types": ["CrossAttnDownBlock2D"],
+      "up_block_types": ["UpBlock2D"],
+    }
+  configs["unet"] |= unet
+  tokenizers = {"tokenizer_folder": small_models.write_tokenizer(folder / "tokenizer")}
+  if "text_encoder_2" in configs:
+    tokenizers["tokenizer_2_folder"] = small_models.write_tokenizer(folder / "tokenizer_2")
+  for name in configs.keys() & {"text_encoder", "text_encoder_2"}:
+    configs[name]["max_position_embeddings"] = TOKENS
+  made = stable_diffusion.build(**configs, **tokenizers)
+  made = made.with_compute(dtype="bfloat16", remat="none")
+  return made.with_params(made.networks.param_shapes())
+
+
+def make_work(model, method="ddpo_sf", trained="side", mesh=None) -> workload.Workload:
+  """A method's run of a model; `trained` is a name of `TRAINED`."""
+  name, kwargs = METHODS[method]
+  config = workload.load_config(name)
+  config.method = {"name": method, **kwargs}
+  config.lora.update(TRAINED[trained])
+  config.process.num_steps = NUM_STEPS
+  config.guidance.scale = 5.0
+  if name == "draft":
+    config.reward.names = (f"{device_jobs.__name__}:soft_brightness",)
+  elif "reward" in config:
+    del config["reward"]  # on the host
+  return workload.make(config, model, mesh)
+
+
+def update(work: workload.Workload, batch: int = 2) -> Program:
+  """An optimizer step of several slices."""
+  data, selection = DATA[work.method.data](work, batch)
+  return Program("update", work.update_fn, (work.state, work.frozen, data, selection, 0, 0, 0))
+
+
+def others(work: workload.Workload, batch: int = 2) -> list[Program]:
+  """What else a run and its evaluation compile for the model."""
+  sys, params = work.system, work.state.params
+  images = _array(batch, 2, *sys.model.image_size, 3, dtype=np.uint8)
+  x_0 = _array(batch, *sys.model.latent_shape)
+  decode = placement.jit(sys.parts.decode, sys.mesh)
+  return [
+    rollout(work, batch),
+    Program("condition_fn", sys.condition_fn, (work.frozen, _ids(work, batch))),
+    Program("kl_fn", sys.kl_fn, (params, work.frozen, _sampled(work, batch))),
+    Program("encode_fn", sys.encode_fn, (work.frozen, images, 0, 0, 0)),
+    Program("decode", decode, (work.frozen, x_0)),
+  ]
+
+
+def sample(work: workload.Workload, batch: int = 2) -> Program:
+  """What `jaxalign.sample` runs, which is given its noise."""
+  sys = work.system
+  x_T = _array(batch, *sys.model.latent_shape)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  args = (work.state.params, work.frozen, _ids(work, batch), x_T, key)
+  return Program("sample", placement.jit(sys.sample, sys.mesh), args)
+
+
+def rollout(work: workload.Workload, batch: int = 2) -> Program:
+  """A microbatch of trajectories and their images."""
+  args = (work.state.params, work.frozen, _ids(work, batch), 0, 0, 0, None)
+  return Program("sample_fn", work.system.sample_fn, args)
+
+
+def _ids(work, batch):
+  return _array(batch, *work.system.model.networks.text.ids_shape, dtype=np.int32)
+
+
+def _cond(work, batch):
+  return jax.eval_shape(work.system.condition_fn, work.frozen, _ids(work, batch))
+
+
+def _array(*shape, dtype=jnp.float32):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _sampled(work, batch):
+  """What the rollout returns, without tracing it."""
+  model = work.system.model
+  x = _array(NUM_STEPS + 1, batch, *model.latent_shape)
+  rolled = rollout_lib.Rollout(x=x, log_prob=_array(NUM_STEPS, batch))
+  return system.Sampled(rolled, _cond(work, batch), _array(batch, *model.image_size, 3))
+
+
+# What an iteration holds, as a feed leaves it on the mesh, and which of it each slice takes.
+
+
+def _trajectories(work, batch):
+  sampled = _sampled(work, batch)
+  held = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)] * HELD)
+  return sharding.shaped(held, rollouts.collected_shardings(work.system.mesh))
+
+
+def _transitions(batch):
+  number = _array(SLICES, batch, dtype=np.int32)
+  return batching.Selection(number, number, _array(SLICES, batch, dtype=np.bool_))
+
+
+def _rollouts(work, batch):
+  return (_trajectories(work, batch), _array(HELD * batch)), _transitions(batch)
+
+
+def _rollout_pairs(work, batch):
+  pairs = HELD * batch // 2
+  images = _array(pairs, 2, dtype=np.int32)
+  return (_trajectories(work, batch), images, _array(pairs)), _transitions(batch)
+
+
+def _stacked(work, part):
+  held = jax.eval_shape(base.stack, [part] * HELD)
+  return sharding.shaped(held, sharding.batch(work.system.mesh, axis=1))
+
+
+def _pairs(work, batch):
+  x_0 = _array(batch, 2, *work.system.model.latent_shape)
+  part = methods.Pairs(x_0, _cond(work, batch).cond, _array(batch))
+  return _stacked(work, part), _array(SLICES, batch, dtype=np.int32)
+
+
+def _prompts(work, batch):
+  cond = _cond(work, batch)
+  features = work.rewards.device.encode([{"prompt": "a red circle"}] * batch)
+  own, features = _stacked(work, (cond.cond, features))
+  data = methods.Prompts(cond._replace(cond=own), features)
+  return data, _array(SLICES, batch, dtype=np.int32)
+
+
+DATA = {
+  "rollout": _rollouts,
+  "rollout_pairs": _rollout_pairs,
+  "pairs": _pairs,
+  "prompts": _prompts,
+}

@@ -1,0 +1,66 @@
+"""Adapters merged into one kernel (`lora.form`): trained, evaluated and exported like others."""
+
+import jax
+import numpy as np
+import pytest
+from device_jobs import case_flags, finish, records, start
+
+from jaxalign import evaluation, run, system
+from jaxalign.models import lora, stable_diffusion
+from jaxalign.models.weights import lora_files
+
+
+@pytest.fixture(scope="module")
+def workdir(small_model, tmp_path_factory, compilation_cache):
+  """Of the main command: two iterations of DDPO with two updates each, in float32."""
+  folder = tmp_path_factory.mktemp("merged") / "run"
+  changes = ("--config.lora.form=merged", "--config.num_iterations=2")
+  finish(start(case_flags("an adapter", folder, small_model, *changes), compilation_cache))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def trained(workdir):
+  return run.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def scores(trained):
+  """By form: that run's evaluation, with its adapter in the kernels and beside the layers."""
+  evaluate = evaluation.make_evaluation(**trained.config["evaluation"])
+  side = {**trained.config, "lora": {**trained.config["lora"], "form": "side"}}
+  beside = system.from_config(side)
+  return {
+    "merged": evaluate.run(trained.system, trained.params),
+    "side": evaluate.run(beside, trained.params),
+    "base": evaluate.run(beside, beside.policy.params),
+  }
+
+
+def test_rollout_and_update_agree_to_the_bit(workdir):
+  found = records(workdir)
+  assert [record["policy/log_prob_gap"] for record in found] == [0.0, 0.0]
+  assert [record["policy/first_ratio_max_error"] for record in found] == [0.0, 0.0]
+  assert all(record["grad/norm"] > 0.0 for record in found)
+  assert (workdir / "evaluation.json").is_file()
+
+
+def test_the_adapter_beside_its_layers_gives_the_same_but_for_rounding(scores):
+  merged, side, base = (scores[form] for form in ("merged", "side", "base"))
+  assert 0.0 < np.abs(merged.images - side.images).max() < 1e-4
+  assert np.abs(merged.images - base.images).max() > 1e-2  # the adapter has done something
+  assert merged.kl.mean() > 0.0
+  for name, value in merged.means("").items():
+    assert value == pytest.approx(side.means("")[name], rel=1e-3, abs=1e-5), name
+
+
+def test_exports_hold_what_is_applied_to_the_bit(trained, workdir, command, tmp_path):
+  for form in ("lora", "diffusers"):
+    flags = (f"--workdir={workdir}", f"--format={form}", f"--output={form}")
+    finish(command("export", *flags, cwd=tmp_path))
+  policy, unet = trained.system.policy, trained.system.model.params["unet"]
+  applied = policy.variables(trained.params, policy.base)["lora"]
+  file = lora_files.read(tmp_path / "lora", {"unet": unet}).at_strength(1.0)["unet"]
+  jax.tree.map(np.testing.assert_array_equal, file, applied)
+  whole = stable_diffusion.load(tmp_path / "diffusers").params["unet"]
+  jax.tree.map(np.testing.assert_array_equal, whole, lora.merge(policy.base["params"], applied))

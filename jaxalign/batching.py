@@ -81,15 +81,13 @@ def solve(
   as there are `devices`: each then takes its part of every slice from what it has sampled itself.
   A run whose `shards` is stated is the same on any number of devices that divides it.
   """
-  for name, value in (
-    ("num_prompts", num_prompts),
-    ("images_per_prompt", images_per_prompt),
-    ("microbatch", microbatch),
-    ("updates_per_epoch", updates_per_epoch),
-    ("num_epochs", num_epochs),
-  ):
-    if value < 1:
-      raise ValueError(f"config.batch.{name}: expected at least 1, got {value}")
+  _check_counts(
+    num_prompts=num_prompts,
+    images_per_prompt=images_per_prompt,
+    microbatch=microbatch,
+    updates_per_epoch=updates_per_epoch,
+    num_epochs=num_epochs,
+  )
   if not 0.0 < timestep_fraction <= 1.0:
     raise ValueError(
       f"config.batch.timestep_fraction: expected a fraction in (0, 1], got {timestep_fraction}"
@@ -124,6 +122,12 @@ def solve(
     updates=updates_per_epoch * num_epochs,
     shards=_solve_shards(shards, devices, microbatch, images_per_prompt if pairs else 1),
   )
+
+
+def _check_counts(**counts: int) -> None:
+  for name, value in counts.items():
+    if value < 1:
+      raise ValueError(f"config.batch.{name}: expected at least 1, got {value}")
 
 
 def _solve_shards(shards: int, devices: int, microbatch: int, together: int) -> int:
@@ -265,9 +269,7 @@ class ExamplePlan(NamedTuple):
 
 def solve_examples(*, num_examples: int, microbatch: int) -> ExamplePlan:
   """Raises ValueError, naming what fits, unless the examples split into whole microbatches."""
-  for name, value in (("num_examples", num_examples), ("microbatch", microbatch)):
-    if value < 1:
-      raise ValueError(f"config.batch.{name}: expected at least 1, got {value}")
+  _check_counts(num_examples=num_examples, microbatch=microbatch)
   if num_examples % microbatch:
     raise ValueError(
       f"config.batch: {num_examples} examples do not split into microbatches of {microbatch}; "

@@ -144,10 +144,7 @@ def from_model(
     key=jax.random.key(seed),
     dtype=loaded.networks.dtype,
   )
-  policy = policy._replace(
-    params=sharding.place_params(policy.params, mesh),
-    base=sharding.place_params(policy.base, mesh, loaded.stored_dtypes(policy.base)),
-  )
+  policy = place_policy(policy, loaded, mesh)
   parts = methods.Parts(
     process=section("process", transitions.make_process, scheduler_config=loaded.scheduler_config),
     denoise_fn=section("guidance", guidance_lib.classifier_free, denoise_fn=loaded.denoise),
@@ -223,6 +220,16 @@ def sampled_shardings(mesh: jax.sharding.Mesh) -> Any:
   second: Any = sharding.batch(mesh, axis=1)
   cond = guidance_lib.Guided(first, sharding.replicated(mesh))
   return Sampled(rollout_lib.Rollout(x=second, log_prob=second), cond, images=first)
+
+
+def place_policy(
+  made: policy_lib.Policy, loaded: stable_diffusion.StableDiffusion, mesh: jax.sharding.Mesh
+) -> policy_lib.Policy:
+  """The policy with its arrays on the mesh, frozen ones as the model says that they are stored."""
+  return made._replace(
+    params=sharding.place_params(made.params, mesh),
+    base=sharding.place_params(made.base, mesh, loaded.stored_dtypes(made.base)),
+  )
 
 
 def make_condition(

@@ -200,6 +200,19 @@ def finish(process, timeout=400):
   return printed
 
 
+def printed_by(program, cache):
+  """The JSON that a program of tests/ prints last, run on eight virtual devices."""
+  job = subprocess.run(
+    [sys.executable, ROOT / "tests" / f"{program}.py"],
+    env=environment(cache, devices=8),
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert job.returncode == 0, job.stderr
+  return json.loads(job.stdout.splitlines()[-1])
+
+
 def records(workdir):
   """The metrics of a run that do not depend on the clock."""
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -1,25 +1,13 @@
 """Examples stay on the device that holds them: the compiled updates of eight devices are read."""
 
-import json
-import subprocess
-import sys
-
 import pytest
-from device_jobs import ROOT, environment
+from device_jobs import printed_by
 
 
 @pytest.fixture(scope="module")
 def printed(compilation_cache):
   """What `update_collectives` prints, on eight devices."""
-  job = subprocess.run(
-    [sys.executable, ROOT / "tests" / "update_collectives.py"],
-    env=environment(compilation_cache, devices=8),
-    capture_output=True,
-    text=True,
-    timeout=400,
-  )
-  assert job.returncode == 0, job.stderr
-  return json.loads(job.stdout.splitlines()[-1])
+  return printed_by("update_collectives", compilation_cache)
 
 
 @pytest.mark.parametrize("name", ["ddpo", "d3po", "dpo", "draft"])

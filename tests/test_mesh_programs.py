@@ -3,12 +3,8 @@
 What `mesh_programs` reads in them; the same is read in programs for eight H100 by `pytest -m aot`.
 """
 
-import json
-import subprocess
-import sys
-
 import pytest
-from device_jobs import ROOT, environment
+from device_jobs import printed_by
 
 MESHES = ("data=8", "fsdp=8", "data=2 x fsdp=4")
 ATTENTIONS = 4  # of the network that is lowered: two transformers, positions and texts
@@ -16,15 +12,7 @@ ATTENTIONS = 4  # of the network that is lowered: two transformers, positions an
 
 @pytest.fixture(scope="module")
 def printed(compilation_cache):
-  job = subprocess.run(
-    [sys.executable, ROOT / "tests" / "mesh_programs.py"],
-    env=environment(compilation_cache, devices=8),
-    capture_output=True,
-    text=True,
-    timeout=400,
-  )
-  assert job.returncode == 0, job.stderr
-  return json.loads(job.stdout.splitlines()[-1])
+  return printed_by("mesh_programs", compilation_cache)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from jaxalign.data import prompts as prompts_lib
 from jaxalign.diffusion import guidance
 from jaxalign.diffusion.rollout import Rollout
 from jaxalign.feeds import exactness
-from jaxalign.feeds.base import Drawn, Program, averages
+from jaxalign.feeds.base import Drawn, Program, averages, stack
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.rewards.contract import RewardError
 from jaxalign.rewards.pool import Exchange, RewardPool
@@ -279,8 +279,7 @@ def collect(parts: list[Trajectories]) -> Trajectories:
   """Stacks the microbatches of an iteration; each device keeps what it has sampled."""
   rollouts, conds = zip(*parts, strict=True)
   rollout = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rollouts)
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[part.cond for part in conds])
-  return rollout, conds[0]._replace(cond=stacked)
+  return rollout, conds[0]._replace(cond=stack([cond.cond for cond in conds]))
 
 
 def collected_shardings(mesh: jax.sharding.Mesh) -> Any:

@@ -35,7 +35,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     # published for its kind unless others are named.
     "tokenizer": "",
     "configs": "",
-    "dtype": "float32",  # of the UNet's computation; bfloat16 is for GPUs. Weights stay float32
+    "dtype": "float32",  # of the UNet's computation; bfloat16 is for GPUs
+    "param_dtype": "float32",  # of its weights that are not trained; those that are stay float32
     "remat": "none",  # "dots" and "full" save memory: blocks are computed again for the gradient
   })
   config.lora = config_dict.ConfigDict({

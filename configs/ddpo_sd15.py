@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "alpha": 4.0,  # an adapter counts alpha / rank times
     # Layers to adapt: a regular expression over their slash-joined paths.
     "targets": r"(to_q|to_k|to_v|to_out_0)$",
-    "form": "side",  # or "merged": one kernel for layer and adapter; docs/devices.md
+    "form": "merged",  # one kernel for layer and adapter; "side" is exact. docs/devices.md
   })
 
   # Devices: `data` share the batch, `fsdp` the batch and the large parameters; -1 is what is left.
@@ -106,12 +106,12 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.ema_decay = 0.0  # 0 keeps no average
 
   # How far rollout and update may differ about a log-probability, before the run is ended. It is
-  # nothing to the first update after a rollout. docs/exactness.md has what was measured, in
-  # bfloat16 on CPUs with few latents; if the logged gap is near the clip range, use one update.
+  # nothing to the first update after a rollout; a gap as large as the clip range would decide what
+  # is clipped in later ones. docs/exactness.md has what was measured, on CPUs.
   config.exactness = config_dict.ConfigDict({
-    "max_log_prob_gap": 5e-3,  # of any transition
+    "max_log_prob_gap": 1e-4,  # of any transition
     "tolerance": 1e-5,  # a gap that counts as none
-    "max_share": 0.2,  # of the transitions may have a larger one
+    "max_share": 0.05,  # of the transitions may have a larger one
   })
 
   config.evaluation = config_dict.ConfigDict({

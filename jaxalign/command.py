@@ -23,7 +23,7 @@ _FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
   """Parses flags and calls `main`, like `absl.app.run`, and exits with 1 on an error."""
-  use_fast_convolutions()
+  choose_cpu_kernels()
   use_compilation_cache()
   logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
   try:
@@ -40,17 +40,20 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     processes.end(1)
 
 
-def use_fast_convolutions() -> None:
-  """Has XLA:CPU convolve by Eigen, if called before JAX is first used.
+def choose_cpu_kernels() -> None:
+  """Says which of XLA:CPU's kernels programs take, if called before JAX is first used.
 
-  The kernels that jaxlib 0.10 to 0.12 prefer take up to twice as long, and up to four times as long
-  for the gradient of a kernel.
+  jaxlib 0.10 to 0.12 prefer kernels of a library for convolutions, which take up to twice as long
+  as Eigen's, and up to four times as long for the gradient of a kernel. From 0.11 on they also
+  prefer its sums, whose order depends on what a sum is fused with: a rollout and an update then
+  differ in the last places of a log-probability, and in bfloat16 in the third.
   """
   major, minor = jaxlib.version.__version_info__[:2]
   flags_so_far = os.environ.get("XLA_FLAGS", "")
   # XLA ends a process that gives it a flag it does not know, so other versions are left alone.
   if major == 0 and 10 <= minor <= 12 and _FUSIONS not in flags_so_far:
-    os.environ["XLA_FLAGS"] = f"{flags_so_far} --{_FUSIONS}=-individual_convolution".strip()
+    refused = "-individual_convolution" if minor == 10 else "-individual_convolution,-reduce"
+    os.environ["XLA_FLAGS"] = f"{flags_so_far} --{_FUSIONS}={refused}".strip()
 
 
 def use_compilation_cache() -> None:

@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
   os.environ["OMP_NUM_THREADS"] = "1"
 
+import gc
 import importlib.util
 import json
 import pathlib
@@ -17,6 +18,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+import jaxalign.command
+
+# Traces make objects by the million, which to look through often takes a sixth of their time.
+gc.set_threshold(200_000, 20, 20)
+jaxalign.command.choose_cpu_kernels()  # what every command does, for what tests run in this process
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

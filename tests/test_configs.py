@@ -45,23 +45,23 @@ def test_variants_combine_and_unknown_ones_are_named(load_config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_frozen_weights_and_adapters_take_the_form_that_changes_no_result(name, load_config):
+def test_frozen_weights_and_adapters_take_the_form_that_loses_nothing(name, load_config):
   """In every variant: half the memory where the UNet computes in bfloat16; adapters that are
-  exact.
+  exact, but for the method and precision whose merged ones were measured (docs/devices.md).
   """
   base = load_config(name)
   if base.flow != "align":
     return
-  assert base.lora.form == "side"
+  form = "merged" if (base.method.name, base.model.dtype) == ("ddpo", "bfloat16") else "side"
   source = (pathlib.Path(__file__).parent.parent / "configs" / f"{name}.py").read_text()
   variants = re.findall(r'"(\w+)": _\w+\b', source[source.index("VARIANTS = {") :])
   assert variants
   small = models.build("small", random_params=False)
   for config in (base, *(load_config(name, variant) for variant in variants)):
-    assert config.lora.form == "side"
-    assert config.model.get("param_dtype", "float32") == config.model.dtype
-    known = {key: config.model[key] for key in ("dtype", "param_dtype") if key in config.model}
-    small.with_compute(remat=config.model.remat, **known)
+    assert config.lora.form == form
+    assert config.model.param_dtype == config.model.dtype
+    known = {key: config.model[key] for key in ("dtype", "param_dtype", "remat")}
+    small.with_compute(**known)
 
 
 PUBLISHED = {
@@ -89,9 +89,10 @@ def quick_published(name, load_config, model, folder):
   return config
 
 
+# In the default suite tests/test_precision.py runs ddpo_sd15, and tests/test_export.py an XL.
 @pytest.mark.parametrize("name", [
-  pytest.param(name, marks=pytest.mark.slow) if model == "small_xl" else name
-  for name, model in PUBLISHED.items()
+  name if name in ("dpo_sd15", "draft_sd15") else pytest.param(name, marks=pytest.mark.slow)
+  for name in PUBLISHED
 ])
 def test_a_config_of_a_published_model_runs(name, load_config, pairs_file, tmp_path, request):
   model = request.getfixturevalue(PUBLISHED[name])

@@ -30,9 +30,11 @@ def described(monkeypatch):
 
 @pytest.mark.parametrize("name, programs", [
   ("ddpo", ["rollout: 2 images, 4 steps", "transitions"]),
-  ("d3po", ["rollout: 4 images, 4 steps", "transition pairs"]),
+  pytest.param(
+    "d3po", ["rollout: 4 images, 4 steps", "transition pairs"], marks=pytest.mark.slow
+  ),
   ("dpo", ["encoding: 2 pairs", "pairs"]),
-  ("draft", ["prompts: 2 prompts", "prompts"]),
+  pytest.param("draft", ["prompts: 2 prompts", "prompts"], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_every_feed(
   name, programs, load_config, without_weights, small_model, described, tmp_path, capsys

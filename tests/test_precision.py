@@ -82,28 +82,48 @@ def test_the_first_importance_ratio_is_exactly_one_in_bfloat16(
   assert [record["policy/log_prob_gap"] for record in written] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("name, folder, iterations", [
-  ("ddpo_sd15", "small_model", 6),
-  pytest.param("ddpo_sd15", "small_model", 50, marks=pytest.mark.slow),
-  pytest.param("ddpo_sdxl", "small_xl", 50, marks=pytest.mark.slow),
-])
-def test_a_preset_passes_its_own_bounds_of_exactness(
-  name, folder, iterations, load_config, tmp_path, request
-):
-  """In bfloat16. The differences are rare: two iterations would see none where fifty do."""
-  (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
-  config = load_config(name, "quicktest")
-  assert config.model.dtype == "bfloat16"
-  config.num_iterations = iterations
-  config.model.path = str(request.getfixturevalue(folder))
-  config.data.source = config.evaluation.source = str(tmp_path / "prompts.txt")
-  config.batch.update({"num_prompts": 16, "microbatch": 8, "updates_per_epoch": 2})
-  config.process.num_steps = 6
-  config.samples.every = config.checkpoint.every = 0
-  train.train(config, tmp_path / "run")
-  written = metrics.read(tmp_path / "run")
-  assert len(written) == iterations
-  assert all(record["policy/first_ratio_max_error"] == 0.0 for record in written)
+@pytest.fixture
+def run_preset(load_config, tmp_path):
+  """`run_preset(name, model, iterations, **changes of its model)`: the metrics of a small run.
+
+  Of enough transitions that a rare difference would be among them.
+  """
+
+  def run(name, model, iterations, **changes):
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    config = load_config(name, "quicktest")
+    assert config.model.dtype == "bfloat16"
+    config.num_iterations = iterations
+    config.model.update({"path": str(model), **changes})
+    config.data.source = config.evaluation.source = str(tmp_path / "prompts.txt")
+    config.batch.update({"num_prompts": 16, "microbatch": 8, "updates_per_epoch": 2})
+    config.process.num_steps = 6
+    config.samples.every = config.checkpoint.every = 0
+    workdir = tmp_path / "_".join([name, *changes.values()])
+    train.train(config, workdir)
+    timing = {"throughput/images_per_s", "compile/count"}
+    written = [
+      {name: value for name, value in record.items() if name not in timing}
+      for record in metrics.read(workdir)
+    ]
+    assert len(written) == iterations
+    assert all(record["policy/first_ratio_max_error"] == 0.0 for record in written)
+    return written
+
+  return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, folder", [("ddpo_sd15", "small_model"), ("ddpo_sdxl", "small_xl")])
+def test_a_preset_passes_its_own_bounds_of_exactness(name, folder, run_preset, request):
+  """Fifty iterations; the default suite has six, below."""
+  run_preset(name, request.getfixturevalue(folder), 50)
+
+
+def test_frozen_weights_in_bfloat16_change_no_result(run_preset, small_model):
+  half = run_preset("ddpo_sd15", small_model, 6)
+  whole = run_preset("ddpo_sd15", small_model, 2, param_dtype="float32")
+  assert whole == half[:2]
 
 
 def test_rematerialisation_keeps_the_gradient_and_takes_less_memory(monkeypatch):
@@ -148,21 +168,6 @@ def test_images_are_decoded_in_bfloat16_where_the_model_allows_it(small_model, t
     xl.with_compute(**options)
   fixed = {**xl.configs, "vae": {**xl.configs["vae"], "force_upcast": False}}
   assert dataclasses.replace(xl, configs=fixed).with_compute(**options).networks.vae_dtype
-
-
-def test_frozen_weights_in_bfloat16_change_no_result(load_config, small_model, tmp_path):
-  written = []
-  for param_dtype in ("float32", "bfloat16"):
-    config = load_config("ddpo", "quicktest,lora")
-    config.model.update({"path": str(small_model), "dtype": "bfloat16"})
-    config.model.param_dtype = param_dtype
-    config.reward.names = config.evaluation.rewards = ("device_jobs:brightness",)
-    config.guard.gold = "device_jobs:brightness"
-    train.train(config, tmp_path / param_dtype)
-    records = metrics.read(tmp_path / param_dtype)
-    timing = {"throughput/images_per_s", "compile/count"}
-    written.append([{k: v for k, v in r.items() if k not in timing} for r in records])
-  assert written[0] == written[1]
 
 
 def test_what_is_not_trained_is_stored_in_half_the_memory_but_for_norms(small_model):

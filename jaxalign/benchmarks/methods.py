@@ -1,9 +1,12 @@
-"""Runs every method on the embedded model with several seeds, and tabulates what it reached.
+"""Runs of a plan on the embedded model with several seeds, and a table of what they reached.
 
   python -m jaxalign.data.shapes_preferences --output=runs/pairs
   python -m jaxalign.benchmarks.methods --output=runs/methods --seeds=3
+  python -m jaxalign.benchmarks.methods --output=runs/forms --seeds=3 --plan=adapter_forms
 
-Starting it again goes on with the runs that are missing, and writes `table.md` anew.
+Starting it again goes on with the runs that are missing, and writes `table.md` anew. The plans are
+`methods`, every method, and `adapter_forms`, DDPO in bfloat16 on adapters beside the layers and
+merged into their kernels.
 """
 
 import pathlib
@@ -11,51 +14,85 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from absl import flags
 
-from jaxalign import command, files
+from jaxalign import command, files, metrics
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and of table.md.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.")
 _PAIRS = flags.DEFINE_string("pairs", "runs/pairs/pairs.parquet", "Preference pairs.")
-_ONLY = flags.DEFINE_list("only", None, "Some of the methods; all by default.")
+_ONLY = flags.DEFINE_list("only", None, "Some of the plan's runs; all by default.")
 
-METHODS = {
-  "DDPO": "ddpo.py",
-  "D3PO": "d3po.py",
-  "DPO": "dpo.py",
-  "IPO": "dpo.py:ipo",
-  "DRaFT-1": "draft.py",
-  "DRaFT-LV": "draft.py:lv",
-  "AlignProp": "draft.py:align_prop",
-  "ReFL": "draft.py:refl",
+
+class Run(NamedTuple):
+  """config: of `configs`, with its variant. changes: to it, as `--config.KEY=VALUE` has them."""
+
+  config: str
+  changes: tuple[str, ...] = ()
+
+
+# Two updates an iteration, so that the second has ratios that a gap could disturb. No bound ends a
+# run: its gap is what is asked for.
+_BFLOAT16_ADAPTER = (
+  "model.dtype=bfloat16",
+  "lora.rank=4",
+  "lora.alpha=4",
+  "batch.updates_per_epoch=2",
+  "exactness.max_log_prob_gap=1.0",
+  "exactness.max_share=1.0",
+)
+_SMALL = ("optim.learning_rate=1e-3", "model.param_dtype=bfloat16")
+PLANS = {
+  "methods": {
+    "DDPO": Run("ddpo.py"),
+    "D3PO": Run("d3po.py"),
+    "DPO": Run("dpo.py"),
+    "IPO": Run("dpo.py:ipo"),
+    "DRaFT-1": Run("draft.py"),
+    "DRaFT-LV": Run("draft.py:lv"),
+    "AlignProp": Run("draft.py:align_prop"),
+    "ReFL": Run("draft.py:refl"),
+  },
+  # "small" learns at a fifth of the rate, where the merged form is at its worst: weights stored in
+  # bfloat16 have no remainder that a small change could tip over to the next number.
+  "adapter_forms": {
+    "side": Run("ddpo.py:lora", (*_BFLOAT16_ADAPTER, "lora.form=side")),
+    "merged": Run("ddpo.py:lora", (*_BFLOAT16_ADAPTER, "lora.form=merged")),
+    "side-small": Run("ddpo.py:lora", (*_BFLOAT16_ADAPTER, *_SMALL, "lora.form=side")),
+    "merged-small": Run("ddpo.py:lora", (*_BFLOAT16_ADAPTER, *_SMALL, "lora.form=merged")),
+  },
 }
+_PLAN = flags.DEFINE_enum("plan", "methods", list(PLANS), "What to run.")
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
 
 def main(argv):
   del argv
-  names = _ONLY.value or list(METHODS)
-  unknown = sorted(set(names) - set(METHODS))
+  plan = PLANS[_PLAN.value]
+  names = _ONLY.value or list(plan)
+  unknown = sorted(set(names) - set(plan))
   if unknown:
-    raise flags.Error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    raise flags.Error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(plan)}")
   output = pathlib.Path(_OUTPUT.value)
   output.mkdir(parents=True, exist_ok=True)
   for seed in range(_SEEDS.value):
     for name in names:
-      run(output / f"{name}_{seed}", METHODS[name], seed)
-      (output / "table.md").write_text(table(output))
-  print(table(output))
+      run(output / f"{name}_{seed}", plan[name], seed)
+      (output / "table.md").write_text(table(output, plan))
+  print(table(output, plan))
 
 
-def run(workdir: pathlib.Path, config: str, seed: int) -> None:
+def run(workdir: pathlib.Path, planned: Run, seed: int) -> None:
   """One run in a process of its own, unless it is there; its times go to seconds.json."""
   if (workdir / "seconds.json").exists():
     return
-  command = [sys.executable, "-m", "jaxalign.main", f"--config={CONFIGS / config}"]
+  command = [sys.executable, "-m", "jaxalign.main", f"--config={CONFIGS / planned.config}"]
   command += [f"--workdir={workdir}", f"--config.seed={seed}"]
-  if config.startswith("dpo"):
+  command += [f"--config.{change}" for change in planned.changes]
+  if planned.config.startswith("dpo"):
     command.append(f"--config.data.source={_PAIRS.value}")
   print(" ".join(command), flush=True)
   began, cpu_began = time.perf_counter(), _cpu_seconds()
@@ -71,14 +108,14 @@ def _cpu_seconds() -> float:
   return usage.ru_utime + usage.ru_stime
 
 
-def table(output: pathlib.Path) -> str:
+def table(output: pathlib.Path, plan: Mapping[str, Run]) -> str:
   """A Markdown table with a row for each finished run."""
   lines = [
-    "| method | seed | judge: base, aligned, gain [95 %] | learned reward: gain [95 %] | KL, nats "
-    "| diversity | Vendi | samples | CPU, wall |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| run | seed | judge: base, aligned, gain [95 %] | learned reward: gain [95 %] | KL, nats "
+    "| diversity | Vendi | clipped | gap: largest, share | samples | CPU, wall |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
   ]
-  for name in METHODS:
+  for name in plan:
     for workdir in sorted(output.glob(f"{name}_*")):
       if (workdir / "seconds.json").exists():
         lines.append(_row(name, workdir))
@@ -99,10 +136,23 @@ def _row(name: str, workdir: pathlib.Path) -> str:
     f"{report['kl_to_ref']:.1f}",
     f"{diversity['base']:.3f} to {diversity['aligned']:.3f}",
     f"{vendi['base']:.1f} to {vendi['aligned']:.1f}",
+    *_ratios(metrics.read(workdir)),
     _samples(config),
     f"{seconds['cpu']:.0f} s, {seconds['wall']:.0f} s",
   ]
   return f"| {' | '.join(cells)} |"
+
+
+def _ratios(written) -> tuple[str, str]:
+  """Of methods with importance ratios: the mean share clipped, and the log-probabilities' gap."""
+  if "policy/log_prob_gap" not in written[0]:
+    return "", ""
+  clipped = sum(record["policy/clip_frac"] for record in written) / len(written)
+  gap, share = (
+    max(record[f"policy/{name}"] for record in written)
+    for name in ("log_prob_gap", "log_prob_gap_share")
+  )
+  return f"{clipped:.3f}", f"{gap:.1e}, {share:.1%}"
 
 
 def _gain(row) -> str:

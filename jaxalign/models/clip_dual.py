@@ -59,7 +59,7 @@ class CLIPModel(nn.Module):
     self.text_projection = layers.Dense(dim, use_bias=False)
     self.visual_projection = layers.Dense(dim, use_bias=False)
     init = nn.initializers.constant(self.config.logit_scale_init_value)
-    self.logit_scale = self.param("logit_scale", init, ())
+    self.logit_scale = layers.parameter(self, "logit_scale", init, ())
 
   def image_features(self, images: Array) -> Array:
     """Images `[B, H, W, 3]` in [0, 1] to unit vectors `[B, E]`."""

@@ -84,7 +84,7 @@ class Embeddings(nn.Module):
     features = self.config.hidden_size
     patches = PatchEmbedding(features, self.config.patch_size, name="patch_embedding")(images)
     init = nn.initializers.normal(features**-0.5)
-    token = jnp.asarray(self.param("class_embedding", init, (features,)), patches.dtype)
+    token = jnp.asarray(layers.parameter(self, "class_embedding", init, (features,)), patches.dtype)
     x = jnp.concatenate([jnp.broadcast_to(token, (len(patches), 1, features)), patches], axis=1)
     positions = layers.Embed(x.shape[1], features, name="position_embedding")
     return x + positions(jnp.arange(x.shape[1])).astype(x.dtype)
@@ -101,7 +101,7 @@ class PatchEmbedding(nn.Module):
     p = self.patch_size
     batch, height, width, channels = images.shape
     kernel_init = nn.initializers.lecun_normal()
-    kernel = self.param("kernel", kernel_init, (p, p, channels, self.features))
+    kernel = layers.parameter(self, "kernel", kernel_init, (p, p, channels, self.features))
     patches = images.reshape(batch, height // p, p, width // p, p, channels)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, p * p * channels)
     return products.matmul(patches, jnp.asarray(kernel).reshape(-1, self.features))

@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "tokenizer": "",  # folder or hub id; a single .safetensors file needs one
     "configs": "",  # those of a single file, if not the published ones
     "dtype": "bfloat16",  # of the UNet's computation
-    "param_dtype": "bfloat16",  # of its weights that are not trained; changes no result
+    "param_dtype": "bfloat16",  # of its weights that are not trained
     "vae_dtype": "float32",  # that images are decoded in
     "remat": "none",  # "none", "dots" or "full": compute blocks again, to save memory
   })

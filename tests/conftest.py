@@ -40,6 +40,12 @@ def compilation_cache(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def garbage_of_a_file():
+  yield
+  gc.collect()
+
+
 @pytest.fixture
 def command(compilation_cache):
   """`command("sample", *flags, cwd=...)`: a command of the package, started as a user does."""

@@ -177,23 +177,21 @@ def scene_batches(
       f"config.warm_start.batches: expected batch_size to be a multiple of group_size, got "
       f"{batch_size} and {group_size}"
     )
-  known = {prompt.text for prompt in shapes_prompts.train_prompts()}
-
-  def near_miss(rng, spec):
-    while True:  # most prompts are training prompts, so most tries succeed
-      other = shapes_prompts.corrupt(rng, spec)
-      if shapes_prompts.to_text(other) in known:
-        return other
 
   def batches(step):
     rng = np.random.default_rng([seed, step])
     drawn = shapes_prompts.sample_prompts(rng, batch_size // group_size, "train")
-    specs = [prompt.spec for prompt in drawn]
-    specs += [near_miss(rng, spec) for _ in range(group_size - 1) for spec in specs]
-    scenes = [shapes_prompts.sample_scene(rng, spec) for spec in specs]
+    captions = [
+      shapes_prompts.training_caption(rng, prompt.spec, wrong=wrong)
+      for wrong in (False, *[True] * (group_size - 1))
+      for prompt in drawn
+    ]
+    scenes = [shapes_prompts.sample_scene(rng, caption.spec) for caption in captions]
     images = np.stack([shapes_scene.render(drawn) for drawn in scenes])
-    token_ids = tokenize([shapes_prompts.to_text(spec) for spec in specs])
-    also_true = [[shapes_prompts.holds(spec, drawn) for spec in specs] for drawn in scenes]
+    token_ids = tokenize([caption.text for caption in captions])
+    also_true = [
+      [shapes_prompts.holds(caption.spec, drawn) for caption in captions] for drawn in scenes
+    ]
     return images, token_ids, np.array(also_true)
 
   return batches

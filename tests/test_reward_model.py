@@ -135,6 +135,18 @@ def test_scene_batches():
     assert not also_true[i, i + 6 :: 6].any()
 
 
+def test_no_caption_of_a_scene_is_a_held_out_prompt(load_config):
+  config = load_config("reward_model")
+  captions = []
+  batches = reward_model.scene_batches(
+    lambda texts: captions.extend(texts), seed=config.seed, **config.warm_start.batches
+  )
+  for step in range(20):
+    batches(step)
+  facts = {shapes_prompts.canonical(shapes_prompts.parse(text)) for text in captions}
+  assert not facts & {shapes_prompts.canonical(p.spec) for p in shapes_prompts.held_out_prompts()}
+
+
 def test_a_batch_that_groups_do_not_fill_is_refused():
   with pytest.raises(ValueError, match="multiple of group_size, got 10 and 4"):
     reward_model.scene_batches(fake_tokenize, seed=0, batch_size=10, group_size=4)

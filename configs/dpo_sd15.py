@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
   config.data = config_dict.ConfigDict({
     "source": "pairs.parquet",  # or .jsonl; data/preference_files.py has the format
-    "ties": "drop",  # or "half" to keep them, the first image as the winner
+    "ties": "drop",  # or "half" to keep them, with p = 0.5: neither image is the winner
     "max_bad_fraction": 0.01,  # more unreadable rows than this stop the run
     "prompt_dropout": 0.2,  # share of pairs that are trained with the empty prompt
     "resize": True,  # bring images to the size of the model, whatever their aspect ratio

@@ -84,7 +84,8 @@ def draw_dataset(
   """Scenes of the training prompts, uint8 `[num_images, 64, 64, 3]`, and one caption each.
 
   A fraction `caption_error` of the captions has one fact wrong, as captions of the web do: the
-  model learns what things look like but not to follow prompts to the letter.
+  model learns what things look like but not to follow prompts to the letter. No caption, right or
+  wrong, is a held-out prompt.
   """
   rng = np.random.default_rng(seed)
   prompts = shapes_prompts.sample_prompts(rng, num_images, "train")
@@ -92,8 +93,7 @@ def draw_dataset(
   for prompt in tqdm.tqdm(prompts, desc="drawing scenes"):
     images.append(shapes_scene.render(shapes_prompts.sample_scene(rng, prompt.spec)))
     wrong = rng.random() < caption_error
-    spec = shapes_prompts.corrupt(rng, prompt.spec) if wrong else prompt.spec
-    captions.append(shapes_prompts.to_text(spec))
+    captions.append(shapes_prompts.training_caption(rng, prompt.spec, wrong=wrong).text)
   return np.stack(images), captions
 
 

@@ -187,8 +187,8 @@ def _trajectories(sys: system.System, size: int) -> tuple[rollouts.Trajectories,
 
 def _pairs(sys: system.System, size: int, slices: int) -> Pairs:
   x_0: Any = jax.ShapeDtypeStruct((size, 2, *sys.model.latent_shape), jnp.float32)
-  weight: Any = jax.ShapeDtypeStruct((size,), jnp.float32)
-  part = Pairs(x_0, _cond(sys, size).cond, weight)
+  p: Any = jax.ShapeDtypeStruct((size,), jnp.float32)
+  part = Pairs(x_0, _cond(sys, size).cond, p)
   return _stacked(sys, part, slices)
 
 

@@ -117,8 +117,9 @@ def prefer_winners(parts, *, strength):
   """A method from outside the package: the hinge loss on denoising errors."""
   from jaxalign.methods import diffusion_dpo
 
-  hinge = lambda w, l: jnp.maximum(0.0, 1.0 - strength * (w - l))  # noqa: E731
-  return diffusion_dpo.make(parts, hinge, time_weight="half", num_draws=1)
+  hinge = lambda w, l, p: jnp.maximum(0.0, 1.0 - strength * (w - l))  # noqa: E731
+  method = diffusion_dpo.make(parts, hinge, time_weight="half", num_draws=1)
+  return method._replace(soft_labels=False)
 
 
 def not_a_method(parts):
@@ -129,7 +130,7 @@ def test_a_method_from_outside_is_named_by_its_function():
   method = methods.make(f"{__name__}:prefer_winners", PARTS, strength=3.0)
   batch = toy_policy.make_batch("pairs")
   loss, _ = method.loss(REFERENCE_PARAMS, FROZEN, batch, KEY)
-  np.testing.assert_allclose(loss, batch.weight, rtol=1e-6)  # hinge at the reference is 1
+  np.testing.assert_allclose(loss, np.ones(3), rtol=1e-6)  # hinge at the reference
   with pytest.raises(ValueError, match=r"missing a required .*argument: 'strength'"):
     methods.make(f"{__name__}:prefer_winners", PARTS, strenth=3.0)
   with pytest.raises(ValueError, match=r"to return a jaxalign\.methods\.Method, got Parts"):

@@ -269,3 +269,36 @@ def corrupt(rng: np.random.Generator, spec: Spec) -> Spec:
   variants = _variants(spec)
   rows = variants[str(rng.choice(list(variants)))]
   return rows[rng.integers(len(rows))]
+
+
+@functools.cache
+def _training_facts() -> frozenset[Spec]:
+  return frozenset(canonical(prompt.spec) for prompt in train_prompts())
+
+
+def training_caption(rng: np.random.Generator, spec: Spec, *, wrong: bool) -> Prompt:
+  """What to write under a training image of `spec`: its own prompt or, if `wrong`, a near miss.
+
+  Every caption of a training set comes from here, the wrong ones too: a model that sees a held-out
+  prompt under a picture that does not show it has been taught what to get wrong when it is tested.
+
+  Args:
+    rng: draws the near miss, a result of `corrupt`.
+    spec: training facts, in any wording.
+    wrong: whether exactly one fact is to be wrong.
+
+  Returns:
+    A prompt of training facts, whatever their wording.
+
+  Raises:
+    ValueError: the facts of `spec` are held out.
+  """
+  if canonical(spec) not in _training_facts():
+    raise ValueError(
+      f"expected facts of the training split, found {to_text(spec)!r}, which is held out: draw "
+      'specs from train_prompts() or sample_prompts(..., "train")'
+    )
+  found = corrupt(rng, spec) if wrong else spec
+  while canonical(found) not in _training_facts():  # most are, so most tries succeed
+    found = corrupt(rng, spec)
+  return Prompt(to_text(found), found.category, found)

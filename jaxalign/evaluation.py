@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign import checks, files, pictures, processes, statistics, system
+from jaxalign import checks, files, pictures, processes, statistics, streams, system
 from jaxalign import features as features_lib
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.rewards import combine
@@ -20,20 +20,23 @@ SHOWN = 24  # pairs of images in before_after.png
 class Scores:
   """One set of parameters on the evaluation's prompts and noise.
 
-  images: `[N, H, W, 3]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base.
+  images: `[N, H, W, 3]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base, or
+    None where it was not asked for.
   diversity: mean pairwise distance of the images of a prompt, None if no prompt has two; vendi: of
     all images.
   """
 
   images: np.ndarray
   rewards: Mapping[str, np.ndarray]
-  kl: np.ndarray
+  kl: np.ndarray | None
   diversity: float | None
   vendi: float
 
   def means(self, prefix: str) -> dict[str, float]:
     values = {name: float(values.mean()) for name, values in self.rewards.items()}
-    values |= {"kl_to_ref": float(self.kl.mean()), "vendi": self.vendi}
+    values["vendi"] = self.vendi
+    if self.kl is not None:
+      values["kl_to_ref"] = float(self.kl.mean())
     if self.diversity is not None:
       values["diversity"] = self.diversity
     return {f"{prefix}{name}": value for name, value in values.items()}
@@ -51,6 +54,7 @@ class Evaluation:
     seed: of the noise.
     every: iterations between evaluations during a run; 0 evaluates at its end only.
     microbatch: images sampled and scored at once; with the seed it decides the noise.
+    kl: the trajectory KL of trained parameters to the base model is wanted too.
   """
 
   prompts: prompts_lib.PromptSet
@@ -60,19 +64,22 @@ class Evaluation:
   seed: int
   every: int
   microbatch: int
+  kl: bool
 
   def sample(
-    self, sys: system.System, params: Params, *, num_images: int
-  ) -> tuple[list[prompts_lib.Record], np.ndarray, np.ndarray]:
-    """The first `num_images` prompts, their images `[num_images, H, W, 3]` and KLs."""
+    self, sys: system.System, params: Params, *, num_images: int, kl: bool = False
+  ) -> tuple[list[prompts_lib.Record], np.ndarray, np.ndarray | None]:
+    """The first `num_images` prompts, their images `[num_images, H, W, 3]` and, with `kl`, KLs."""
     records = self.prompts[self.ids[:num_images]]
     token_ids = sys.model.tokenize([record["prompt"] for record in records])
-    images, kl = sys.sample_images(params, token_ids, microbatch=self.microbatch, seed=self.seed)
-    return records, images, kl
+    images, nats = sys.sample_images(
+      params, token_ids, microbatch=self.microbatch, seed=self.seed, kl=kl
+    )
+    return records, images, nats
 
-  def run(self, sys: system.System, params: Params) -> Scores:
-    """Samples and scores every prompt."""
-    records, images, kl = self.sample(sys, params, num_images=len(self.ids))
+  def run(self, sys: system.System, params: Params, *, kl: bool = False) -> Scores:
+    """Samples and scores every prompt; with `kl`, says how far `params` are from the base."""
+    records, images, nats = self.sample(sys, params, num_images=len(self.ids), kl=kl)
     rewards = {reward.name: np.zeros(len(images), np.float32) for reward in self.rewards.rewards}
     # In pieces, because a reward network that fits in training must fit here.
     starts = range(0, len(images), self.microbatch)
@@ -83,14 +90,15 @@ class Evaluation:
     rewards = {name: processes.sum_of(values) for name, values in rewards.items()}
     found = self.features(images)
     diversity = statistics.mean_pairwise_distance(found, self.ids)
-    return Scores(images, rewards, kl, diversity, statistics.vendi_score(found))
+    return Scores(images, rewards, nats, diversity, statistics.vendi_score(found))
 
   def compare_with_base(
     self, sys: system.System, params: Params, base: Scores | None = None
   ) -> "Comparison":
     """The base model, unless its scores are at hand, and `params` on the same prompts and noise."""
     base = self.run(sys, sys.policy.params) if base is None else base
-    return Comparison(self.prompts[self.ids], self.ids, base, self.run(sys, params))
+    aligned = self.run(sys, params, kl=self.kl)
+    return Comparison(self.prompts[self.ids], self.ids, base, aligned)
 
 
 def make_evaluation(
@@ -102,6 +110,7 @@ def make_evaluation(
   microbatch: int,
   features: str,
   every: int = 0,
+  kl: bool = False,
   kwargs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Evaluation:
   """Draws `num_images` prompts from the set `source`, categories balanced.
@@ -113,9 +122,9 @@ def make_evaluation(
       raise ValueError(f"evaluation.{name}: expected at least 1, got {value}")
   checks.check_seed("evaluation.seed", seed)
   prompts = prompts_lib.load(source)
-  ids = prompts.draw(np.random.default_rng(seed), num_images)
+  ids = prompts.draw(streams.generator(seed, "evaluation prompts"), num_images)
   total = combine.make_total(rewards, kwargs=kwargs)
-  return Evaluation(prompts, ids, total, features_lib.get(features), seed, every, microbatch)
+  return Evaluation(prompts, ids, total, features_lib.get(features), seed, every, microbatch, kl)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +154,7 @@ class Comparison:
       "num_images": len(self.ids),
       "num_prompts": len(np.unique(self.ids)),
       "rewards": rewards,
-      "kl_to_ref": float(self.aligned.kl.mean()),
+      "kl_to_ref": None if self.aligned.kl is None else float(self.aligned.kl.mean()),
       "diversity": {"base": self.base.diversity, "aligned": self.aligned.diversity},
       "vendi": {"base": self.base.vendi, "aligned": self.aligned.vendi},
     }
@@ -173,7 +182,8 @@ class Comparison:
       lines.append(
         f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['aligned'] - row['base']:+8.3f}"
       )
-    lines.append(f"{'trajectory KL':24}{'':8}{report['kl_to_ref']:9.3f} nats")
+    if report["kl_to_ref"] is not None:
+      lines.append(f"{'trajectory KL':24}{'':8}{report['kl_to_ref']:9.3f} nats")
     return "\n".join(lines)
 
   def write(self, workdir: pathlib.Path) -> None:

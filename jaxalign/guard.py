@@ -65,10 +65,12 @@ class Guard(NamedTuple):
         f"the gold reward {self.gold} is {golds[-1]:.3f} and has not passed {best:.3f}, of "
         f"iteration {best_step}, for {since} evaluations"
       )
-    if self.kl_budget and newest["eval/kl_to_ref"] > self.kl_budget:
+    # Evaluations before a restart that set the budget may not have measured it.
+    kl = newest.get("eval/kl_to_ref")
+    if self.kl_budget and kl is not None and kl > self.kl_budget:
       warnings.append(
-        f"the trajectory KL to the reference is {newest['eval/kl_to_ref']:.1f} nats, above the "
-        f"budget of {self.kl_budget:g}"
+        f"the trajectory KL to the reference is {kl:.1f} nats, above the budget of "
+        f"{self.kl_budget:g}"
       )
     if self.diversity_floor:
       floor = self.diversity_floor * base["eval/diversity"]
@@ -90,8 +92,9 @@ def make(
   action: str,
   rewards: Sequence[str],
   every: int,
+  kl: bool,
 ) -> Guard | None:
-  """None where the action is "off"; `rewards` and `every` are those of the evaluation.
+  """None where the action is "off"; `rewards`, `every` and `kl` are those of the evaluation.
 
   Raises ValueError for a guard that could see nothing.
   """
@@ -115,6 +118,12 @@ def make(
     raise ValueError(
       "config.guard: expected patience of at least 1, kl_budget of at least 0 and diversity_floor "
       f"from 0 to 1; got {patience}, {kl_budget} and {diversity_floor}"
+    )
+  if kl_budget and not kl:
+    raise ValueError(
+      f"config.guard.kl_budget: {kl_budget:g} needs the KL, found evaluations that do not measure "
+      "it\nset config.evaluation.kl to True, which makes them cost three times as much, or the "
+      "budget to 0"
     )
   return Guard(gold, patience, kl_budget, diversity_floor, action)
 
@@ -142,7 +151,7 @@ class Watch:
     self._evaluations = [
       record
       for record in (metrics.read(workdir) if start else [])
-      if record["step"] < start and "eval/kl_to_ref" in record
+      if record["step"] < start and any(name.startswith("eval/") for name in record)
     ]
 
   def verdict(self) -> Verdict:

@@ -47,7 +47,11 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   rewards = section("reward", combine.make_total) if "reward" in sections else None
   evaluation = section("evaluation", evaluation_lib.make_evaluation)
   bounds = section(
-    "guard", guard.make, rewards=config.evaluation.rewards, every=config.evaluation.every
+    "guard",
+    guard.make,
+    rewards=config.evaluation.rewards,
+    every=config.evaluation.every,
+    kl=evaluation.kl,
   )
   sys = system.from_config(sections, section("mesh", sharding.make_mesh))
   sharding.check_batch("config.evaluation.microbatch", evaluation.microbatch, sys.mesh)
@@ -119,7 +123,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       record["compile/count"] = compilations.count
       evaluated = evaluation.every > 0 and (step + 1) % evaluation.every == 0
       if evaluated:
-        record |= evaluation.run(sys, state.sampling_params).means("eval/")
+        record |= evaluation.run(sys, state.sampling_params, kl=evaluation.kl).means("eval/")
       writer.write(step, record)
       problem = feed.check(record, step)
       if evaluated:

@@ -44,6 +44,7 @@ def make_config(load_config, pairs_file, small_model):
     config.model.path = str(small_model)
     config.evaluation.rewards = (f"{__name__}:brightness",)
     config.guard.gold = f"{__name__}:brightness"
+    config.evaluation.kl = True
     if name == "dpo":
       config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2, "resize": True})
     else:

@@ -18,7 +18,7 @@ BOUNDS = {
 
 
 def make(**changes):
-  return guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=5)
+  return guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=5, kl=True)
 
 
 def history(*golds, kl=1.0, diversity=0.8):
@@ -63,6 +63,11 @@ def test_the_kl_budget_and_the_floor_of_diversity_name_their_figures():
   assert make(kl_budget=20.0).judge(history(0.4, kl=21.0), BASE).stop
 
 
+def test_a_budget_says_nothing_of_evaluations_that_measured_no_kl():
+  records = [{k: v for k, v in r.items() if k != "eval/kl_to_ref"} for r in history(0.4)]
+  assert not make(kl_budget=20.0).judge(records, BASE).warnings
+
+
 def test_without_a_gold_reward_the_other_bounds_still_warn():
   bounded = make(gold="", kl_budget=20.0, action="warn")
   assert len(bounded.judge(history(0.1, kl=21.0), BASE).warnings) == 1
@@ -75,15 +80,16 @@ def test_without_a_gold_reward_the_other_bounds_still_warn():
   ({"gold": ""}, 5, "keeps the best checkpoint"),
   ({"patience": 0}, 5, "patience of at least 1"),
   ({"kl_budget": -1.0}, 5, "kl_budget of at least 0"),
+  ({"kl_budget": 1.0}, 5, "evaluations that do not measure it\nset config.evaluation.kl to True"),
   ({"diversity_floor": 1.5}, 5, "from 0 to 1"),
 ])
 def test_a_guard_that_could_see_nothing_is_refused(changes, every, message):
   with pytest.raises(ValueError, match=message):
-    guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=every)
+    guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=every, kl=False)
 
 
 def test_off_is_no_guard_whatever_else_it_says(tmp_path):
-  assert guard.make(**{**BOUNDS, "action": "off"}, rewards=(), every=0) is None
+  assert guard.make(**{**BOUNDS, "action": "off"}, rewards=(), every=0, kl=False) is None
   watch = guard.Watch(None, {}, tmp_path, 0)
   assert watch.verdict() == watch.look(initial(), {}) == guard.UNWATCHED
   watch.close()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from jaxalign import streams
 from jaxalign.data import preferences
 
 
@@ -93,7 +94,7 @@ class PreferencePairs:
     return np.concatenate(orders)[start : start + share].astype(np.int32)
 
   def _rows_of_epoch(self, seed: int, epoch: int) -> np.ndarray:  # [num_records]
-    rng = np.random.default_rng([seed, epoch])
+    rng = streams.generator(seed, "pair order", epoch)
     records = rng.permutation(self.num_records)
     return self._firsts[records] + rng.integers(self._counts[records])
 

@@ -8,7 +8,7 @@ import pathlib
 
 from absl import flags
 
-from jaxalign import command, source
+from jaxalign import command, precision, source
 from jaxalign import evaluation as evaluation_lib
 
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
@@ -34,7 +34,9 @@ def evaluate_run(workdir: pathlib.Path) -> None:
   """Compares a run's newest checkpoint with its base model, as the run itself does at its end."""
   found = source.load_run(workdir)
   evaluation = evaluation_lib.make_evaluation(**{**found.config["evaluation"], **_given()})
-  comparison = evaluation.compare_with_base(found.system, found.params)
+  comparison = evaluation.compare_with_base(
+    found.system, found.params, kl_floor=precision.recorded_kl(workdir)
+  )
   comparison.write(workdir)
   print(f"iteration {found.step}\n{comparison.table()}")
 
@@ -56,7 +58,8 @@ def evaluate_model() -> None:
   )
   scores = evaluation.run(sys, params)
   for name, mean in scores.means("").items():
-    if name != "kl_to_ref":  # of a model by itself there is nothing that it moved away from
+    # Of a model by itself there is nothing that it moved away from.
+    if name != "kl_to_ref" and mean is not None:
       print(f"{name:24}{mean:8.3f}")
 
 

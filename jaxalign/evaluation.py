@@ -20,22 +20,27 @@ SHOWN = 24  # pairs of images in before_after.png
 class Scores:
   """One set of parameters on the evaluation's prompts and noise.
 
-  images: `[N, H, W, 3]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base.
+  images: `[N, H, W, 3]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base,
+    None if no step has noise, for then it is not defined.
   diversity: mean pairwise distance of the images of a prompt, None if no prompt has two; vendi: of
     all images.
   """
 
   images: np.ndarray
   rewards: Mapping[str, np.ndarray]
-  kl: np.ndarray
+  kl: np.ndarray | None
   diversity: float | None
   vendi: float
 
-  def means(self, prefix: str) -> dict[str, float]:
+  @property
+  def kl_to_ref(self) -> float | None:
+    """The mean KL."""
+    return None if self.kl is None else float(self.kl.mean())
+
+  def means(self, prefix: str) -> dict[str, float | None]:
+    """By name; None for what is not defined."""
     values = {name: float(values.mean()) for name, values in self.rewards.items()}
-    values |= {"kl_to_ref": float(self.kl.mean()), "vendi": self.vendi}
-    if self.diversity is not None:
-      values["diversity"] = self.diversity
+    values |= {"kl_to_ref": self.kl_to_ref, "vendi": self.vendi, "diversity": self.diversity}
     return {f"{prefix}{name}": value for name, value in values.items()}
 
 
@@ -63,8 +68,8 @@ class Evaluation:
 
   def sample(
     self, sys: system.System, params: Params, *, num_images: int
-  ) -> tuple[list[prompts_lib.Record], np.ndarray, np.ndarray]:
-    """The first `num_images` prompts, their images `[num_images, H, W, 3]` and KLs."""
+  ) -> tuple[list[prompts_lib.Record], np.ndarray, np.ndarray | None]:
+    """The first `num_images` prompts, their images `[num_images, H, W, 3]` and KLs, or None."""
     records = self.prompts[self.ids[:num_images]]
     token_ids = sys.model.tokenize([record["prompt"] for record in records])
     images, kl = sys.sample_images(params, token_ids, microbatch=self.microbatch, seed=self.seed)
@@ -86,11 +91,18 @@ class Evaluation:
     return Scores(images, rewards, kl, diversity, statistics.vendi_score(found))
 
   def compare_with_base(
-    self, sys: system.System, params: Params, base: Scores | None = None
+    self,
+    sys: system.System,
+    params: Params,
+    base: Scores | None = None,
+    *,
+    kl_floor: float | None = None,
   ) -> "Comparison":
     """The base model, unless its scores are at hand, and `params` on the same prompts and noise."""
     base = self.run(sys, sys.policy.params) if base is None else base
-    return Comparison(self.prompts[self.ids], self.ids, base, self.run(sys, params))
+    steps = len(sys.process.noisy_steps()), sys.process.table.num_steps
+    aligned = self.run(sys, params)
+    return Comparison(self.prompts[self.ids], self.ids, base, aligned, steps, kl_floor)
 
 
 def make_evaluation(
@@ -120,12 +132,18 @@ def make_evaluation(
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Base and aligned model on the same prompts and noise."""
+  """Base and aligned model on the same prompts and noise.
+
+  kl_steps: how many steps of a trajectory have noise, over which alone its KL is, and all of them.
+  kl_floor: what rounding alone makes the KL read, where that was measured (`precision`).
+  """
 
   records: list[prompts_lib.Record]
   ids: np.ndarray
   base: Scores
   aligned: Scores
+  kl_steps: tuple[int, int]
+  kl_floor: float | None = None
 
   def report(self) -> dict[str, Any]:
     """What evaluation.json holds."""
@@ -145,7 +163,9 @@ class Comparison:
       "num_images": len(self.ids),
       "num_prompts": len(np.unique(self.ids)),
       "rewards": rewards,
-      "kl_to_ref": float(self.aligned.kl.mean()),
+      "kl_to_ref": self.aligned.kl_to_ref,
+      "kl_steps": list(self.kl_steps),
+      "kl_floor": self.kl_floor,
       "diversity": {"base": self.base.diversity, "aligned": self.aligned.diversity},
       "vendi": {"base": self.base.vendi, "aligned": self.aligned.vendi},
     }
@@ -173,8 +193,15 @@ class Comparison:
       lines.append(
         f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['aligned'] - row['base']:+8.3f}"
       )
-    lines.append(f"{'trajectory KL':24}{'':8}{report['kl_to_ref']:9.3f} nats")
+    lines.append(f"{'trajectory KL':24}{'':8}{self._kl_in_words()}")
     return "\n".join(lines)
+
+  def _kl_in_words(self) -> str:
+    noisy, steps = self.kl_steps
+    if self.aligned.kl_to_ref is None:
+      return f"     none: not one of {steps} steps has noise"
+    floor = "" if self.kl_floor is None else f"; {self.kl_floor:.2g} are rounding"
+    return f"{self.aligned.kl_to_ref:9.3f} nats over {noisy} of {steps} steps{floor}"
 
   def write(self, workdir: pathlib.Path) -> None:
     """Writes evaluation.json and before_after.png."""

@@ -90,9 +90,11 @@ def make(
   action: str,
   rewards: Sequence[str],
   every: int,
+  has_kl: bool,
 ) -> Guard | None:
   """None where the action is "off"; `rewards` and `every` are those of the evaluation.
 
+  `has_kl` is whether the sampler has a step with noise, without which there is no KL.
   Raises ValueError for a guard that could see nothing.
   """
   if action not in ACTIONS:
@@ -116,6 +118,12 @@ def make(
       "config.guard: expected patience of at least 1, kl_budget of at least 0 and diversity_floor "
       f"from 0 to 1; got {patience}, {kl_budget} and {diversity_floor}"
     )
+  if kl_budget and not has_kl:
+    raise ValueError(
+      "config.guard.kl_budget: expected 0, because every step of config.process is deterministic, "
+      f"and without noise there is no KL; got {kl_budget:g}\nset it to 0, or raise eta, or "
+      "noise_level, above 0"
+    )
   return Guard(gold, patience, kl_budget, diversity_floor, action)
 
 
@@ -133,7 +141,7 @@ class Watch:
     self._guard, self._base = guard, base
     if guard is None:
       return
-    if guard.diversity_floor and "eval/diversity" not in base:
+    if guard.diversity_floor and base.get("eval/diversity") is None:
       raise ValueError(
         "config.guard.diversity_floor: expected several images of a prompt in the evaluation, "
         "found one of each\nraise config.evaluation.num_images, or set the floor to 0"

@@ -83,11 +83,12 @@ class System:
 
   def sample_images(
     self, params: Params, token_ids: np.ndarray, *, microbatch: int, seed: int
-  ) -> tuple[np.ndarray, np.ndarray]:
+  ) -> tuple[np.ndarray, np.ndarray | None]:
     """Images `[M, H, W, 3]` of any number of prompts, and the KL to the reference `[M]` of each.
 
-    The noise comes from `seed` and the microbatch's size. The last microbatch is
-    padded, so that no second program is compiled.
+    The KL is None, and nothing is computed for it, where no step has noise. The noise comes from
+    `seed` and the microbatch's size. The last microbatch is padded, so that no second program is
+    compiled.
     """
     if microbatch < 1 or len(token_ids) < 1:
       raise ValueError(
@@ -97,11 +98,14 @@ class System:
     padding = -len(token_ids) % microbatch
     padded = np.concatenate([token_ids, np.repeat(token_ids[-1:], padding, axis=0)])
     images, kl = [], []
+    has_kl = bool(self.process.noisy_steps())
     for j, rows in enumerate(np.split(padded, len(padded) // microbatch)):
       sampled = self.sample_fn(params, self.frozen, rows, seed, 0, j, None)
       images.append(sharding.gather(sampled.images))
-      kl.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))
-    return np.concatenate(images)[: len(token_ids)], np.concatenate(kl)[: len(token_ids)]
+      if has_kl:
+        kl.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))
+    whole = np.concatenate(images)[: len(token_ids)]
+    return whole, np.concatenate(kl)[: len(token_ids)] if has_kl else None
 
 
 def make_system(

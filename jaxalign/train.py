@@ -26,6 +26,7 @@ from jaxalign import (
   metrics,
   optim,
   pictures,
+  precision,
   processes,
   rehearsal,
   run,
@@ -46,10 +47,14 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   check_numbers(config)
   rewards = section("reward", combine.make_total) if "reward" in sections else None
   evaluation = section("evaluation", evaluation_lib.make_evaluation)
-  bounds = section(
-    "guard", guard.make, rewards=config.evaluation.rewards, every=config.evaluation.every
-  )
   sys = system.from_config(sections, section("mesh", sharding.make_mesh))
+  bounds = section(
+    "guard",
+    guard.make,
+    rewards=config.evaluation.rewards,
+    every=config.evaluation.every,
+    has_kl=bool(sys.process.noisy_steps()),
+  )
   sharding.check_batch("config.evaluation.microbatch", evaluation.microbatch, sys.mesh)
   method = section("method", methods.make, parts=sys.parts_with(rewards))
   feed = feeds.make(method, sections, sys, rewards, workdir)
@@ -87,6 +92,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
   draw = section("samples", Samples, workdir=workdir, evaluation=evaluation, writer=writer)
   last = config.num_iterations
+  floor = measure_floor(sys, evaluation, sections["guidance"]) if start == 0 else None
   base = evaluation.run(sys, sys.policy.params) if bounds else None
   watch = guard.Watch(bounds, base.means("eval/") if base else {}, workdir, start)
   verdict = watch.verdict()
@@ -117,6 +123,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       record |= feed.summarize(jax.device_get(updates))
       record["throughput/images_per_s"] = feed.num_images / (time.perf_counter() - began)
       record["compile/count"] = compilations.count
+      record |= floor.metrics() if floor is not None and step == 0 else {}
       evaluated = evaluation.every > 0 and (step + 1) % evaluation.every == 0
       if evaluated:
         record |= evaluation.run(sys, state.sampling_params).means("eval/")
@@ -143,7 +150,9 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       state = watch.best(fresh_state())
       print(f"ended by the guard; its best iteration is {int(state.step)}", flush=True)
     draw.save(int(state.step), sys, state)
-    comparison = evaluation.compare_with_base(sys, state.sampling_params, base)
+    comparison = evaluation.compare_with_base(
+      sys, state.sampling_params, base, kl_floor=precision.recorded_kl(workdir)
+    )
     if processes.is_first():
       comparison.write(workdir)
       pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
@@ -151,6 +160,16 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
   watch.close()
   writer.close()
+
+
+def measure_floor(sys, evaluation, guidance) -> precision.Floor | None:
+  """What rounding makes log-ratios and KLs read, on the evaluation's first prompts; says it too."""
+  ids = np.resize(evaluation.ids, evaluation.microbatch)
+  token_ids = sys.model.tokenize([record["prompt"] for record in evaluation.prompts[ids]])
+  floor = precision.measure(sys, token_ids, guidance=guidance, seed=evaluation.seed)
+  if floor is not None:
+    print(f"{sys.model.networks.dtype}: {floor}", flush=True)
+  return floor
 
 
 def progress_line(record: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """Every config and variant that aligns, end to end in `quicktest` size on a tiny random model."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import checkpoint, metrics, train
+from jaxalign import checkpoint, metrics, run, train
 from jaxalign.rewards import DeviceReward
 
 TIMING = {"throughput/images_per_s", "compile/count"}
@@ -68,7 +69,8 @@ def assert_moved_and_evaluated(name, workdir):
   assert [record["step"] for record in written] == [0, 1]
   assert all(record["grad/norm"] > 0 for record in written)
   report = json.loads((workdir / "evaluation.json").read_text())
-  assert report["kl_to_ref"] > 0 and report["vendi"]["base"] > 1
+  assert report["kl_to_ref"] > 0 and report["kl_steps"] == [4, 4]
+  assert report["kl_floor"] is None and report["vendi"]["base"] > 1
   counts = [record["compile/count"] for record in metrics.read(workdir)]
   assert counts[0] == counts[1]
   if name == "dpo":
@@ -82,6 +84,21 @@ def assert_moved_and_evaluated(name, workdir):
 def test_a_run_moves_the_policy_and_evaluates_it(name, variant, make_config, tmp_path):
   train.train(make_config(name, variant), tmp_path)
   assert_moved_and_evaluated(name, tmp_path)
+
+
+def test_a_chain_without_noise_has_no_kl_anywhere_and_pays_for_none(make_config, tmp_path, capsys):
+  config = make_config("draft", "", process__eta=0.0, evaluation__every=1, guard__action="warn")
+  train.train(config, tmp_path)
+  report = json.loads((tmp_path / "evaluation.json").read_text())
+  assert report["kl_to_ref"] is None and report["kl_steps"] == [0, 4]
+  assert "trajectory KL" in (shown := capsys.readouterr().out) and "not one of 4 steps" in shown
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["eval/kl_to_ref"] for line in lines] == [None, None]
+  assert all("eval/kl_to_ref" not in record for record in records(tmp_path))
+  found = run.load(tmp_path)
+  broken = dataclasses.replace(found.system, kl_fn=None)  # would fail if it were called
+  token_ids = found.system.model.tokenize(["a circle"])
+  assert broken.sample_images(found.params, token_ids, microbatch=2, seed=0)[1] is None
 
 
 @pytest.mark.slow  # tests/test_export.py trains an adapter of an XL by DDPO
@@ -132,6 +149,16 @@ def test_a_guard_ends_a_run_with_the_best_checkpoint_and_says_so_again(
   ("draft", {"reward__normalize": "batch"}, "normalize 'none'"),
   ("draft", {"method__num_grad_steps": 5}, "expected 1 to 4 steps to differentiate through, or 0"),
   ("draft", {"guard__action": "stop"}, "set config.evaluation.every above 0"),
+  (
+    "draft",
+    {"process__eta": 0.0, "method__kl_weight": 0.1},
+    r"kl_weight: expected 0, because no step that is differentiated \(the last 1\) has noise",
+  ),
+  (
+    "draft",
+    {"process__eta": 0.0, "evaluation__every": 1, "guard__action": "warn", "guard__kl_budget": 1.0},
+    "kl_budget: expected 0, because every step",
+  ),
   ("draft", {"evaluation__features": "clap"}, "unknown 'clap'"),
 ])
 def test_a_wrong_config_is_refused_before_anything_is_written(

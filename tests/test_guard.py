@@ -18,7 +18,7 @@ BOUNDS = {
 
 
 def make(**changes):
-  return guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=5)
+  return guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=5, has_kl=True)
 
 
 def history(*golds, kl=1.0, diversity=0.8):
@@ -79,11 +79,18 @@ def test_without_a_gold_reward_the_other_bounds_still_warn():
 ])
 def test_a_guard_that_could_see_nothing_is_refused(changes, every, message):
   with pytest.raises(ValueError, match=message):
-    guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=every)
+    guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=every, has_kl=True)
+
+
+def test_a_budget_of_a_kl_that_no_step_has_is_refused():
+  arguments = {**BOUNDS, "rewards": ("gold",), "every": 5, "has_kl": False}
+  assert guard.make(**arguments) is not None
+  with pytest.raises(ValueError, match=r"kl_budget: expected 0, .* got 0.5\nset it to 0, or raise"):
+    guard.make(**{**arguments, "kl_budget": 0.5})
 
 
 def test_off_is_no_guard_whatever_else_it_says(tmp_path):
-  assert guard.make(**{**BOUNDS, "action": "off"}, rewards=(), every=0) is None
+  assert guard.make(**{**BOUNDS, "action": "off"}, rewards=(), every=0, has_kl=True) is None
   watch = guard.Watch(None, {}, tmp_path, 0)
   assert watch.verdict() == watch.look(initial(), {}) == guard.UNWATCHED
   watch.close()

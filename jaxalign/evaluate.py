@@ -12,7 +12,7 @@ from jaxalign import command, precision, source
 from jaxalign import evaluation as evaluation_lib
 
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/held_out, a .txt or .jsonl file, ...")
+_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, a .txt or .jsonl file, ...")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Denoising steps of --model.")
 _GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", 5.0, "Guidance of --model; 1 is none.")
@@ -31,9 +31,12 @@ def main(argv):
 
 
 def evaluate_run(workdir: pathlib.Path) -> None:
-  """Compares a run's newest checkpoint with its base model, as the run itself does at its end."""
+  """Compares a run with its base model on its test prompts, as the run itself does at its end."""
   found = source.load_run(workdir)
-  evaluation = evaluation_lib.make_evaluation(**{**found.config["evaluation"], **_given()})
+  settings = {**found.config["evaluation"], **_given()}
+  if _PROMPTS.value is not None:  # all of them, as they are
+    settings |= {"validation": "", "every": 0}
+  evaluation = evaluation_lib.make_evaluations(**settings).test
   comparison = evaluation.compare_with_base(
     found.system, found.params, kl_floor=precision.recorded_kl(workdir)
   )

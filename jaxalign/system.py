@@ -82,13 +82,13 @@ class System:
     )
 
   def sample_images(
-    self, params: Params, token_ids: np.ndarray, *, microbatch: int, seed: int
+    self, params: Params, token_ids: np.ndarray, *, microbatch: int, seed: int, part: int = 0
   ) -> tuple[np.ndarray, np.ndarray | None]:
     """Images `[M, H, W, 3]` of any number of prompts, and the KL to the reference `[M]` of each.
 
     The KL is None, and nothing is computed for it, where no step has noise. The noise comes from
-    `seed` and the microbatch's size. The last microbatch is padded, so that no second program is
-    compiled.
+    `seed`, `part` and the microbatch's size. The last microbatch is padded, so that no second
+    program is compiled.
     """
     if microbatch < 1 or len(token_ids) < 1:
       raise ValueError(
@@ -100,7 +100,7 @@ class System:
     images, kl = [], []
     has_kl = bool(self.process.noisy_steps())
     for j, rows in enumerate(np.split(padded, len(padded) // microbatch)):
-      sampled = self.sample_fn(params, self.frozen, rows, seed, 0, j, None)
+      sampled = self.sample_fn(params, self.frozen, rows, seed, part, j, None)
       images.append(sharding.gather(sampled.images))
       if has_kl:
         kl.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))

@@ -27,7 +27,7 @@ def trained(workdir):
 @pytest.fixture(scope="module")
 def scores(trained):
   """By form: that run's evaluation, with its adapter in the kernels and beside the layers."""
-  evaluate = evaluation.make_evaluation(**trained.config["evaluation"])
+  evaluate = evaluation.make_evaluations(**trained.config["evaluation"]).test
   side = {**trained.config, "lora": {**trained.config["lora"], "form": "side"}}
   beside = system.from_config(side)
   return {

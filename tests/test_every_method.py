@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from jaxalign import checkpoint, metrics, run, train
+from jaxalign import checkpoint, evaluate, export, guard, metrics, run, train
 from jaxalign.rewards import DeviceReward
 
 TIMING = {"throughput/images_per_s", "compile/count"}
@@ -24,6 +26,13 @@ RUNS = [
   ("draft", "lv"),
   ("draft", "refl"),
 ]
+
+
+def judged_once(images, prompts):
+  """By evaluation: the base model's, then a better one, and then worse and worse ones."""
+  score = [0.5, 0.9, 0.3, 0.2][min(judged_once.seen, 3)]
+  judged_once.seen += 1
+  return np.full(len(images), score)
 
 
 def brightness(*, target=0.6) -> DeviceReward:
@@ -135,6 +144,64 @@ def test_a_guard_ends_a_run_with_the_best_checkpoint_and_says_so_again(
   train.train(make_config("draft", "whole", **changes), tmp_path)
   assert "ended by the guard" in capsys.readouterr().out
   assert len(records(tmp_path)) == 1 and (tmp_path / "evaluation.json").read_bytes() == before
+  assert json.loads(before)["part"] == "test"
+
+
+@pytest.fixture(scope="module")
+def ended(make_config, tmp_path_factory):
+  """The workdir of a run that a guard ended after three iterations, with the state of the first."""
+  workdir = tmp_path_factory.mktemp("ended")
+  judged_once.seen = 0
+  changes = {"num_iterations": 5, "evaluation__every": 1, "ema_decay": 0.5}
+  config = make_config("draft", "", guard__action="stop", guard__patience=2, **changes)
+  config.evaluation.rewards = (f"{__name__}:judged_once",)
+  config.guard.gold = f"{__name__}:judged_once"
+  config.samples.every = 0
+  config.evaluation.microbatch = config.evaluation.num_images  # one call for each evaluation
+  train.train(config, workdir)
+  return workdir
+
+
+def test_commands_take_the_state_that_a_guard_ended_a_run_with(ended):
+  assert guard.kept(ended) == guard.Kept(1, ended=True) and len(records(ended)) == 3
+  chosen, newest, best = (run.load(ended, take=take) for take in ("chosen", "newest", "best"))
+  assert (chosen.step, newest.step, best.step) == (1, 3, 1)
+  assert chosen.taken == "iteration 1, the best by its guard"
+  assert newest.taken == "iteration 3, the newest checkpoint"
+  saved = checkpoint.read_latest(ended, checkpoint.BEST)[1]["ema_params"]
+  jax.tree.map(np.testing.assert_array_equal, chosen.params, saved)
+  with pytest.raises(AssertionError):
+    jax.tree.map(np.testing.assert_array_equal, chosen.params, newest.params)
+
+
+def test_evaluate_and_export_follow_and_a_flag_takes_the_newest(ended, tmp_path, capsys):
+  workdir = shutil.copytree(ended, tmp_path / "run")
+  reported = json.loads((workdir / "evaluation.json").read_text())
+  for flag, step in (("--nonewest", 1), ("--newest", 3)):
+    with flagsaver.flagsaver():
+      output = tmp_path / f"out_{step}"
+      flags.FLAGS(["test", f"--workdir={workdir}", flag, f"--output={output}"])
+      judged_once.seen = 4  # as at the run's own end
+      evaluate.main([])
+      export.main([])
+    printed = capsys.readouterr()
+    assert f"iteration {step}" in printed.out and f"run: iteration {step}, the" in printed.err
+    assert json.loads((output / "jaxalign_export.json").read_text())["iteration"] == step
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert (found["vendi"] == reported["vendi"]) == (step == 1)
+
+
+def test_a_run_whose_guard_found_nothing_better_than_the_base_model_gives_that(ended, tmp_path):
+  workdir = shutil.copytree(ended, tmp_path / "run")
+  written = json.loads((workdir / guard.RECORD).read_text())
+  (workdir / guard.RECORD).write_text(json.dumps({**written, "best_step": 0}))
+  found = run.load(workdir)
+  assert found.step == 0 and "the base model" in found.taken
+  jax.tree.map(np.testing.assert_array_equal, found.params, found.system.policy.params)
+  (workdir / guard.RECORD).unlink()
+  assert run.load(workdir).step == 3
+  with pytest.raises(ValueError, match=r"watched, found no .*guard\.json"):
+    run.load(workdir, take="best")
 
 
 @pytest.mark.parametrize("name,changes,message", [

@@ -62,7 +62,8 @@ def measure(
 
 def recorded_kl(workdir: pathlib.Path) -> float | None:
   """The floor of the KL that a run logged in its first iteration, if it did."""
-  return next((record.get(KL) for record in metrics.read(workdir)), None)
+  logged = metrics.read(workdir) if (workdir / "metrics.jsonl").exists() else []
+  return logged[0].get(KL) if logged else None
 
 
 def _make_measure(sys: System, guidance: Mapping[str, Any]):

@@ -78,7 +78,8 @@ def assert_moved_and_evaluated(name, workdir):
   assert [record["step"] for record in written] == [0, 1]
   assert all(record["grad/norm"] > 0 for record in written)
   report = json.loads((workdir / "evaluation.json").read_text())
-  assert report["kl_to_ref"] > 0 and report["kl_steps"] == [4, 4]
+  # The last step of the small model's chain, to the data, has no noise.
+  assert report["kl_to_ref"] > 0 and report["kl_steps"] == [3, 4]
   assert report["kl_floor"] is None and report["vendi"]["base"] > 1
   counts = [record["compile/count"] for record in metrics.read(workdir)]
   assert counts[0] == counts[1]

@@ -41,7 +41,7 @@ def evaluate_run(workdir: pathlib.Path) -> None:
     found.system, found.params, kl_floor=precision.recorded_kl(workdir)
   )
   comparison.write(workdir)
-  print(f"iteration {found.step}\n{comparison.table()}")
+  print(comparison.table())
 
 
 def evaluate_model() -> None:

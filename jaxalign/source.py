@@ -67,11 +67,11 @@ def strength() -> float:
 def load_run(workdir: pathlib.Path, **overrides: Mapping[str, Any]) -> run.Run:
   """The run of `workdir` as the other flags want it; `process` and `guidance` as in `run.load`.
 
-  Says on stderr which of its states that is.
+  Says which of its states that is.
   """
   take = "best" if _BEST.value else "newest" if _NEWEST.value else "chosen"
   found = run.load(workdir, take=take, strength=_STRENGTH.value, **overrides)
-  print(f"{workdir}: {found.taken}", file=sys.stderr)
+  print(f"{workdir}: {found.taken}")
   return found
 
 

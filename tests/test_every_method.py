@@ -185,8 +185,7 @@ def test_evaluate_and_export_follow_and_a_flag_takes_the_newest(ended, tmp_path,
       judged_once.seen = 4  # as at the run's own end
       evaluate.main([])
       export.main([])
-    printed = capsys.readouterr()
-    assert f"iteration {step}" in printed.out and f"run: iteration {step}, the" in printed.err
+    assert capsys.readouterr().out.count(f"run: iteration {step}, the") == 2
     assert json.loads((output / "jaxalign_export.json").read_text())["iteration"] == step
     found = json.loads((workdir / "evaluation.json").read_text())
     assert (found["vendi"] == reported["vendi"]) == (step == 1)

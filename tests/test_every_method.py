@@ -1,6 +1,7 @@
 """Every config and variant that aligns, end to end in `quicktest` size on a tiny random model."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -170,9 +171,10 @@ def test_commands_take_the_state_that_a_guard_ended_a_run_with(ended):
   assert chosen.taken == "iteration 1, the best by its guard"
   assert newest.taken == "iteration 3, the newest checkpoint"
   saved = checkpoint.read_latest(ended, checkpoint.BEST)[1]["ema_params"]
-  jax.tree.map(np.testing.assert_array_equal, chosen.params, saved)
+  same = functools.partial(np.testing.assert_allclose, atol=1e-7)  # a strength of 1 rounds
+  jax.tree.map(same, chosen.params, saved)
   with pytest.raises(AssertionError):
-    jax.tree.map(np.testing.assert_array_equal, chosen.params, newest.params)
+    jax.tree.map(same, chosen.params, newest.params)
 
 
 def test_evaluate_and_export_follow_and_a_flag_takes_the_newest(ended, tmp_path, capsys):
@@ -188,7 +190,8 @@ def test_evaluate_and_export_follow_and_a_flag_takes_the_newest(ended, tmp_path,
     assert capsys.readouterr().out.count(f"run: iteration {step}, the") == 2
     assert json.loads((output / "jaxalign_export.json").read_text())["iteration"] == step
     found = json.loads((workdir / "evaluation.json").read_text())
-    assert (found["vendi"] == reported["vendi"]) == (step == 1)
+    same = found["kl_to_ref"] == pytest.approx(reported["kl_to_ref"], rel=1e-3)
+    assert same == (step == 1)
 
 
 def test_a_run_whose_guard_found_nothing_better_than_the_base_model_gives_that(ended, tmp_path):

@@ -123,6 +123,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "rewards": ("jpeg_compressibility",),
     "seed": 1234,
     "every": 10,  # iterations; 0 evaluates at the end only
+    "kl": False,  # the trajectory KL to the base model too; costs twice the sampling more
     "microbatch": 2,
     "features": "pixels",  # of images, that their diversity is measured by
   })

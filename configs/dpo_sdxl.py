@@ -95,6 +95,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "kwargs": ({"path": "PickScore_v1"},),  # the folder of a CLIPModel
     "seed": 1234,
     "every": 250,  # iterations; 0 evaluates at the end only
+    "kl": False,  # the trajectory KL to the base model too; costs twice the sampling more
     "microbatch": 8,
     "features": "pixels",  # of images, that their diversity is measured by
   })

@@ -106,6 +106,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "rewards": ("shapes", "shapes_correct", "shapes_learned"),
     "seed": 1234,
     "every": 0,  # iterations; 0 evaluates at the end only
+    "kl": False,  # the trajectory KL to the base model too; costs twice the sampling more
     "microbatch": 32,
     "features": "pixels",  # of images, that their diversity is measured by
   })

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign import checks, files, pictures, processes, statistics, system
+from jaxalign import checks, files, pictures, processes, statistics, streams, system
 from jaxalign import features as features_lib
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.rewards import combine
@@ -26,8 +26,8 @@ PARTS = ("all", "validation", "test")  # each with prompts and noise of its own
 class Scores:
   """One set of parameters on the evaluation's prompts and noise.
 
-  images: `[N, H, W, 3]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base,
-    None if no step has noise, for then it is not defined.
+  images: `[N, H, W, 3]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base, or
+    None where it was not asked for, or no step has noise and it is not defined.
   diversity: mean pairwise distance of the images of a prompt, None if no prompt has two; vendi: of
     all images.
   """
@@ -64,6 +64,7 @@ class Evaluation:
     seed: of the noise.
     microbatch: images sampled and scored at once; with the seed and the part it decides the noise.
     settings: all that decides the scores but the model and its sampler.
+    kl: the trajectory KL of trained parameters to the base model is wanted too.
     validation: of a test, the source of what selected before it.
   """
 
@@ -76,6 +77,7 @@ class Evaluation:
   seed: int
   microbatch: int
   settings: Mapping[str, Any]
+  kl: bool
   validation: str | None = None
 
   @property
@@ -84,19 +86,19 @@ class Evaluation:
     return {"seed": self.seed, "part": PARTS.index(self.part)}
 
   def sample(
-    self, sys: system.System, params: Params, *, num_images: int
+    self, sys: system.System, params: Params, *, num_images: int, kl: bool = False
   ) -> tuple[list[prompts_lib.Record], np.ndarray, np.ndarray | None]:
-    """The first `num_images` prompts, their images `[num_images, H, W, 3]` and KLs, or None."""
+    """The first `num_images` prompts, their images `[num_images, H, W, 3]` and, with `kl`, KLs."""
     records = self.prompts[self.ids[:num_images]]
     token_ids = sys.model.tokenize([record["prompt"] for record in records])
-    images, kl = sys.sample_images(
-      params, token_ids, microbatch=self.microbatch, **self.noise
+    images, nats = sys.sample_images(
+      params, token_ids, microbatch=self.microbatch, kl=kl, **self.noise
     )
-    return records, images, kl
+    return records, images, nats
 
-  def run(self, sys: system.System, params: Params) -> Scores:
-    """Samples and scores every prompt."""
-    records, images, kl = self.sample(sys, params, num_images=len(self.ids))
+  def run(self, sys: system.System, params: Params, *, kl: bool = False) -> Scores:
+    """Samples and scores every prompt; with `kl`, says how far `params` are from the base."""
+    records, images, nats = self.sample(sys, params, num_images=len(self.ids), kl=kl)
     rewards = {reward.name: np.zeros(len(images), np.float32) for reward in self.rewards.rewards}
     # In pieces, because a reward network that fits in training must fit here.
     starts = range(0, len(images), self.microbatch)
@@ -107,7 +109,7 @@ class Evaluation:
     rewards = {name: processes.sum_of(values) for name, values in rewards.items()}
     found = self.features(images)
     diversity = statistics.mean_pairwise_distance(found, self.ids)
-    return Scores(images, rewards, kl, diversity, statistics.vendi_score(found))
+    return Scores(images, rewards, nats, diversity, statistics.vendi_score(found))
 
   def compare_with_base(
     self,
@@ -119,7 +121,7 @@ class Evaluation:
     """The base model and `params` on the same prompts and noise."""
     base = self.run(sys, sys.policy.params)
     steps = len(sys.process.noisy_steps()), sys.process.table.num_steps
-    aligned = self.run(sys, params)
+    aligned = self.run(sys, params, kl=self.kl)
     return Comparison(self, base, aligned, steps, kl_floor)
 
 
@@ -203,6 +205,7 @@ def _make(
   seed: int,
   microbatch: int,
   features: str,
+  kl: bool = False,
   kwargs: Sequence[Mapping[str, Any]] | None = None,
   validation: str | None = None,
 ) -> Evaluation:
@@ -210,7 +213,9 @@ def _make(
     if value < 1:
       raise ValueError(f"evaluation.{name}: expected at least 1, got {value}")
   checks.check_seed("evaluation.seed", seed)
-  ids = prompts.draw(np.random.default_rng([seed, PARTS.index(part)]), num_images)
+  ids = prompts.draw(
+    streams.generator(seed, "evaluation prompts", PARTS.index(part)), num_images
+  )
   settings = {
     "part": part,
     "prompts": [record["prompt"] for record in prompts[ids]],
@@ -219,6 +224,7 @@ def _make(
     "seed": seed,
     "microbatch": microbatch,
     "features": features,
+    "kl": kl,
   }
   return Evaluation(
     part=part,
@@ -230,6 +236,7 @@ def _make(
     seed=seed,
     microbatch=microbatch,
     settings=settings,
+    kl=kl,
     validation=validation,
   )
 
@@ -310,19 +317,22 @@ class Comparison:
       lines.append(
         f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['aligned'] - row['base']:+8.3f}"
       )
-    lines.append(f"{'trajectory KL':24}{'':8}{self._kl_in_words()}")
+    lines += self._kl_in_words()
     return "\n".join(lines)
 
   def _validation_in_words(self) -> list[str]:
     validation = self.evaluation.validation
     return [f"  apart from the validation during the run, {validation}"] if validation else []
 
-  def _kl_in_words(self) -> str:
+  def _kl_in_words(self) -> list[str]:
     noisy, steps = self.kl_steps
-    if self.aligned.kl_to_ref is None:
-      return f"     none: not one of {steps} steps has noise"
+    name, kl = f"{'trajectory KL':24}", self.aligned.kl_to_ref
+    if noisy == 0:
+      return [f"{name}{'':13}none: not one of {steps} steps has noise"]
+    if kl is None:  # it was not asked for
+      return []
     floor = "" if self.kl_floor is None else f"; {self.kl_floor:.2g} are rounding"
-    return f"{self.aligned.kl_to_ref:9.3f} nats over {noisy} of {steps} steps{floor}"
+    return [f"{name}{'':8}{kl:9.3f} nats over {noisy} of {steps} steps{floor}"]
 
   def write(self, workdir: pathlib.Path) -> None:
     """Writes evaluation.json and before_after.png."""

@@ -90,10 +90,12 @@ class Guard(NamedTuple):
         f"the gold reward {self.gold} is {golds[-1]:.3f} and has not passed {best:.3f}, of "
         f"iteration {best_step}, for {since} evaluations"
       )
-    if self.kl_budget and newest["eval/kl_to_ref"] > self.kl_budget:
+    # Evaluations before a restart that set the budget may not have measured it.
+    kl = newest.get("eval/kl_to_ref")
+    if self.kl_budget and kl is not None and kl > self.kl_budget:
       warnings.append(
-        f"the trajectory KL to the reference is {newest['eval/kl_to_ref']:.1f} nats, above the "
-        f"budget of {self.kl_budget:g}"
+        f"the trajectory KL to the reference is {kl:.1f} nats, above the budget of "
+        f"{self.kl_budget:g}"
       )
     if self.diversity_floor:
       floor = self.diversity_floor * base["eval/diversity"]
@@ -115,9 +117,10 @@ def make(
   action: str,
   rewards: Sequence[str],
   every: int,
+  kl: bool,
   has_kl: bool,
 ) -> Guard | None:
-  """None where the action is "off"; `rewards` and `every` are those of the evaluation.
+  """None where the action is "off"; `rewards`, `every` and `kl` are those of the evaluation.
 
   `has_kl` is whether the sampler has a step with noise, without which there is no KL.
   Raises ValueError for a guard that could see nothing.
@@ -148,6 +151,12 @@ def make(
       "config.guard.kl_budget: expected 0, because every step of config.process is deterministic, "
       f"and without noise there is no KL; got {kl_budget:g}\nset it to 0, or raise eta, or "
       "noise_level, above 0"
+    )
+  if kl_budget and not kl:
+    raise ValueError(
+      f"config.guard.kl_budget: {kl_budget:g} needs the KL, found evaluations that do not measure "
+      "it\nset config.evaluation.kl to True, which makes them cost three times as much, or the "
+      "budget to 0"
     )
   return Guard(gold, patience, kl_budget, diversity_floor, action)
 

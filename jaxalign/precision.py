@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import metrics, placement, sharding
+from jaxalign import metrics, placement, sharding, streams
 from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import log_ratios
 from jaxalign.system import Sampled, System
@@ -51,11 +51,12 @@ def measure(
   """
   if sys.model.networks.dtype is None:
     return None
-  sampled = sys.sample_fn(sys.policy.params, sys.frozen, token_ids, seed, 0, 0, None)
+  noise = (seed, streams.number("evaluation"), 0, 0, None)
+  sampled = sys.sample_fn(sys.policy.params, sys.frozen, token_ids, *noise)
   measure_fn = placement.jit(
     _make_measure(sys, guidance), sys.mesh, out_shardings=sharding.replicated(sys.mesh)
   )
-  kl, log_ratio = measure_fn(sys.policy.params, sys.frozen, sampled, jax.random.key(seed))
+  kl, log_ratio = measure_fn(sys.policy.params, sys.frozen, sampled, streams.stream(seed, "floor"))
   log_ratio = float(np.sqrt(np.mean(np.square(log_ratio))))
   return Floor(float(np.mean(kl)) if sys.process.noisy_steps() else None, log_ratio)
 

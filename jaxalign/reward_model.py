@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import files, pretrain, run
+from jaxalign import files, pretrain, run, streams
 from jaxalign.data import preference_files, preference_pairs
 from jaxalign.losses import reward_model as losses
 from jaxalign.models import clip_dual
@@ -46,6 +46,7 @@ def fit(config, workdir: pathlib.Path) -> pathlib.Path:
       seed=config.seed,
       **config.preferences.batches,
     ),
+    key=streams.stream(config.seed, "preferences"),
     **config.preferences.fit,
   )
   model = model.with_params({**model.params, **trained})
@@ -79,9 +80,10 @@ def warm_start(config, workdir: pathlib.Path) -> clip_dual.CLIP:
   params = pretrain.fit(
     "warm_start",
     workdir,
-    model.init_params(jax.random.key(config.seed)),
+    model.init_params(streams.stream(config.seed, "model")),
     make_contrastive_loss(model, **config.warm_start.augmentation),
     scene_batches(model.tokenize, seed=config.seed, **config.warm_start.batches),
+    key=streams.stream(config.seed, "warm start"),
     **config.warm_start.fit,
   )
   return model.with_params(params)
@@ -185,7 +187,7 @@ def scene_batches(
         return other
 
   def batches(step):
-    rng = np.random.default_rng([seed, step])
+    rng = streams.generator(seed, "warm start batches", step)
     drawn = shapes_prompts.sample_prompts(rng, batch_size // group_size, "train")
     specs = [prompt.spec for prompt in drawn]
     specs += [near_miss(rng, spec) for _ in range(group_size - 1) for spec in specs]
@@ -242,7 +244,7 @@ def pair_batches(
   """
 
   def batches(step):
-    rng = np.random.default_rng([seed, step])
+    rng = streams.generator(seed, "pair shifts", step)
     rows = pairs.draw_for_step(seed, step, batch_size)
     images = [[_shifted(rng, image, max_shift) for image in pair] for pair in pairs.images(rows)]
     return np.array(images), of_prompts[rows], pairs.p[rows]

@@ -18,6 +18,10 @@ MAY_CHANGE = (
   *("checkpoint", "log", "samples", "evaluation", "guard"),
 )
 
+# Fields of a config that may name a data file; what they name may also be a set without one.
+DATA_FIELDS = ("data.source", "evaluation.source", "held_out")
+DIGESTS = "digests"  # config.json has them under this name, beside the sections
+
 
 class Run(NamedTuple):
   """What a workdir holds, made ready to sample.
@@ -79,24 +83,67 @@ def load(
 
 
 def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
-  """Writes config.json into a new workdir; raises ValueError if another config's run is there.
+  """Writes config.json into a new workdir, with a digest of every data file that it names.
 
   Of several processes all check and the first one writes.
+
+  Raises:
+    ValueError: another config's run is there, or one that began with other data.
   """
   wanted = json.loads(config.to_json())
+  digests = data_digests(wanted)
   path = workdir / "config.json"
   if path.exists():
     found = files.read_json(path)
     changed = [
       key
       for key in sorted(found.keys() | wanted.keys())
-      if key not in MAY_CHANGE and found.get(key) != wanted.get(key)
+      if key not in (*MAY_CHANGE, DIGESTS) and found.get(key) != wanted.get(key)
     ]
     if changed:
       raise ValueError(
         f"workdir {workdir} belongs to another config: config.{', config.'.join(changed)} "
         "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
       )
+    _check_digests(workdir, found.get(DIGESTS, {}), digests, wanted)
   workdir.mkdir(parents=True, exist_ok=True)
   if processes.is_first():
-    files.write_json(path, wanted)
+    files.write_json(path, {**wanted, DIGESTS: digests})
+
+
+def data_digests(config: Mapping[str, Any]) -> dict[str, str]:
+  """`{field: SHA-256}` of the data files that a config names.
+
+  Of a table that names images it is that of the table alone: the images may be many gigabytes.
+  """
+  named = {field: _value(config, field) for field in DATA_FIELDS}
+  return {
+    field: files.digest(name)
+    for field, name in named.items()
+    if isinstance(name, str) and pathlib.Path(name).is_file()
+  }
+
+
+def _value(config: Mapping[str, Any], field: str) -> Any:
+  """The value of a dotted field, None if the config has no such field."""
+  value: Any = config
+  for key in field.split("."):
+    value = value.get(key) if isinstance(value, Mapping) else None
+  return value
+
+
+def _check_digests(
+  workdir: pathlib.Path,
+  expected: Mapping[str, str],
+  found: Mapping[str, str],
+  config: Mapping[str, Any],
+) -> None:
+  """Raises ValueError if a file was edited that a run must not change; a new field is no edit."""
+  for field, digest in found.items():
+    before = expected.get(field, digest)
+    if before != digest and field.split(".")[0] not in MAY_CHANGE:
+      raise ValueError(
+        f"config.{field}: {_value(config, field)} was edited since the run in {workdir} began: "
+        f"expected SHA-256 {before[:12]}..., found {digest[:12]}...\n"
+        "put the old file back, or choose another --workdir"
+      )

@@ -54,6 +54,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     guard.make,
     rewards=config.evaluation.rewards,
     every=config.evaluation.every,
+    kl=test.kl,
     has_kl=bool(sys.process.noisy_steps()),
   )
   sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
@@ -130,7 +131,8 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       record |= floor.metrics() if floor is not None and step == 0 else {}
       evaluated = every > 0 and (step + 1) % every == 0
       if evaluated:
-        record |= validation.run(sys, state.sampling_params).means("eval/")
+        scores = validation.run(sys, state.sampling_params, kl=validation.kl)
+        record |= scores.means("eval/")
       writer.write(step, record)
       problem = feed.check(record, step)
       if evaluated:

@@ -12,7 +12,7 @@ import pytest
 import small_models
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from jaxalign import batching, methods, placement, sharding, system
+from jaxalign import batching, methods, placement, sharding, streams, system
 from jaxalign.benchmarks import workload
 from jaxalign.diffusion import rollout as rollout_lib
 from jaxalign.feeds import Program, base, rollouts
@@ -141,7 +141,8 @@ def sample(work: workload.Workload, batch: int = 2) -> Program:
 
 def rollout(work: workload.Workload, batch: int = 2) -> Program:
   """A microbatch of trajectories and their images."""
-  args = (work.state.params, work.frozen, _ids(work, batch), 0, 0, 0, None)
+  noise = (0, streams.number("rollout"), 0, 0, None)
+  args = (work.state.params, work.frozen, _ids(work, batch), *noise)
   return Program("sample_fn", work.system.sample_fn, args)
 
 

@@ -31,8 +31,8 @@ def scores(trained):
   side = {**trained.config, "lora": {**trained.config["lora"], "form": "side"}}
   beside = system.from_config(side)
   return {
-    "merged": evaluate.run(trained.system, trained.params),
-    "side": evaluate.run(beside, trained.params),
+    "merged": evaluate.run(trained.system, trained.params, kl=True),
+    "side": evaluate.run(beside, trained.params, kl=True),
     "base": evaluate.run(beside, beside.policy.params),
   }
 

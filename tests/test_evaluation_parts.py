@@ -38,7 +38,7 @@ class Stub:
     self.asked = []
     self.model = types.SimpleNamespace(tokenize=lambda prompts: np.array(prompts))
 
-  def sample_images(self, params, token_ids, *, microbatch, seed, part):
+  def sample_images(self, params, token_ids, *, microbatch, seed, part, kl):
     self.asked.append((tuple(token_ids), seed, part))
     return np.full((len(token_ids), 8, 8, 3), params, np.float32), None
 

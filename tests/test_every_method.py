@@ -55,6 +55,7 @@ def make_config(load_config, pairs_file, small_model):
     config.model.path = str(small_model)
     config.evaluation.rewards = (f"{__name__}:brightness",)
     config.guard.gold = f"{__name__}:brightness"
+    config.evaluation.kl = True
     if name == "dpo":
       config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2, "resize": True})
     else:
@@ -109,7 +110,7 @@ def test_a_chain_without_noise_has_no_kl_anywhere_and_pays_for_none(make_config,
   found = run.load(tmp_path)
   broken = dataclasses.replace(found.system, kl_fn=None)  # would fail if it were called
   token_ids = found.system.model.tokenize(["a circle"])
-  assert broken.sample_images(found.params, token_ids, microbatch=2, seed=0)[1] is None
+  assert broken.sample_images(found.params, token_ids, microbatch=2, seed=0, kl=True)[1] is None
 
 
 @pytest.mark.slow  # tests/test_export.py trains an adapter of an XL by DDPO

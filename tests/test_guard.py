@@ -18,7 +18,8 @@ BOUNDS = {
 
 
 def make(**changes):
-  return guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=5, has_kl=True)
+  section = {"rewards": ("gold", "proxy"), "every": 5, "kl": True, "has_kl": True}
+  return guard.make(**{**BOUNDS, **changes}, **section)
 
 
 def history(*golds, kl=1.0, diversity=0.8):
@@ -63,6 +64,11 @@ def test_the_kl_budget_and_the_floor_of_diversity_name_their_figures():
   assert make(kl_budget=20.0).judge(history(0.4, kl=21.0), BASE).stop
 
 
+def test_a_budget_says_nothing_of_evaluations_that_measured_no_kl():
+  records = [{k: v for k, v in r.items() if k != "eval/kl_to_ref"} for r in history(0.4)]
+  assert not make(kl_budget=20.0).judge(records, BASE).warnings
+
+
 def test_without_a_gold_reward_the_other_bounds_still_warn():
   bounded = make(gold="", kl_budget=20.0, action="warn")
   assert len(bounded.judge(history(0.1, kl=21.0), BASE).warnings) == 1
@@ -75,22 +81,25 @@ def test_without_a_gold_reward_the_other_bounds_still_warn():
   ({"gold": ""}, 5, "keeps the best checkpoint"),
   ({"patience": 0}, 5, "patience of at least 1"),
   ({"kl_budget": -1.0}, 5, "kl_budget of at least 0"),
+  ({"kl_budget": 1.0}, 5, "evaluations that do not measure it\nset config.evaluation.kl to True"),
   ({"diversity_floor": 1.5}, 5, "from 0 to 1"),
 ])
 def test_a_guard_that_could_see_nothing_is_refused(changes, every, message):
   with pytest.raises(ValueError, match=message):
-    guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=every, has_kl=True)
+    section = {"rewards": ("gold", "proxy"), "every": every, "kl": False, "has_kl": True}
+    guard.make(**{**BOUNDS, **changes}, **section)
 
 
 def test_a_budget_of_a_kl_that_no_step_has_is_refused():
-  arguments = {**BOUNDS, "rewards": ("gold",), "every": 5, "has_kl": False}
+  arguments = {**BOUNDS, "rewards": ("gold",), "every": 5, "kl": True, "has_kl": False}
   assert guard.make(**arguments) is not None
   with pytest.raises(ValueError, match=r"kl_budget: expected 0, .* got 0.5\nset it to 0, or raise"):
     guard.make(**{**arguments, "kl_budget": 0.5})
 
 
 def test_off_is_no_guard_whatever_else_it_says(tmp_path):
-  assert guard.make(**{**BOUNDS, "action": "off"}, rewards=(), every=0, has_kl=True) is None
+  nothing = {"rewards": (), "every": 0, "kl": False, "has_kl": True}
+  assert guard.make(**{**BOUNDS, "action": "off"}, **nothing) is None
   watch = guard.Watch(None, {}, tmp_path, 0, {})
   assert watch.verdict() == watch.look(initial(), {}) == guard.UNWATCHED
   watch.close()

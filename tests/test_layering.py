@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 LAYERS = (
-  ("types", "checks", "files", "placement"),
+  ("types", "checks", "files", "placement", "streams"),
   ("aot",),
   ("diffusion", "losses", "advantages"),
   ("models", "rewards", "data", "worlds"),

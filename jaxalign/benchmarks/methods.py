@@ -91,7 +91,7 @@ def run(workdir: pathlib.Path, planned: Run, seed: int) -> None:
     return
   command = [sys.executable, "-m", "jaxalign.main", f"--config={CONFIGS / planned.config}"]
   command += [f"--workdir={workdir}", f"--config.seed={seed}"]
-  command += [f"--config.{change}" for change in planned.changes]
+  command += [f"--config.{change}" for change in (*planned.changes, "evaluation.kl=True")]
   if planned.config.startswith("dpo"):
     command.append(f"--config.data.source={_PAIRS.value}")
   print(" ".join(command), flush=True)

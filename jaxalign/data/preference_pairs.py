@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from jaxalign import streams
 from jaxalign.data import preferences
 
 
@@ -77,7 +78,8 @@ class PreferencePairs:
     epoch, start = divmod(step * batch_size, len(self))
     last_epoch = (step * batch_size + batch_size - 1) // len(self)
     orders = [
-      np.random.default_rng([seed, e]).permutation(len(self)) for e in range(epoch, last_epoch + 1)
+      streams.generator(seed, "pair order", e).permutation(len(self))
+      for e in range(epoch, last_epoch + 1)
     ]
     share = batch_size // process_count
     start += process_index * share

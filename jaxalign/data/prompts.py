@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign import streams
+
 Record = Mapping[str, Any]
 
 
@@ -38,7 +40,7 @@ class PromptSet:
 
   def draw_for_step(self, seed: int, step: int, num_prompts: int) -> np.ndarray:
     """`draw` as a pure function of the seed and the step, so that a resumed run sees the same."""
-    return self.draw(np.random.default_rng([seed, step]), num_prompts)
+    return self.draw(streams.generator(seed, "prompts", step), num_prompts)
 
   def __getitem__(self, ids: np.ndarray) -> list[Record]:
     return [self.records[int(index)] for index in ids]

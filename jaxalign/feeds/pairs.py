@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign import batching, checks, methods, processes, sharding, system
+from jaxalign import batching, checks, methods, processes, sharding, streams, system
 from jaxalign.data import preference_files
 from jaxalign.data.preference_pairs import PreferencePairs
 from jaxalign.feeds.base import Drawn, Program, averages, pick_examples, stack
@@ -47,7 +47,7 @@ class StoredPairs:
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)
-    rng = np.random.default_rng([self._seed, step, 2])  # apart from other streams of the step
+    rng = streams.generator(self._seed, "prompt dropout", step)
     dropped = rng.random(len(rows)) < self._prompt_dropout
     token_ids = self._token_ids[np.where(dropped, len(self.pairs), rows)]
     parts = []

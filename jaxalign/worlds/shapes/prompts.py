@@ -12,6 +12,7 @@ import itertools
 
 import numpy as np
 
+from jaxalign import streams
 from jaxalign.worlds.shapes import scene
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -185,7 +186,7 @@ def sample_prompts(seed: int | np.random.Generator, n: int, split: str = "train"
   """
   if split not in ("train", "held_out"):
     raise ValueError(f"expected split 'train' or 'held_out', got {split!r}")
-  rng = np.random.default_rng(seed)
+  rng = seed if isinstance(seed, np.random.Generator) else streams.generator(seed, "scene prompts")
   by_category: dict[str, list[Prompt]] = {category: [] for category in CATEGORIES}
   for prompt in train_prompts() if split == "train" else held_out_prompts():
     by_category[prompt.category].append(prompt)

@@ -8,11 +8,11 @@ import pathlib
 
 from absl import flags
 
-from jaxalign import command, source
+from jaxalign import command, precision, source
 from jaxalign import evaluation as evaluation_lib
 
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/held_out, a .txt or .jsonl file, ...")
+_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, a .txt or .jsonl file, ...")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
 _KL = flags.DEFINE_bool("kl", None, "With --workdir: the trajectory KL too, at thrice the cost.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Denoising steps of --model.")
@@ -32,12 +32,17 @@ def main(argv):
 
 
 def evaluate_run(workdir: pathlib.Path) -> None:
-  """Compares a run's newest checkpoint with its base model, as the run itself does at its end."""
+  """Compares a run with its base model on its test prompts, as the run itself does at its end."""
   found = source.load_run(workdir)
-  evaluation = evaluation_lib.make_evaluation(**{**found.config["evaluation"], **_given()})
-  comparison = evaluation.compare_with_base(found.system, found.params)
+  settings = {**found.config["evaluation"], **_given()}
+  if _PROMPTS.value is not None:  # all of them, as they are
+    settings |= {"validation": "", "every": 0}
+  evaluation = evaluation_lib.make_evaluations(**settings).test
+  comparison = evaluation.compare_with_base(
+    found.system, found.params, kl_floor=precision.recorded_kl(workdir)
+  )
   comparison.write(workdir)
-  print(f"iteration {found.step}\n{comparison.table()}")
+  print(comparison.table())
 
 
 def evaluate_model() -> None:
@@ -57,7 +62,8 @@ def evaluate_model() -> None:
   )
   scores = evaluation.run(sys, params)
   for name, mean in scores.means("").items():
-    print(f"{name:24}{mean:8.3f}")
+    if mean is not None:
+      print(f"{name:24}{mean:8.3f}")
 
 
 def _given() -> dict:

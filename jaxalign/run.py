@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from jaxalign import checkpoint, files, processes, system
+from jaxalign import checkpoint, checks, files, guard, processes, system
 from jaxalign.types import Params
 
 # What a run may change when it is continued: how long it goes on, on which devices, what it writes,
@@ -26,14 +26,16 @@ DIGESTS = "digests"  # config.json has them under this name, beside the sections
 class Run(NamedTuple):
   """What a workdir holds, made ready to sample.
 
-  params: the trained tree of the newest checkpoint; its average if the run keeps one.
-  step: iterations that it has seen.
+  params: the trained tree of a checkpoint; its average if the run keeps one.
+  step: iterations that it has seen; 0 is the base model.
+  taken: which state that is, in words.
   """
 
   config: dict[str, Any]
   system: system.System
   params: Params
   step: int
+  taken: str
 
 
 def load(
@@ -41,28 +43,43 @@ def load(
   *,
   process: Mapping[str, Any] = MappingProxyType({}),
   guidance: Mapping[str, Any] = MappingProxyType({}),
-  best: bool = False,
+  take: str = "chosen",
   strength: float = 1.0,
 ) -> Run:
   """Reads the run of `workdir`, whose sampler `process` and `guidance` may override in part.
 
-  `best` takes the checkpoint that a guard kept, not the newest. `strength` is how much of the
-  training is applied: 0 is the base model, 1 the trained one.
+  `take` is "chosen", the newest checkpoint or, of a run that a guard ended, the one it chose;
+  "newest" whatever a guard did; or "best", what a guard has kept whether it ended the run or not.
+  `strength` is how much of the training is applied: 0 is the base model, 1 the trained one.
 
   Raises ValueError if there is no run with a checkpoint.
   """
+  checks.check_choice("take", take, ("chosen", "newest", "best"))
   path = workdir / "config.json"
   if not path.is_file():
     raise ValueError(f"expected the workdir of a run, found no {path}")
-  step, state = checkpoint.read_latest(
-    workdir, checkpoint.BEST if best else checkpoint.CHECKPOINTS
-  )
+  kept = guard.kept(workdir)
+  if take == "best" and kept is None:
+    raise ValueError(
+      f"expected a run that a guard has watched, found no {workdir / guard.RECORD}\n"
+      "leave --best out"
+    )
+  by_guard = kept is not None and (take == "best" or (take == "chosen" and kept.ended))
+  if not by_guard:
+    step, state = checkpoint.read_latest(workdir)
+    taken = f"iteration {step}, the newest checkpoint"
+  elif kept.step:
+    step, state = checkpoint.read_latest(workdir, checkpoint.BEST, step=kept.step)
+    taken = f"iteration {step}, the best by its guard"
+  else:
+    step, state = 0, None
+    taken = "the base model, which no iteration surpassed by its guard"
   config = files.read_json(path)
   config["process"].update(process)
   config["guidance"].update(guidance)
   sys = system.from_config(config)
-  params = state.get("ema_params") or state["params"]
-  return Run(config, sys, sys.policy.at_strength(params, strength), step)
+  params = sys.policy.params if state is None else state.get("ema_params") or state["params"]
+  return Run(config, sys, sys.policy.at_strength(params, strength), step, taken)
 
 
 def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:

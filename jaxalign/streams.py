@@ -38,7 +38,8 @@ NAMES: dict[str, tuple[str, ...]] = {
   "loss": ("iteration", "update", "slice"),
   # What is sampled and judged outside of training.
   "evaluation": ("part", "microbatch"),
-  "evaluation prompts": (),
+  "evaluation prompts": ("part",),
+  "floor": (),  # of bfloat16, see precision.py
   "bootstrap": (),
   "sample": (),  # the command
   "preference prompts": (),

@@ -83,13 +83,21 @@ class System:
     )
 
   def sample_images(
-    self, params: Params, token_ids: np.ndarray, *, microbatch: int, seed: int, kl: bool = False
+    self,
+    params: Params,
+    token_ids: np.ndarray,
+    *,
+    microbatch: int,
+    seed: int,
+    part: int = 0,
+    kl: bool = False,
   ) -> tuple[np.ndarray, np.ndarray | None]:
     """Images `[M, H, W, 3]` of any number of prompts, and with `kl` the KL to the reference `[M]`.
 
-    The KL costs the network twice over every trajectory, twice what sampling costs. The noise is
-    that of evaluations, and comes from `seed` and the microbatch's size. The last microbatch is
-    padded, so that no second program is compiled.
+    The KL costs the network twice over every trajectory, twice what sampling costs; where no step
+    has noise it is None, and nothing is computed for it. The noise is that of evaluations, and
+    comes from `seed`, `part` and the microbatch's size. The last microbatch is padded, so that no
+    second program is compiled.
     """
     if microbatch < 1 or len(token_ids) < 1:
       raise ValueError(
@@ -99,8 +107,9 @@ class System:
     padding = -len(token_ids) % microbatch
     padded = np.concatenate([token_ids, np.repeat(token_ids[-1:], padding, axis=0)])
     images, nats = [], []
+    kl = kl and bool(self.process.noisy_steps())
     for j, rows in enumerate(np.split(padded, len(padded) // microbatch)):
-      noise = (seed, streams.number("evaluation"), 0, j, None)
+      noise = (seed, streams.number("evaluation"), part, j, None)
       sampled = self.sample_fn(params, self.frozen, rows, *noise)
       images.append(sharding.gather(sampled.images))
       if kl:

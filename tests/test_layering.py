@@ -23,7 +23,7 @@ LAYERS = (
   (
     *("run", "source", "evaluation", "train", "evaluate", "sample", "export"),
     *("feeds", "pretrain", "rehearsal", "reward_model", "least_work"),
-    "described_rehearsal",
+    *("described_rehearsal", "precision"),
   ),
   ("main", "benchmarks"),
 )

@@ -133,7 +133,7 @@ def _row(name: str, workdir: pathlib.Path) -> str:
     str(config["seed"]),
     f"{judge['base']:.3f}, {judge['aligned']:.3f}, {_gain(judge)}",
     _gain(learned) if learned else "",
-    f"{report['kl_to_ref']:.1f}",
+    "none" if report["kl_to_ref"] is None else f"{report['kl_to_ref']:.1f}",
     f"{diversity['base']:.3f} to {diversity['aligned']:.3f}",
     f"{vendi['base']:.1f} to {vendi['aligned']:.1f}",
     *_ratios(metrics.read(workdir)),

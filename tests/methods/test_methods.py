@@ -1,5 +1,6 @@
 """The contract of every method, on a batch of what it learns from."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_policy
-from toy_policy import FROZEN, PARAMS, PARTS
+from toy_policy import FROZEN, PARAMS, PARTS, PROCESS
 
 from jaxalign import feeds, methods
 
@@ -55,6 +56,25 @@ def loss_and_grad(name, params=PARAMS, batch=None, key=KEY, compiled=True):
 
 def test_every_method_is_under_test():
   assert set(KWARGS) == set(methods.METHODS)
+
+
+@pytest.mark.parametrize("noise, refused", [
+  ((0, 0, 0, 0), {"draft": (1, 2, 0), "align_prop": True}),
+  ((1, 1, 1, 0), {"draft": (1,), "align_prop": False}),
+  ((1, 0, 0, 0), {"draft": (1, 2), "align_prop": True}),  # it never reaches the first step
+])
+def test_a_weight_of_a_kl_that_no_differentiated_step_has_is_refused(noise, refused):
+  table = dataclasses.replace(PROCESS.table, noise_scale=np.array(noise, np.float32))
+  parts = PARTS._replace(process=PROCESS._replace(table=table))
+  align_prop = {"mean_grad_steps": 2.0, "std_grad_steps": 1.0}
+  cases = [("draft", {"num_grad_steps": K}, K in refused["draft"]) for K in (1, 2, 0)]
+  for name, kwargs, bad in [*cases, ("align_prop", align_prop, refused["align_prop"])]:
+    methods.make(name, parts, **kwargs, kl_weight=0.0)
+    if bad:
+      with pytest.raises(ValueError, match=r"kl_weight: expected 0, because no step .* got 0.1"):
+        methods.make(name, parts, **kwargs, kl_weight=0.1)
+    else:
+      methods.make(name, parts, **kwargs, kl_weight=0.1)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

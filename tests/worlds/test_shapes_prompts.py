@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 
 import numpy as np
@@ -87,6 +88,21 @@ def test_split_share_and_words_per_category():
     assert 0.19 <= len(held_out) / (len(train) + len(held_out)) <= 0.25
     words = {word for p in train for word in p.text.split()}
     assert {word for p in held_out for word in p.text.split()} <= words
+
+
+def test_validation_and_test_share_no_facts_and_have_every_category():
+  validation, test = prompts.validation_prompts(), prompts.test_prompts()
+  assert {p.text for p in (*validation, *test)} == {p.text for p in HELD_OUT}
+  assert len(validation) + len(test) == len(HELD_OUT)
+  sides = [{prompts.canonical(p.spec) for p in side} for side in (validation, test)]
+  assert not sides[0] & sides[1]
+  for category in prompts.CATEGORIES:
+    facts = [sum(spec.category == category for spec in side) for side in sides]
+    assert 1 <= facts[0] <= facts[1]
+  # What has been reported must stay apart from what was tuned on, in every version.
+  assert (len(validation), len(test)) == (57, 113)
+  digest = hashlib.sha256("\n".join(p.text for p in validation).encode()).hexdigest()
+  assert digest.startswith("c9869fbd17daad8c")
 
 
 def test_split_never_changes():

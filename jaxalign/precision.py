@@ -7,7 +7,7 @@ their weights differ at all, so a figure of a run that is not well above this fl
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -53,9 +53,7 @@ def measure(
     return None
   noise = (seed, streams.number("evaluation"), 0, 0, None)
   sampled = sys.sample_fn(sys.policy.params, sys.frozen, token_ids, *noise)
-  measure_fn = placement.jit(
-    _make_measure(sys, guidance), sys.mesh, out_shardings=sharding.replicated(sys.mesh)
-  )
+  measure_fn = make_measure_fn(sys, guidance)
   kl, log_ratio = measure_fn(sys.policy.params, sys.frozen, sampled, streams.stream(seed, "floor"))
   log_ratio = float(np.sqrt(np.mean(np.square(log_ratio))))
   return Floor(float(np.mean(kl)) if sys.process.noisy_steps() else None, log_ratio)
@@ -67,7 +65,8 @@ def recorded_kl(workdir: pathlib.Path) -> float | None:
   return logged[0].get(KL) if logged else None
 
 
-def _make_measure(sys: System, guidance: Mapping[str, Any]):
+def make_measure_fn(sys: System, guidance: Mapping[str, Any]) -> Callable[..., tuple]:
+  """Jitted `(params, frozen, sampled, key) -> (kl [B], log_ratio [B])`."""
   exact = dataclasses.replace(sys.model.networks, dtype=None).denoise
   guided = guidance_lib.classifier_free(exact, **guidance)
 
@@ -95,7 +94,7 @@ def _make_measure(sys: System, guidance: Mapping[str, Any]):
     )
     return jnp.sum(kl, axis=0), log_ratio
 
-  return measure
+  return placement.jit(measure, sys.mesh, out_shardings=sharding.replicated(sys.mesh))
 
 
 def _either(rounded: DenoiseFn, exact: DenoiseFn) -> DenoiseFn:

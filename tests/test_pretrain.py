@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxalign import pretrain
+from jaxalign import pretrain, streams
 from jaxalign.worlds.shapes import judge, prompts
 
 
@@ -16,7 +16,7 @@ def test_no_caption_of_the_pretraining_set_is_a_held_out_prompt(load_config):
   facts = {prompts.canonical(prompts.parse(caption)) for caption in captions}
   assert not facts & {prompts.canonical(prompt.spec) for prompt in held_out}
 
-  drawn = prompts.sample_prompts(np.random.default_rng(config.seed), len(images), "train")
+  drawn = prompts.sample_prompts(streams.generator(config.seed, "scenes"), len(images), "train")
   right = np.array(captions) == [prompt.text for prompt in drawn]
   assert abs(right.mean() - 0.85) < 5 * 0.0065  # its standard deviation
   for i in (*np.flatnonzero(right)[:20], *np.flatnonzero(~right)[:20]):

@@ -125,11 +125,13 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   })
 
   config.evaluation = config_dict.ConfigDict({
-    "source": "shapes/held_out",
+    "source": "shapes/test",  # of the final comparison: nothing is chosen on these prompts
+    "validation": "shapes/validation",  # during the run: curves, guard, and your own tuning
     "num_images": 384,
     "rewards": ("shapes", "shapes_correct", "shapes_learned"),
     "seed": 1234,
     "every": 0,  # iterations; 0 evaluates at the end only
+    "kl": False,  # the trajectory KL to the base model too; costs twice the sampling more
     "microbatch": 32,
     "features": "pixels",  # of images, that their diversity is measured by
   })

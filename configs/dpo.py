@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
   config.data = config_dict.ConfigDict({
     "source": "runs/pairs/pairs.parquet",  # or .jsonl; data/preference_files.py has the format
-    "ties": "drop",  # or "half" to keep them, the first image as the winner
+    "ties": "drop",  # or "half" to keep them, with p = 0.5: neither image is the winner
     "max_bad_fraction": 0.01,  # more unreadable rows than this stop the run
     "prompt_dropout": 0.0,  # share of pairs that are trained with the empty prompt
     "resize": False,  # bring images to the size of the model, whatever their aspect ratio
@@ -90,11 +90,13 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.ema_decay = 0.0  # 0 keeps no average
 
   config.evaluation = config_dict.ConfigDict({
-    "source": "shapes/held_out",
+    "source": "shapes/test",  # of the final comparison: nothing is chosen on these prompts
+    "validation": "shapes/validation",  # during the run: curves, guard, and your own tuning
     "num_images": 384,
     "rewards": ("shapes", "shapes_correct", "shapes_learned"),
     "seed": 1234,
     "every": 0,  # iterations; 0 evaluates at the end only
+    "kl": False,  # the trajectory KL to the base model too; costs twice the sampling more
     "microbatch": 32,
     "features": "pixels",  # of images, that their diversity is measured by
   })

@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
   config.data = config_dict.ConfigDict({
     "source": "pairs.parquet",  # or .jsonl; data/preference_files.py has the format
-    "ties": "drop",  # or "half" to keep them, the first image as the winner
+    "ties": "drop",  # or "half" to keep them, with p = 0.5: neither image is the winner
     "max_bad_fraction": 0.01,  # more unreadable rows than this stop the run
     "prompt_dropout": 0.2,  # share of pairs that are trained with the empty prompt
     "resize": True,  # bring images to the size of the model, whatever their aspect ratio
@@ -87,11 +87,15 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
   config.evaluation = config_dict.ConfigDict({
     "source": "held_out.txt",
+    # Prompts for curves and guard during the run, apart from those of the final comparison: a file,
+    # or "" for a third of source, chosen by its text, where `every` is above 0.
+    "validation": "",
     "num_images": 64,
     "rewards": ("clip",),
     "kwargs": ({"path": "PickScore_v1"},),  # the folder of a CLIPModel
     "seed": 1234,
     "every": 250,  # iterations; 0 evaluates at the end only
+    "kl": False,  # the trajectory KL to the base model too; costs twice the sampling more
     "microbatch": 8,
     "features": "pixels",  # of images, that their diversity is measured by
   })

@@ -88,11 +88,15 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
   config.evaluation = config_dict.ConfigDict({
     "source": "held_out.txt",
+    # Prompts for curves and guard during the run, apart from those of the final comparison: a file,
+    # or "" for a third of source, chosen by its text, where `every` is above 0.
+    "validation": "",
     "num_images": 64,
     "rewards": ("clip",),
     "kwargs": ({"path": "PickScore_v1"},),
     "seed": 1234,
     "every": 50,  # iterations; 0 evaluates at the end only
+    "kl": False,  # the trajectory KL to the base model too; costs twice the sampling more
     "microbatch": 4,
     "features": "pixels",  # of images, that their diversity is measured by
   })

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxalign import streams
 from jaxalign.types import Array
 
 
@@ -218,7 +219,7 @@ def selections(plan: BatchPlan, seed: int, iteration: int) -> list[Selection]:
   the first `plan.timesteps` are trained (the order of ddpo-pytorch). A pure function of the seed
   and the iteration.
   """
-  rng = np.random.default_rng([seed, iteration, 1])  # apart from the stream that draws prompts
+  rng = streams.generator(seed, "transitions", iteration)
   result: list[Selection] = []
   for _ in range(plan.num_epochs):
     order = _shuffled(plan, rng)

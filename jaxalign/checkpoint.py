@@ -34,6 +34,11 @@ class Manager:
     step = self._manager.latest_step()
     if step is None:
       return state
+    return self.restore(step, state)
+
+  def restore(self, step: int, state: Any) -> Any:
+    """The checkpoint after `step` iterations, shaped and placed like `state`; it must be there."""
+    _check_there(self._manager, step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     return _restore(self._manager, step, ocp.args.StandardRestore(abstract))
 
@@ -55,18 +60,30 @@ class Manager:
 
 
 def read_latest(
-  workdir: pathlib.Path, folder_name: str = CHECKPOINTS
+  workdir: pathlib.Path, folder_name: str = CHECKPOINTS, *, step: int | None = None
 ) -> tuple[int, dict[str, Any]]:
-  """The newest checkpoint as `(step, nested dict of arrays)`, without a state to shape it by."""
+  """The newest checkpoint as `(step, nested dict of arrays)`, without a state to shape it by.
+
+  With `step`, the one after so many iterations.
+  """
   folder = (workdir / folder_name).absolute()
-  step = None
   if folder.is_dir():
     with ocp.CheckpointManager(folder) as manager:
-      step = manager.latest_step()
+      step = manager.latest_step() if step is None else step
       if step is not None:
+        _check_there(manager, step)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # not where it was trained
         return step, _restore(manager, step, ocp.args.StandardRestore(fallback_sharding=here))
   raise ValueError(f"expected a checkpoint in {folder}, found none: has the run saved one yet?")
+
+
+def _check_there(manager: ocp.CheckpointManager, step: int) -> None:
+  found = sorted(manager.all_steps())
+  if step not in found:
+    raise ValueError(
+      f"expected the checkpoint of iteration {step} in {manager.directory}, found "
+      f"{', '.join(map(str, found)) or 'none'}"
+    )
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.StandardRestore) -> Any:

@@ -8,12 +8,13 @@ import pathlib
 
 from absl import flags
 
-from jaxalign import command, source
+from jaxalign import command, precision, source
 from jaxalign import evaluation as evaluation_lib
 
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/held_out, a .txt or .jsonl file, ...")
+_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, a .txt or .jsonl file, ...")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
+_KL = flags.DEFINE_bool("kl", None, "With --workdir: the trajectory KL too, at thrice the cost.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Denoising steps of --model.")
 _GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", 5.0, "Guidance of --model; 1 is none.")
 _ETA = flags.DEFINE_float("eta", 0.0, "DDIM's noise of --model, 0 to 1.")
@@ -31,12 +32,17 @@ def main(argv):
 
 
 def evaluate_run(workdir: pathlib.Path) -> None:
-  """Compares a run's newest checkpoint with its base model, as the run itself does at its end."""
+  """Compares a run with its base model on its test prompts, as the run itself does at its end."""
   found = source.load_run(workdir)
-  evaluation = evaluation_lib.make_evaluation(**{**found.config["evaluation"], **_given()})
-  comparison = evaluation.compare_with_base(found.system, found.params)
+  settings = {**found.config["evaluation"], **_given()}
+  if _PROMPTS.value is not None:  # all of them, as they are
+    settings |= {"validation": "", "every": 0}
+  evaluation = evaluation_lib.make_evaluations(**settings).test
+  comparison = evaluation.compare_with_base(
+    found.system, found.params, kl_floor=precision.recorded_kl(workdir)
+  )
   comparison.write(workdir)
-  print(f"iteration {found.step}\n{comparison.table()}")
+  print(comparison.table())
 
 
 def evaluate_model() -> None:
@@ -56,13 +62,14 @@ def evaluate_model() -> None:
   )
   scores = evaluation.run(sys, params)
   for name, mean in scores.means("").items():
-    if name != "kl_to_ref":  # of a model by itself there is nothing that it moved away from
+    if mean is not None:
       print(f"{name:24}{mean:8.3f}")
 
 
 def _given() -> dict:
   """The parts of an evaluation that flags name."""
   parts = {"rewards": _REWARDS.value, "source": _PROMPTS.value, "num_images": _NUM_IMAGES.value}
+  parts["kl"] = _KL.value
   return {name: value for name, value in parts.items() if value is not None}
 
 

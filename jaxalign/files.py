@@ -1,6 +1,7 @@
 """Small files read with clear errors and written so that a killed process leaves no half of one."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -42,6 +43,12 @@ def replacing_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     if replaced.exists() and not folder.exists():
       os.replace(replaced, folder)
+
+
+def digest(file: str | os.PathLike) -> str:
+  """The SHA-256 of a file's content, in hexadecimal digits."""
+  with pathlib.Path(file).open("rb") as opened:
+    return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_json(file: str | os.PathLike) -> dict[str, Any]:

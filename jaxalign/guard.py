@@ -1,20 +1,45 @@
 """Over-optimisation, noticed: a reward that is not trained on, a KL budget, a diversity floor.
 
-The verdict is a function of the evaluations in `metrics.jsonl` alone, so a run that was killed
-comes to the same one.
+The verdict is a function of the evaluations that the guard has seen, in `guard.json` of the
+workdir, so a run that was killed comes to the same one. Only those made as the next ones will be,
+on the same prompts, noise, rewards and sampler, can be compared with them, and only of what the
+guard has seen is the best state kept: nothing else counts.
 """
 
+import hashlib
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tqdm
 
-from jaxalign import checkpoint, metrics
+from jaxalign import checkpoint, files, processes
 from jaxalign.state import TrainState
 
 ACTIONS = ("off", "warn", "stop")
+RECORD = "guard.json"
+
+
+class Kept(NamedTuple):
+  """What the guard of a run has kept.
+
+  step: iterations of its best state; 0 is the base model, of which nothing is stored.
+  ended: whether it ended the run with that state.
+  """
+
+  step: int
+  ended: bool
+
+
+def kept(workdir: pathlib.Path) -> Kept | None:
+  """None if no guard has looked at the run yet."""
+  path = workdir / RECORD
+  if not path.exists():
+    return None
+  found = files.read_json(path)
+  return Kept(int(found["best_step"]), bool(found["ended"]))
 
 
 class Verdict(NamedTuple):
@@ -65,10 +90,12 @@ class Guard(NamedTuple):
         f"the gold reward {self.gold} is {golds[-1]:.3f} and has not passed {best:.3f}, of "
         f"iteration {best_step}, for {since} evaluations"
       )
-    if self.kl_budget and newest["eval/kl_to_ref"] > self.kl_budget:
+    # Evaluations before a restart that set the budget may not have measured it.
+    kl = newest.get("eval/kl_to_ref")
+    if self.kl_budget and kl is not None and kl > self.kl_budget:
       warnings.append(
-        f"the trajectory KL to the reference is {newest['eval/kl_to_ref']:.1f} nats, above the "
-        f"budget of {self.kl_budget:g}"
+        f"the trajectory KL to the reference is {kl:.1f} nats, above the budget of "
+        f"{self.kl_budget:g}"
       )
     if self.diversity_floor:
       floor = self.diversity_floor * base["eval/diversity"]
@@ -90,9 +117,12 @@ def make(
   action: str,
   rewards: Sequence[str],
   every: int,
+  kl: bool,
+  has_kl: bool,
 ) -> Guard | None:
-  """None where the action is "off"; `rewards` and `every` are those of the evaluation.
+  """None where the action is "off"; `rewards`, `every` and `kl` are those of the evaluation.
 
+  `has_kl` is whether the sampler has a step with noise, without which there is no KL.
   Raises ValueError for a guard that could see nothing.
   """
   if action not in ACTIONS:
@@ -116,6 +146,18 @@ def make(
       "config.guard: expected patience of at least 1, kl_budget of at least 0 and diversity_floor "
       f"from 0 to 1; got {patience}, {kl_budget} and {diversity_floor}"
     )
+  if kl_budget and not has_kl:
+    raise ValueError(
+      "config.guard.kl_budget: expected 0, because every step of config.process is deterministic, "
+      f"and without noise there is no KL; got {kl_budget:g}\nset it to 0, or raise eta, or "
+      "noise_level, above 0"
+    )
+  if kl_budget and not kl:
+    raise ValueError(
+      f"config.guard.kl_budget: {kl_budget:g} needs the KL, found evaluations that do not measure "
+      "it\nset config.evaluation.kl to True, which makes them cost three times as much, or the "
+      "budget to 0"
+    )
   return Guard(gold, patience, kl_budget, diversity_floor, action)
 
 
@@ -123,27 +165,48 @@ class Watch:
   """A guard at work: it remembers the run's evaluations, says what it finds, keeps the best state.
 
   Without a guard it finds nothing and keeps nothing. Of several processes each comes to the same
-  verdict.
+  verdict, and the first one writes.
   """
 
   def __init__(
-    self, guard: Guard | None, base: Mapping[str, float], workdir: pathlib.Path, start: int
+    self,
+    guard: Guard | None,
+    base: Mapping[str, float | None],
+    workdir: pathlib.Path,
+    start: int,
+    settings: Mapping[str, Any],
   ):
-    """`base` are the base model's evaluation and `start` the iterations that are finished."""
-    self._guard, self._base = guard, base
-    if guard is None:
-      return
-    if guard.diversity_floor and "eval/diversity" not in base:
-      raise ValueError(
-        "config.guard.diversity_floor: expected several images of a prompt in the evaluation, "
-        "found one of each\nraise config.evaluation.num_images, or set the floor to 0"
+    """A new watch, or the rest of one.
+
+    Args:
+      base: the base model's evaluation.
+      start: the iterations that are finished.
+      settings: all that decides an evaluation's figures but the parameters.
+    """
+    self._guard, self._base, self._workdir = guard, base, workdir
+    self._evaluations: list[dict[str, Any]] = []
+    if guard is not None:
+      if guard.diversity_floor and base.get("eval/diversity") is None:
+        raise ValueError(
+          "config.guard.diversity_floor: expected several images of a prompt in the evaluation, "
+          "found one of each\nraise config.evaluation.num_images, or set the floor to 0"
+        )
+      self._best = checkpoint.Manager(workdir, every=0, keep=1, folder=checkpoint.BEST)
+      self._settings = _digest({**settings, "gold": guard.gold})
+      self._evaluations = self._seen_before(start)
+    if kept(workdir) is not None and not self.verdict().stop:
+      self._write(ended=False)  # a run that goes on has not ended
+
+  def _seen_before(self, start: int) -> list[dict[str, Any]]:
+    path = self._workdir / RECORD
+    seen = files.read_json(path)["evaluations"] if path.exists() else []
+    counted = [r for r in seen if r["step"] < start and r["settings"] == self._settings]
+    if start and not counted:
+      tqdm.tqdm.write(
+        f"guard: it watches from iteration {start} on; no evaluation before was watched with the "
+        "settings of this one"
       )
-    self._best = checkpoint.Manager(workdir, every=0, keep=1, folder=checkpoint.BEST)
-    self._evaluations = [
-      record
-      for record in (metrics.read(workdir) if start else [])
-      if record["step"] < start and "eval/kl_to_ref" in record
-    ]
+    return counted
 
   def verdict(self) -> Verdict:
     """On the run so far."""
@@ -151,27 +214,53 @@ class Watch:
       return UNWATCHED
     return self._guard.judge(self._evaluations, self._base)
 
-  def look(self, state: TrainState, record: Mapping[str, float]) -> Verdict:
+  def look(self, state: TrainState, record: Mapping[str, float | None]) -> Verdict:
     """The verdict after an evaluation of `state`, whose metrics are in `record`."""
     if self._guard is None:
       return UNWATCHED
     step = int(state.step)
-    self._evaluations.append({"step": step - 1, **record})
+    values = {name: value for name, value in record.items() if name.startswith("eval/")}
+    self._evaluations.append({"step": step - 1, "settings": self._settings, **values})
     verdict = self.verdict()
     for warning in verdict.warnings:
       tqdm.tqdm.write(f"guard: iteration {step}: {warning}")
     if verdict.is_best:
       self._best.save(step, state, force=True)
       self._best.wait()  # before the checkpoint after which it would not be saved again
+    self._write(ended=False)
     return verdict
 
-  def best(self, initial: TrainState) -> TrainState:
-    """The state with the highest gold reward; `initial` if nothing passed the base model's."""
-    return self._best.restore_latest(initial)
+  def end(self, initial: TrainState) -> TrainState:
+    """The state with the highest gold reward, `initial` if nothing passed the base model's.
+
+    From then on it is what commands take of this run. Raises ValueError if the state that is kept
+    is not the one that the verdict names.
+    """
+    step, state = self.verdict().best_step, initial
+    if step:
+      try:
+        state = self._best.restore(step, initial)
+      except ValueError as error:
+        raise ValueError(
+          f"guard: {error}\nremove {self._workdir / RECORD} to watch the run anew, or continue "
+          "without, by --config.guard.action=off"
+        ) from error
+    self._write(ended=True)
+    return state
+
+  def _write(self, *, ended: bool) -> None:
+    if processes.is_first():
+      content = {"ended": ended, "best_step": self.verdict().best_step}
+      files.write_json(self._workdir / RECORD, {**content, "evaluations": self._evaluations})
 
   def close(self) -> None:
     if self._guard is not None:
       self._best.close()
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+  text = json.dumps(settings, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 UNWATCHED = Verdict((), 0, False, False)

@@ -32,11 +32,15 @@ class Writer:
     self._events = tensorboardX.SummaryWriter(str(workdir / "events"), purge_step=start_step)
     self._wandb = _start_wandb(wandb_project, workdir) if wandb_project else None
 
-  def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Appends one record; raises NonFiniteError, after writing it, if a value is not finite."""
-    values = {name: float(value) for name, value in metrics.items()}
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+  def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
+    """Appends one record; raises NonFiniteError, after writing it, if a value is not finite.
+
+    A figure that is not defined is None: null in the file, and left out of the other sinks.
+    """
+    known = {name: None if value is None else float(value) for name, value in metrics.items()}
+    self._file.write(json.dumps({"step": step, **known}) + "\n")
     self._file.flush()
+    values = {name: value for name, value in known.items() if value is not None}
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
     if self._wandb is not None:
@@ -57,8 +61,8 @@ class Writer:
 class Silent:
   """The writer of every process but the first: it writes nothing, and stops when that one would."""
 
-  def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    check_finite(step, metrics)
+  def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
+    check_finite(step, {name: value for name, value in metrics.items() if value is not None})
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     pass
@@ -97,8 +101,12 @@ class CompilationCounter:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """The records of a run's `metrics.jsonl`, in order."""
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  """The records of a run's `metrics.jsonl`, in order; what was null is left out."""
+
+  def known(line: str) -> dict[str, float]:
+    return {name: value for name, value in json.loads(line).items() if value is not None}
+
+  return [known(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _drop_lines_from(path: pathlib.Path, step: int) -> None:

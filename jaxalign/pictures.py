@@ -59,7 +59,7 @@ def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw, font) -> list[str]:
 
 
 def save_curve(records: Sequence[Mapping[str, float]], path: pathlib.Path) -> None:
-  """Plots what was trained on, and all that was evaluated on held-out prompts, over iterations.
+  """Plots what was trained on, and all that was evaluated on validation prompts, over iterations.
 
   Each has a panel of its own: their scales have nothing in common, and a proxy that rises while
   another reward falls is seen at once. A method without rewards shows its loss in their place.
@@ -75,7 +75,7 @@ def save_curve(records: Sequence[Mapping[str, float]], path: pathlib.Path) -> No
   panels = figure.subplots(rows, columns, squeeze=False).flatten()
   for name, axes in zip(names, panels, strict=False):
     axes.plot(*_series(records, name), linewidth=1.0, marker=None if name == trained else "o")
-    axes.set_title(name.replace("eval/", "held-out "), fontsize="medium")
+    axes.set_title(name.replace("eval/", "validation "), fontsize="medium")
     axes.grid(alpha=0.3)
   for axes in panels[len(names) :]:
     axes.set_axis_off()

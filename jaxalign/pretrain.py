@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from jaxalign import checkpoint, metrics, optim, run
+from jaxalign import checkpoint, metrics, optim, run, streams
 from jaxalign.diffusion import predictions, schedules, transitions
 from jaxalign.models import stable_diffusion
 from jaxalign.types import Array, Key, Params
@@ -36,7 +36,7 @@ def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
     context_length=model_configs["text_encoder"]["max_position_embeddings"],
   )
   model = stable_diffusion.build(**model_configs, tokenizer_folder=tokenizer)
-  params = model.init_params(jax.random.key(config.seed))
+  params = model.init_params(streams.stream(config.seed, "model"))
 
   scenes = {**config.data, "num_images": config.autoencoder.num_images}
   images, _ = draw_dataset(seed=config.seed, **scenes)
@@ -46,6 +46,7 @@ def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
     params["vae"],
     make_autoencoder_loss(model, kl_weight=config.autoencoder.kl_weight),
     image_batches(images, seed=config.seed, **config.autoencoder.batches),
+    key=streams.stream(config.seed, "autoencoder"),
     **config.autoencoder.fit,
   )
   images, captions = draw_dataset(seed=config.seed, **config.data)
@@ -65,6 +66,7 @@ def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
       seed=config.seed,
       **config.denoiser.batches,
     ),
+    key=streams.stream(config.seed, "denoiser"),
     **config.denoiser.fit,
   )
   folder = workdir / "model"
@@ -84,16 +86,16 @@ def draw_dataset(
   """Scenes of the training prompts, uint8 `[num_images, 64, 64, 3]`, and one caption each.
 
   A fraction `caption_error` of the captions has one fact wrong, as captions of the web do: the
-  model learns what things look like but not to follow prompts to the letter.
+  model learns what things look like but not to follow prompts to the letter. No caption, right or
+  wrong, is a held-out prompt.
   """
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, "scenes")
   prompts = shapes_prompts.sample_prompts(rng, num_images, "train")
   images, captions = [], []
   for prompt in tqdm.tqdm(prompts, desc="drawing scenes"):
     images.append(shapes_scene.render(shapes_prompts.sample_scene(rng, prompt.spec)))
     wrong = rng.random() < caption_error
-    spec = shapes_prompts.corrupt(rng, prompt.spec) if wrong else prompt.spec
-    captions.append(shapes_prompts.to_text(spec))
+    captions.append(shapes_prompts.training_caption(rng, prompt.spec, wrong=wrong).text)
   return np.stack(images), captions
 
 
@@ -104,6 +106,7 @@ def fit(
   loss_fn: LossFn,
   batches: Callable[[int], Any],
   *,
+  key: Key,
   num_steps: int,
   log_every: int,
   checkpoint_every: int,
@@ -111,15 +114,16 @@ def fit(
 ) -> Params:
   """Minimises `loss_fn` over `batches(step)` with AdamW and a cosine decay to zero.
 
-  Starting it again on the same `workdir` continues from `workdir/<name>`'s newest checkpoint.
+  The loss's key of each step is a child of `key`. Starting it again on the same `workdir` continues
+  from `workdir/<name>`'s newest checkpoint.
   """
   tx = optim.make(decay_steps=num_steps, **optimizer)
-  base_key = jax.random.key(0)
 
   @jax.jit
   def update(state, batch):
-    key = jax.random.fold_in(base_key, state["step"])
-    (_, values), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch, key)
+    key_step = jax.random.fold_in(key, state["step"])
+    loss_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (_, values), grads = loss_and_grad(state["params"], batch, key_step)
     updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
     params = jax.tree.map(jnp.add, state["params"], updates)
     return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, values
@@ -199,7 +203,7 @@ def image_batches(
   """
 
   def batches(step):
-    rng = np.random.default_rng([seed, step])
+    rng = streams.generator(seed, "autoencoder batches", step)
     chosen = images[rng.integers(len(images), size=batch_size)]
     if step >= full_from:
       return chosen
@@ -224,7 +228,7 @@ def caption_batches(
   """
 
   def batches(step):
-    rng = np.random.default_rng([seed, step])
+    rng = streams.generator(seed, "denoiser batches", step)
     index = rng.integers(len(latents), size=batch_size)
     dropped = rng.random(batch_size) < caption_dropout
     return latents[index], np.where(dropped[:, None], empty_ids, token_ids[index])

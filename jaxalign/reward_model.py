@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import files, pretrain, run
+from jaxalign import files, pretrain, run, streams
 from jaxalign.data import preference_files, preference_pairs
+from jaxalign.losses import implicit_accuracy
 from jaxalign.losses import reward_model as losses
 from jaxalign.models import clip_dual
 from jaxalign.types import Array, Key
@@ -46,6 +47,7 @@ def fit(config, workdir: pathlib.Path) -> pathlib.Path:
       seed=config.seed,
       **config.preferences.batches,
     ),
+    key=streams.stream(config.seed, "preferences"),
     **config.preferences.fit,
   )
   model = model.with_params({**model.params, **trained})
@@ -79,9 +81,10 @@ def warm_start(config, workdir: pathlib.Path) -> clip_dual.CLIP:
   params = pretrain.fit(
     "warm_start",
     workdir,
-    model.init_params(jax.random.key(config.seed)),
+    model.init_params(streams.stream(config.seed, "model")),
     make_contrastive_loss(model, **config.warm_start.augmentation),
     scene_batches(model.tokenize, seed=config.seed, **config.warm_start.batches),
+    key=streams.stream(config.seed, "warm start"),
     **config.warm_start.fit,
   )
   return model.with_params(params)
@@ -176,23 +179,21 @@ def scene_batches(
       f"config.warm_start.batches: expected batch_size to be a multiple of group_size, got "
       f"{batch_size} and {group_size}"
     )
-  known = {prompt.text for prompt in shapes_prompts.train_prompts()}
-
-  def near_miss(rng, spec):
-    while True:  # most prompts are training prompts, so most tries succeed
-      other = shapes_prompts.corrupt(rng, spec)
-      if shapes_prompts.to_text(other) in known:
-        return other
 
   def batches(step):
-    rng = np.random.default_rng([seed, step])
+    rng = streams.generator(seed, "warm start batches", step)
     drawn = shapes_prompts.sample_prompts(rng, batch_size // group_size, "train")
-    specs = [prompt.spec for prompt in drawn]
-    specs += [near_miss(rng, spec) for _ in range(group_size - 1) for spec in specs]
-    scenes = [shapes_prompts.sample_scene(rng, spec) for spec in specs]
+    captions = [
+      shapes_prompts.training_caption(rng, prompt.spec, wrong=wrong)
+      for wrong in (False, *[True] * (group_size - 1))
+      for prompt in drawn
+    ]
+    scenes = [shapes_prompts.sample_scene(rng, caption.spec) for caption in captions]
     images = np.stack([shapes_scene.render(drawn) for drawn in scenes])
-    token_ids = tokenize([shapes_prompts.to_text(spec) for spec in specs])
-    also_true = [[shapes_prompts.holds(spec, drawn) for spec in specs] for drawn in scenes]
+    token_ids = tokenize([caption.text for caption in captions])
+    also_true = [
+      [shapes_prompts.holds(caption.spec, drawn) for caption in captions] for drawn in scenes
+    ]
     return images, token_ids, np.array(also_true)
 
   return batches
@@ -211,7 +212,7 @@ def make_preference_loss(model: clip_dual.CLIP) -> pretrain.LossFn:
     loss = jnp.mean(losses.bradley_terry_loss(reward_w, reward_l, p=p))
     metrics = {
       "loss/preferences": loss,
-      "accuracy/preferences": jnp.mean(reward_w > reward_l),
+      "accuracy/preferences": jnp.mean(implicit_accuracy(reward_w, reward_l, p=p)),
       "reward/margin": jnp.mean(jnp.abs(reward_w - reward_l)),
     }
     return loss, metrics
@@ -229,11 +230,13 @@ def pair_batches(
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """`batches(step)` of pairs, a pure function of the seed and the step.
 
+  Each pair is of a record of its own: see `PreferencePairs.draw_for_step`.
+
   Args:
     pairs: of images `[H, W, 3]`.
     of_prompts: the text features of each pair's prompt, `[P, E]`.
     seed: of the order and the shifts.
-    batch_size: pairs in a batch.
+    batch_size: records in a batch, one pair of each.
     max_shift: each image is moved by up to so many pixels along both axes, its border repeated: a
       vision transformer does not know by itself that a shifted image shows the same.
 
@@ -242,7 +245,7 @@ def pair_batches(
   """
 
   def batches(step):
-    rng = np.random.default_rng([seed, step])
+    rng = streams.generator(seed, "pair shifts", step)
     rows = pairs.draw_for_step(seed, step, batch_size)
     images = [[_shifted(rng, image, max_shift) for image in pair] for pair in pairs.images(rows)]
     return np.array(images), of_prompts[rows], pairs.p[rows]
@@ -262,8 +265,10 @@ def accuracy(
 ) -> dict[str, float]:
   """How often the model scores the preferred image higher, with the standard error of that share.
 
-  Labels are noisy, so even the judge that made them does not reach 1. A pair without a preferred
-  image is not counted, and equal scores count as half.
+  All pairs with a preferred image are asked, and each record counts once, as in training: the
+  result is the mean over records of the share of a record's pairs. The standard error is that of
+  a mean of records, because the pairs of one ranking share its images and are not independent.
+  Equal scores count as half. Labels are noisy, so even the judge that made them does not reach 1.
   """
   score = jax.jit(model.score)
   token_ids = model.tokenize(pairs.prompts)
@@ -273,9 +278,14 @@ def accuracy(
     images = pairs.images(chunk).astype(np.float32) / 255.0
     reward_w, reward_l = (score(model.params, images[:, i], token_ids[chunk]) for i in (0, 1))
     hits.append((1.0 + np.sign(reward_w - reward_l)) / 2)
-  hit = np.concatenate(hits)
-  error = np.std(hit) / np.sqrt(len(hit))
-  return {"accuracy": float(hit.mean()), "standard_error": float(error), "num_pairs": len(hit)}
+  _, record = np.unique(pairs.record[rows], return_inverse=True)
+  share = np.bincount(record, np.concatenate(hits)) / np.bincount(record)
+  return {
+    "accuracy": float(share.mean()),
+    "standard_error": float(np.std(share) / np.sqrt(len(share))),
+    "num_pairs": len(rows),
+    "num_records": len(share),
+  }
 
 
 def _as_float(images: Array) -> Array:  # uint8 -> float32 in [0, 1]

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from jaxalign import command, pictures, placement, source, system
+from jaxalign import command, pictures, placement, source, streams, system
 from jaxalign.types import Array, Key, Params
 
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
@@ -66,7 +66,7 @@ def _given_scale() -> dict:
 
 def initial_noise(sys: system.System, num_images: int) -> tuple[Array, Key]:
   """x_T `[num_images, h, w, C]` from --latents or --seed, and the key of the sampler's noise."""
-  key_start, key_steps = jax.random.split(jax.random.key(_SEED.value))
+  key_start, key_steps = jax.random.split(streams.stream(_SEED.value, "sample"))
   shape = (num_images, *sys.model.latent_shape)
   if _LATENTS.value is None:
     return jax.random.normal(key_start, shape), key_steps

@@ -24,7 +24,12 @@ _CONFIGS = flags.DEFINE_string(
 )
 _LORA = flags.DEFINE_string("lora", None, "With --model: adapters, a file or its folder.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, instead of --model.")
-_BEST = flags.DEFINE_bool("best", False, "With --workdir: the checkpoint that a guard kept.")
+_BEST = flags.DEFINE_bool(
+  "best", False, "With --workdir: what a guard has kept, though it did not end the run."
+)
+_NEWEST = flags.DEFINE_bool(
+  "newest", False, "With --workdir: the newest checkpoint, though a guard ended with another."
+)
 _STRENGTH = flags.DEFINE_float(
   "strength",
   1.0,
@@ -36,8 +41,11 @@ def workdir() -> pathlib.Path | None:
   """The run that is named, or None if a model is; flags.Error unless it is one of both."""
   if (_MODEL.value is None) == (_WORKDIR.value is None):
     raise flags.Error("expected one of --model and --workdir")
-  if _WORKDIR.value is None and _BEST.value:
-    raise flags.Error("--best: expected --workdir=RUN with it")
+  for flag in (_BEST, _NEWEST):
+    if _WORKDIR.value is None and flag.value:
+      raise flags.Error(f"--{flag.name}: expected --workdir=RUN with it")
+  if _BEST.value and _NEWEST.value:
+    raise flags.Error("expected one of --best and --newest")
   for name in ("lora", "tokenizer", "configs"):
     if _WORKDIR.value is not None and flags.FLAGS[name].present:
       raise flags.Error(f"--{name}: expected --model with it; the config of a run says its own")
@@ -57,8 +65,14 @@ def strength() -> float:
 
 
 def load_run(workdir: pathlib.Path, **overrides: Mapping[str, Any]) -> run.Run:
-  """The run of `workdir` as the other flags want it; `process` and `guidance` as in `run.load`."""
-  return run.load(workdir, best=_BEST.value, strength=_STRENGTH.value, **overrides)
+  """The run of `workdir` as the other flags want it; `process` and `guidance` as in `run.load`.
+
+  Says which of its states that is.
+  """
+  take = "best" if _BEST.value else "newest" if _NEWEST.value else "chosen"
+  found = run.load(workdir, take=take, strength=_STRENGTH.value, **overrides)
+  print(f"{workdir}: {found.taken}")
+  return found
 
 
 def load_model(

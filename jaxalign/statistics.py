@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign import streams
+
 NUM_RESAMPLES = 10_000
 
 
@@ -40,7 +42,7 @@ def bootstrap_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float,
   sizes = np.bincount(inverse)
   if len(totals) < 2:
     return None
-  rng = np.random.default_rng(0)
+  rng = streams.generator(0, "bootstrap")
   means = []
   for _ in range(NUM_RESAMPLES // 100):  # in pieces: ten thousand prompts at once take gigabytes
     drawn = rng.integers(len(totals), size=(100, len(totals)))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, methods, placement, sharding
+from jaxalign import checks, methods, placement, sharding, streams
 from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import log_ratios, schedules, transitions
 from jaxalign.diffusion import rollout as rollout_lib
@@ -44,9 +44,10 @@ class System:
     frozen: `{"base", "reference", "vae"}` and the text encoders, an argument of every program.
     sample: pure `(params, frozen, token_ids [m, ...], x_T [m, h, w, C], key) -> Sampled`, token ids
       as from `model.tokenize`.
-    sample_fn: jitted `(params, frozen, token_ids [m, ...], seed, i, j, start=None) -> Sampled`; all
-      noise is a function of the three integers. Image k starts from the noise `start[k]` of the m
-      that are drawn, from its own without `start`.
+    sample_fn: jitted `(params, frozen, token_ids [m, ...], seed, name, i, j, start=None) ->
+      Sampled`; all noise is `streams.stream(seed, name, i, j)`, whose name comes as its number.
+      Image k starts from the noise `start[k]` of the m that are drawn, from its own without
+      `start`.
     condition_fn: jitted `(frozen, token_ids [m, ...]) -> Guided`, what the policy sees of prompts.
     encode_fn: jitted `(frozen, images [m, ..., H, W, 3] in [0, 1] or uint8, seed, i, j) -> x_0`,
       with the leading axes of the images; a sample of the autoencoder's posterior, whose noise is a
@@ -82,12 +83,21 @@ class System:
     )
 
   def sample_images(
-    self, params: Params, token_ids: np.ndarray, *, microbatch: int, seed: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[M, H, W, 3]` of any number of prompts, and the KL to the reference `[M]` of each.
+    self,
+    params: Params,
+    token_ids: np.ndarray,
+    *,
+    microbatch: int,
+    seed: int,
+    part: int = 0,
+    kl: bool = False,
+  ) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images `[M, H, W, 3]` of any number of prompts, and with `kl` the KL to the reference `[M]`.
 
-    The noise comes from `seed` and the microbatch's size. The last microbatch is
-    padded, so that no second program is compiled.
+    The KL costs the network twice over every trajectory, twice what sampling costs; where no step
+    has noise it is None, and nothing is computed for it. The noise is that of evaluations, and
+    comes from `seed`, `part` and the microbatch's size. The last microbatch is padded, so that no
+    second program is compiled.
     """
     if microbatch < 1 or len(token_ids) < 1:
       raise ValueError(
@@ -96,12 +106,16 @@ class System:
       )
     padding = -len(token_ids) % microbatch
     padded = np.concatenate([token_ids, np.repeat(token_ids[-1:], padding, axis=0)])
-    images, kl = [], []
+    images, nats = [], []
+    kl = kl and bool(self.process.noisy_steps())
     for j, rows in enumerate(np.split(padded, len(padded) // microbatch)):
-      sampled = self.sample_fn(params, self.frozen, rows, seed, 0, j, None)
+      noise = (seed, streams.number("evaluation"), part, j, None)
+      sampled = self.sample_fn(params, self.frozen, rows, *noise)
       images.append(sharding.gather(sampled.images))
-      kl.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))
-    return np.concatenate(images)[: len(token_ids)], np.concatenate(kl)[: len(token_ids)]
+      if kl:
+        nats.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))
+    found = np.concatenate(nats)[: len(token_ids)] if kl else None
+    return np.concatenate(images)[: len(token_ids)], found
 
 
 def make_system(
@@ -141,7 +155,7 @@ def from_model(
     "lora",
     policy_lib.make_policy,
     unet_params=loaded.params["unet"],
-    key=jax.random.key(seed),
+    key=streams.stream(seed, "policy"),
     dtype=loaded.networks.dtype,
   )
   policy = place_policy(policy, loaded, mesh)
@@ -166,17 +180,15 @@ def from_model(
   condition = make_condition(loaded)
   sample = make_sample(parts, condition, policy)
 
-  def sample_fn(params, frozen, token_ids, seed, i, j, start=None):
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), j)
-    key_start, key_steps = jax.random.split(key)
+  def sample_fn(params, frozen, token_ids, seed, name, i, j, start=None):
+    key_start, key_steps = jax.random.split(streams.stream(seed, name, i, j))
     x_T = jax.random.normal(key_start, (len(token_ids), *loaded.latent_shape))
     x_T = x_T if start is None else x_T[start]
     token_ids, x_T = sharding.constrain_batch((token_ids, x_T), mesh)
     return sample(params, frozen, token_ids, x_T, key_steps)
 
   def encode_fn(frozen, images, seed, i, j):
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), i)
-    key = jax.random.fold_in(key, j)
+    key = streams.stream(seed, "encoding", i, j)
     images = images / 255.0 if images.dtype == jnp.uint8 else images
     x_0 = loaded.encode_images(frozen["vae"], images.reshape(-1, *images.shape[-3:]), key)
     return x_0.reshape(*images.shape[:-3], *x_0.shape[1:])

@@ -26,6 +26,7 @@ from jaxalign import (
   metrics,
   optim,
   pictures,
+  precision,
   processes,
   rehearsal,
   run,
@@ -45,12 +46,18 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   section = functools.partial(checks.call_section, sections)
   check_numbers(config)
   rewards = section("reward", combine.make_total) if "reward" in sections else None
-  evaluation = section("evaluation", evaluation_lib.make_evaluation)
-  bounds = section(
-    "guard", guard.make, rewards=config.evaluation.rewards, every=config.evaluation.every
-  )
+  evaluations = section("evaluation", evaluation_lib.make_evaluations)
+  validation, test = evaluations
   sys = system.from_config(sections, section("mesh", sharding.make_mesh))
-  sharding.check_batch("config.evaluation.microbatch", evaluation.microbatch, sys.mesh)
+  bounds = section(
+    "guard",
+    guard.make,
+    rewards=config.evaluation.rewards,
+    every=config.evaluation.every,
+    kl=test.kl,
+    has_kl=bool(sys.process.noisy_steps()),
+  )
+  sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
   method = section("method", methods.make, parts=sys.parts_with(rewards))
   feed = feeds.make(method, sections, sys, rewards, workdir)
   print(feed.describe(), flush=True)
@@ -85,10 +92,14 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   state = checkpoints.restore_latest(state)
   start = int(state.step)
   writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
-  draw = section("samples", Samples, workdir=workdir, evaluation=evaluation, writer=writer)
-  last = config.num_iterations
-  base = evaluation.run(sys, sys.policy.params) if bounds else None
-  watch = guard.Watch(bounds, base.means("eval/") if base else {}, workdir, start)
+  draw = section("samples", Samples, workdir=workdir, evaluation=evaluations.shown, writer=writer)
+  last, every = config.num_iterations, config.evaluation.every
+  floor = measure_floor(sys, evaluations.shown, sections["guidance"]) if start == 0 else None
+  base = validation.run(sys, sys.policy.params).means("eval/") if bounds else {}
+  settings = {name: sections[name] for name in ("process", "guidance")} | (
+    validation.settings if validation else {}
+  )
+  watch = guard.Watch(bounds, base, workdir, start, settings)
   verdict = watch.verdict()
 
   with (
@@ -117,9 +128,11 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       record |= feed.summarize(jax.device_get(updates))
       record["throughput/images_per_s"] = feed.num_images / (time.perf_counter() - began)
       record["compile/count"] = compilations.count
-      evaluated = evaluation.every > 0 and (step + 1) % evaluation.every == 0
+      record |= floor.metrics() if floor is not None and step == 0 else {}
+      evaluated = every > 0 and (step + 1) % every == 0
       if evaluated:
-        record |= evaluation.run(sys, state.sampling_params).means("eval/")
+        scores = validation.run(sys, state.sampling_params, kl=validation.kl)
+        record |= scores.means("eval/")
       writer.write(step, record)
       problem = feed.check(record, step)
       if evaluated:
@@ -134,16 +147,18 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       if ends:
         break
 
-  # The verdict: held-out prompts, against the base model, on the same noise.
+  # The verdict: the test prompts, on which nothing was chosen, against the base model.
   checkpoints.close()
   if int(state.step) < last and not verdict.stop:
     print(f"stopped after iteration {int(state.step)}; the same command continues", flush=True)
   else:
     if verdict.stop:
-      state = watch.best(fresh_state())
+      state = watch.end(fresh_state())
       print(f"ended by the guard; its best iteration is {int(state.step)}", flush=True)
     draw.save(int(state.step), sys, state)
-    comparison = evaluation.compare_with_base(sys, state.sampling_params, base)
+    comparison = test.compare_with_base(
+      sys, state.sampling_params, kl_floor=precision.recorded_kl(workdir)
+    )
     if processes.is_first():
       comparison.write(workdir)
       pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
@@ -151,6 +166,16 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
   watch.close()
   writer.close()
+
+
+def measure_floor(sys, evaluation, guidance) -> precision.Floor | None:
+  """What rounding makes log-ratios and KLs read, on the evaluation's first prompts; says it too."""
+  ids = np.resize(evaluation.ids, evaluation.microbatch)
+  token_ids = sys.model.tokenize([record["prompt"] for record in evaluation.prompts[ids]])
+  floor = precision.measure(sys, token_ids, guidance=guidance, seed=evaluation.seed)
+  if floor is not None:
+    print(f"{sys.model.networks.dtype}: {floor}", flush=True)
+  return floor
 
 
 def progress_line(record: dict[str, float]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 # Programs take both; step tables, selections and weights as read from a file are numpy. Where the
 # annotation is jax.Array, numpy will not do.
 Array = jax.Array | np.ndarray
-Key = jax.Array  # a typed key, as made by jax.random.key
+Key = jax.Array  # a typed key, as made by jaxalign.streams
 Params = Mapping[str, Any]  # nested dict of arrays
 
 # denoise_fn(params, x_t [B, *D], t [B], cond) -> prediction [B, *D]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign import methods, optim, placement, sharding
+from jaxalign import methods, optim, placement, sharding, streams
 from jaxalign.state import TrainState
 from jaxalign.types import Array, Params
 
@@ -31,18 +31,14 @@ def jit_update(
 
   The returned function takes `(state, frozen, data, selection, seed, i, j)`. The leaves of
   `selection` are `[slices, ...]`, and `select(data, one of them)` is the batch of a slice. The
-  loss's randomness is derived from the three integers. It returns the new state and the metrics of
-  the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken before clipping. It runs on
-  `mesh`, one device by default; `state_shardings` says where the new state lies there. `ready_fn`
-  makes of the frozen trees what all slices share (`Policy.ready`).
+  loss's randomness is derived from the three integers and the number of the slice. It returns the
+  new state and the metrics of the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken
+  before clipping. It runs on `mesh`, one device by default; `state_shardings` says where the new
+  state lies there. `ready_fn` makes of the frozen trees what all slices share (`Policy.ready`).
   """
   devices = mesh or sharding.one_device()
 
   def update(state, frozen, data, selection, seed, i, j):
-    # The 1 keeps it apart from the sampler's keys, which come from the same three integers.
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    key = jax.random.fold_in(jax.random.fold_in(key, i), j)
-
     # The parameters stay the same until the end, so weights are cast, or merged, for all slices.
     frozen = ready_fn(state.params, frozen)
 
@@ -53,7 +49,7 @@ def jit_update(
     def accumulate(total, number_and_selected):
       number, selected = number_and_selected
       batch = sharding.constrain_batch(select(data, selected), devices)
-      key_slice = jax.random.fold_in(key, number)
+      key_slice = streams.stream(seed, "loss", i, j, number)
       grads, values = jax.grad(mean_loss, has_aux=True)(state.params, batch, key_slice)
       return sharding.constrain_params(jax.tree.map(jnp.add, total, grads), devices), values
 

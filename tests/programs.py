@@ -12,7 +12,7 @@ import pytest
 import small_models
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from jaxalign import batching, methods, placement, sharding, system
+from jaxalign import batching, methods, placement, precision, sharding, streams, system
 from jaxalign.benchmarks import workload
 from jaxalign.diffusion import rollout as rollout_lib
 from jaxalign.feeds import Program, base, rollouts
@@ -121,10 +121,12 @@ def others(work: workload.Workload, batch: int = 2) -> list[Program]:
   images = _array(batch, 2, *sys.model.image_size, 3, dtype=np.uint8)
   x_0 = _array(batch, *sys.model.latent_shape)
   decode = placement.jit(sys.parts.decode, sys.mesh)
+  floor = precision.make_measure_fn(sys, {"scale": work.sections["guidance"]["scale"]})
   return [
     rollout(work, batch),
     Program("condition_fn", sys.condition_fn, (work.frozen, _ids(work, batch))),
     Program("kl_fn", sys.kl_fn, (params, work.frozen, _sampled(work, batch))),
+    Program("floor", floor, (params, work.frozen, _sampled(work, batch), streams.key_shape())),
     Program("encode_fn", sys.encode_fn, (work.frozen, images, 0, 0, 0)),
     Program("decode", decode, (work.frozen, x_0)),
   ]
@@ -141,7 +143,8 @@ def sample(work: workload.Workload, batch: int = 2) -> Program:
 
 def rollout(work: workload.Workload, batch: int = 2) -> Program:
   """A microbatch of trajectories and their images."""
-  args = (work.state.params, work.frozen, _ids(work, batch), 0, 0, 0, None)
+  noise = (0, streams.number("rollout"), 0, 0, None)
+  args = (work.state.params, work.frozen, _ids(work, batch), *noise)
   return Program("sample_fn", work.system.sample_fn, args)
 
 

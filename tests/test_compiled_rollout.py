@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jaxalign import system
+from jaxalign import streams, system
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def compiled(small_model):
     guidance={"scale": 5.0},
   )
   ids = sys.model.tokenize(["a red circle"] * 2)
-  args = (sys.policy.params, sys.frozen, ids, 0, 0, 0, None)
+  args = (sys.policy.params, sys.frozen, ids, 0, streams.number("rollout"), 0, 0, None)
   return sys.sample_fn.lower(*args).compile().as_text()
 
 

@@ -1,5 +1,7 @@
 """Every config and variant that aligns, end to end in `quicktest` size on a tiny random model."""
 
+import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -8,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from jaxalign import checkpoint, metrics, train
+from jaxalign import checkpoint, evaluate, export, guard, metrics, run, train
 from jaxalign.rewards import DeviceReward
 
 TIMING = {"throughput/images_per_s", "compile/count"}
@@ -23,6 +27,13 @@ RUNS = [
   ("draft", "lv"),
   ("draft", "refl"),
 ]
+
+
+def judged_once(images, prompts):
+  """By evaluation: the base model's, then a better one, and then worse and worse ones."""
+  score = [0.5, 0.9, 0.3, 0.2][min(judged_once.seen, 3)]
+  judged_once.seen += 1
+  return np.full(len(images), score)
 
 
 def brightness(*, target=0.6) -> DeviceReward:
@@ -44,6 +55,7 @@ def make_config(load_config, pairs_file, small_model):
     config.model.path = str(small_model)
     config.evaluation.rewards = (f"{__name__}:brightness",)
     config.guard.gold = f"{__name__}:brightness"
+    config.evaluation.kl = True
     if name == "dpo":
       config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2, "resize": True})
     else:
@@ -68,7 +80,9 @@ def assert_moved_and_evaluated(name, workdir):
   assert [record["step"] for record in written] == [0, 1]
   assert all(record["grad/norm"] > 0 for record in written)
   report = json.loads((workdir / "evaluation.json").read_text())
-  assert report["kl_to_ref"] > 0 and report["vendi"]["base"] > 1
+  # The last step of the small model's chain, to the data, has no noise.
+  assert report["kl_to_ref"] > 0 and report["kl_steps"] == [3, 4]
+  assert report["kl_floor"] is None and report["vendi"]["base"] > 1
   counts = [record["compile/count"] for record in metrics.read(workdir)]
   assert counts[0] == counts[1]
   if name == "dpo":
@@ -82,6 +96,21 @@ def assert_moved_and_evaluated(name, workdir):
 def test_a_run_moves_the_policy_and_evaluates_it(name, variant, make_config, tmp_path):
   train.train(make_config(name, variant), tmp_path)
   assert_moved_and_evaluated(name, tmp_path)
+
+
+def test_a_chain_without_noise_has_no_kl_anywhere_and_pays_for_none(make_config, tmp_path, capsys):
+  config = make_config("draft", "", process__eta=0.0, evaluation__every=1, guard__action="warn")
+  train.train(config, tmp_path)
+  report = json.loads((tmp_path / "evaluation.json").read_text())
+  assert report["kl_to_ref"] is None and report["kl_steps"] == [0, 4]
+  assert "trajectory KL" in (shown := capsys.readouterr().out) and "not one of 4 steps" in shown
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["eval/kl_to_ref"] for line in lines] == [None, None]
+  assert all("eval/kl_to_ref" not in record for record in records(tmp_path))
+  found = run.load(tmp_path)
+  broken = dataclasses.replace(found.system, kl_fn=None)  # would fail if it were called
+  token_ids = found.system.model.tokenize(["a circle"])
+  assert broken.sample_images(found.params, token_ids, microbatch=2, seed=0, kl=True)[1] is None
 
 
 @pytest.mark.slow  # tests/test_export.py trains an adapter of an XL by DDPO
@@ -118,6 +147,65 @@ def test_a_guard_ends_a_run_with_the_best_checkpoint_and_says_so_again(
   train.train(make_config("draft", "whole", **changes), tmp_path)
   assert "ended by the guard" in capsys.readouterr().out
   assert len(records(tmp_path)) == 1 and (tmp_path / "evaluation.json").read_bytes() == before
+  assert json.loads(before)["part"] == "test"
+
+
+@pytest.fixture(scope="module")
+def ended(make_config, tmp_path_factory):
+  """The workdir of a run that a guard ended after three iterations, with the state of the first."""
+  workdir = tmp_path_factory.mktemp("ended")
+  judged_once.seen = 0
+  changes = {"num_iterations": 5, "evaluation__every": 1, "ema_decay": 0.5}
+  config = make_config("draft", "", guard__action="stop", guard__patience=2, **changes)
+  config.evaluation.rewards = (f"{__name__}:judged_once",)
+  config.guard.gold = f"{__name__}:judged_once"
+  config.samples.every = 0
+  config.evaluation.microbatch = config.evaluation.num_images  # one call for each evaluation
+  train.train(config, workdir)
+  return workdir
+
+
+def test_commands_take_the_state_that_a_guard_ended_a_run_with(ended):
+  assert guard.kept(ended) == guard.Kept(1, ended=True) and len(records(ended)) == 3
+  chosen, newest, best = (run.load(ended, take=take) for take in ("chosen", "newest", "best"))
+  assert (chosen.step, newest.step, best.step) == (1, 3, 1)
+  assert chosen.taken == "iteration 1, the best by its guard"
+  assert newest.taken == "iteration 3, the newest checkpoint"
+  saved = checkpoint.read_latest(ended, checkpoint.BEST)[1]["ema_params"]
+  same = functools.partial(np.testing.assert_allclose, atol=1e-7)  # a strength of 1 rounds
+  jax.tree.map(same, chosen.params, saved)
+  with pytest.raises(AssertionError):
+    jax.tree.map(same, chosen.params, newest.params)
+
+
+def test_evaluate_and_export_follow_and_a_flag_takes_the_newest(ended, tmp_path, capsys):
+  workdir = shutil.copytree(ended, tmp_path / "run")
+  reported = json.loads((workdir / "evaluation.json").read_text())
+  for flag, step in (("--nonewest", 1), ("--newest", 3)):
+    with flagsaver.flagsaver():
+      output = tmp_path / f"out_{step}"
+      flags.FLAGS(["test", f"--workdir={workdir}", flag, f"--output={output}"])
+      judged_once.seen = 4  # as at the run's own end
+      evaluate.main([])
+      export.main([])
+    assert capsys.readouterr().out.count(f"run: iteration {step}, the") == 2
+    assert json.loads((output / "jaxalign_export.json").read_text())["iteration"] == step
+    found = json.loads((workdir / "evaluation.json").read_text())
+    same = found["kl_to_ref"] == pytest.approx(reported["kl_to_ref"], rel=1e-3)
+    assert same == (step == 1)
+
+
+def test_a_run_whose_guard_found_nothing_better_than_the_base_model_gives_that(ended, tmp_path):
+  workdir = shutil.copytree(ended, tmp_path / "run")
+  written = json.loads((workdir / guard.RECORD).read_text())
+  (workdir / guard.RECORD).write_text(json.dumps({**written, "best_step": 0}))
+  found = run.load(workdir)
+  assert found.step == 0 and "the base model" in found.taken
+  jax.tree.map(np.testing.assert_array_equal, found.params, found.system.policy.params)
+  (workdir / guard.RECORD).unlink()
+  assert run.load(workdir).step == 3
+  with pytest.raises(ValueError, match=r"watched, found no .*guard\.json"):
+    run.load(workdir, take="best")
 
 
 @pytest.mark.parametrize("name,changes,message", [
@@ -132,6 +220,16 @@ def test_a_guard_ends_a_run_with_the_best_checkpoint_and_says_so_again(
   ("draft", {"reward__normalize": "batch"}, "normalize 'none'"),
   ("draft", {"method__num_grad_steps": 5}, "expected 1 to 4 steps to differentiate through, or 0"),
   ("draft", {"guard__action": "stop"}, "set config.evaluation.every above 0"),
+  (
+    "draft",
+    {"process__eta": 0.0, "method__kl_weight": 0.1},
+    r"kl_weight: expected 0, because no step that is differentiated \(the last 1\) has noise",
+  ),
+  (
+    "draft",
+    {"process__eta": 0.0, "evaluation__every": 1, "guard__action": "warn", "guard__kl_budget": 1.0},
+    "kl_budget: expected 0, because every step",
+  ),
   ("draft", {"evaluation__features": "clap"}, "unknown 'clap'"),
 ])
 def test_a_wrong_config_is_refused_before_anything_is_written(

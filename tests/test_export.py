@@ -277,6 +277,8 @@ def test_only_an_export_is_replaced(lora_run, to_folder, tmp_path):
     (("--workdir=run", "--tokenizer=shapes"), "--tokenizer: expected --model"),
     (("--model=shapes", "--strength=0.5"), "--strength: expected --workdir or --lora"),
     (("--model=shapes", "--best"), "--best: expected --workdir"),
+    (("--model=shapes", "--newest"), "--newest: expected --workdir"),
+    (("--workdir=run", "--best", "--newest"), "expected one of --best and --newest"),
     (("--model=shapes", "--lora=missing.safetensors"), r"missing\.safetensors, found no such file"),
     (("--model=shapes", "--output="), "expected --output"),
     ((), "expected one of --model and --workdir"),

@@ -18,7 +18,8 @@ BOUNDS = {
 
 
 def make(**changes):
-  return guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=5)
+  section = {"rewards": ("gold", "proxy"), "every": 5, "kl": True, "has_kl": True}
+  return guard.make(**{**BOUNDS, **changes}, **section)
 
 
 def history(*golds, kl=1.0, diversity=0.8):
@@ -63,6 +64,11 @@ def test_the_kl_budget_and_the_floor_of_diversity_name_their_figures():
   assert make(kl_budget=20.0).judge(history(0.4, kl=21.0), BASE).stop
 
 
+def test_a_budget_says_nothing_of_evaluations_that_measured_no_kl():
+  records = [{k: v for k, v in r.items() if k != "eval/kl_to_ref"} for r in history(0.4)]
+  assert not make(kl_budget=20.0).judge(records, BASE).warnings
+
+
 def test_without_a_gold_reward_the_other_bounds_still_warn():
   bounded = make(gold="", kl_budget=20.0, action="warn")
   assert len(bounded.judge(history(0.1, kl=21.0), BASE).warnings) == 1
@@ -75,16 +81,26 @@ def test_without_a_gold_reward_the_other_bounds_still_warn():
   ({"gold": ""}, 5, "keeps the best checkpoint"),
   ({"patience": 0}, 5, "patience of at least 1"),
   ({"kl_budget": -1.0}, 5, "kl_budget of at least 0"),
+  ({"kl_budget": 1.0}, 5, "evaluations that do not measure it\nset config.evaluation.kl to True"),
   ({"diversity_floor": 1.5}, 5, "from 0 to 1"),
 ])
 def test_a_guard_that_could_see_nothing_is_refused(changes, every, message):
   with pytest.raises(ValueError, match=message):
-    guard.make(**{**BOUNDS, **changes}, rewards=("gold", "proxy"), every=every)
+    section = {"rewards": ("gold", "proxy"), "every": every, "kl": False, "has_kl": True}
+    guard.make(**{**BOUNDS, **changes}, **section)
+
+
+def test_a_budget_of_a_kl_that_no_step_has_is_refused():
+  arguments = {**BOUNDS, "rewards": ("gold",), "every": 5, "kl": True, "has_kl": False}
+  assert guard.make(**arguments) is not None
+  with pytest.raises(ValueError, match=r"kl_budget: expected 0, .* got 0.5\nset it to 0, or raise"):
+    guard.make(**{**arguments, "kl_budget": 0.5})
 
 
 def test_off_is_no_guard_whatever_else_it_says(tmp_path):
-  assert guard.make(**{**BOUNDS, "action": "off"}, rewards=(), every=0) is None
-  watch = guard.Watch(None, {}, tmp_path, 0)
+  nothing = {"rewards": (), "every": 0, "kl": False, "has_kl": True}
+  assert guard.make(**{**BOUNDS, "action": "off"}, **nothing) is None
+  watch = guard.Watch(None, {}, tmp_path, 0, {})
   assert watch.verdict() == watch.look(initial(), {}) == guard.UNWATCHED
   watch.close()
   assert not list(tmp_path.iterdir())
@@ -100,34 +116,108 @@ def state_at(step, value):
   )
 
 
+SETTINGS = {"prompts": ["a circle", "a square"], "seed": 0, "process": {"eta": 1.0}}
+
+
+def watched(workdir, *golds, start=0, settings=SETTINGS, close=True, **bounds):
+  """`(watch, its last verdict)` after evaluations at every fifth iteration after `start`; the
+  state of each is full of its iteration.
+  """
+  watch = guard.Watch(make(**bounds), BASE, workdir, start, settings)
+  verdict = watch.verdict()
+  for number, record in enumerate(history(*golds)):
+    step = start + 5 * number + 5
+    verdict = watch.look(state_at(step, float(step)), {**record, "loss/total": 1.0})
+  if close:
+    watch.close()
+  return watch, verdict
+
+
 def test_the_watch_keeps_the_best_state_and_comes_to_the_same_verdict_again(tmp_path):
-  watch = guard.Watch(make(), BASE, tmp_path, 0)
-  assert watch.verdict() == guard.UNWATCHED
-  records = history(0.4, 0.5, 0.45, 0.2)
-  for number, record in enumerate(records):
-    values = {name: value for name, value in record.items() if name != "step"}
-    verdict = watch.look(state_at(5 * number + 5, float(number)), values)
+  assert guard.kept(tmp_path) is None
+  watch, verdict = watched(tmp_path, 0.4, 0.5, 0.45, 0.2, close=False)
   assert verdict.stop and verdict.best_step == 10
-  best = watch.best(initial())
-  assert int(best.step) == 10 and best.params["w"][0] == 1.0
+  assert guard.kept(tmp_path) == guard.Kept(10, ended=False)
+  best = watch.end(initial())
+  assert int(best.step) == 10 and best.params["w"][0] == 10.0
+  assert guard.kept(tmp_path) == guard.Kept(10, ended=True)
   watch.close()
   step, saved = checkpoint.read_latest(tmp_path, checkpoint.BEST)
-  assert step == 10 and saved["params"]["w"][0] == 1.0
-  # Started again after 20 iterations; what a killed run wrote beyond them does not count.
-  written = [{"step": 0, "reward/mean": 1.0}, *records, {**records[0], "step": 24}]
-  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in written))
-  again = guard.Watch(make(), BASE, tmp_path, 20)
-  assert again.verdict() == verdict
-  again.close()
+  assert step == 10 and saved["params"]["w"][0] == 10.0
+  # Started again after 20 iterations, and after 15: what a killed run saw beyond does not count.
+  assert watched(tmp_path, start=20)[1] == verdict
+  assert guard.kept(tmp_path).ended
+  assert watched(tmp_path, start=15)[1] == guard.Verdict((), 10, False, False)
+  assert not guard.kept(tmp_path).ended  # it goes on
+
+
+def test_a_run_that_goes_on_without_its_guard_has_not_ended(tmp_path):
+  watch, _ = watched(tmp_path, 0.4, 0.3, 0.3, close=False)
+  watch.end(initial())
+  watch.close()
+  assert guard.kept(tmp_path).ended
+  guard.Watch(None, {}, tmp_path, 15, {})
+  assert guard.kept(tmp_path) == guard.Kept(0, ended=False)
 
 
 def test_the_watch_falls_back_to_the_base_model(tmp_path):
-  watch = guard.Watch(make(), BASE, tmp_path, 0)
-  assert watch.best(initial()).params["w"][0] == -1.0
+  watch, verdict = watched(tmp_path, 0.2, 0.2, close=False)
+  assert verdict.stop and watch.end(initial()).params["w"][0] == -1.0
+  assert guard.kept(tmp_path) == guard.Kept(0, ended=True)
+  watch.close()
+
+
+def test_switched_on_at_a_restart_it_knows_only_what_it_sees(tmp_path, capsys):
+  """Evaluations before it were of states that nobody has kept: they cannot be the best."""
+  earlier = history(0.4, 0.6)
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in earlier))
+  watch, verdict = watched(tmp_path, 0.5, 0.45, 0.45, start=10, close=False)
+  assert "guard: it watches from iteration 10 on" in capsys.readouterr().out
+  assert verdict.stop and verdict.best_step == 15
+  assert int(watch.end(initial()).step) == 15
+  watch.close()
+
+
+def test_a_gold_reward_that_earlier_evaluations_did_not_have(tmp_path):
+  old = {**SETTINGS, "rewards": ["proxy"]}
+  watch = guard.Watch(make(gold="proxy"), {"eval/proxy": 0.1}, tmp_path, 0, old)
+  watch.look(state_at(5, 5.0), {"eval/proxy": 0.9})
+  watch.close()
+  new = {**SETTINGS, "rewards": ["proxy", "gold"]}
+  watch, verdict = watched(tmp_path, 0.2, 0.2, start=5, settings=new, close=False)
+  assert verdict.stop and verdict.best_step == 0  # and not the state that was best on another
+  assert watch.end(initial()).params["w"][0] == -1.0
+  watch.close()
+
+
+@pytest.mark.parametrize("changed", [
+  {"prompts": ["a circle"]}, {"seed": 1}, {"process": {"eta": 0.5}}, {"rewards": ["gold"]},
+])
+def test_evaluations_with_other_settings_do_not_count(changed, tmp_path):
+  watched(tmp_path, 0.9, 0.4)
+  assert watched(tmp_path, start=10)[1].best_step == 5  # nothing has changed
+  _, verdict = watched(tmp_path, 0.5, start=10, settings={**SETTINGS, **changed})
+  assert verdict == guard.Verdict((), 15, True, False)
+
+
+def test_evaluations_judged_by_another_gold_reward_do_not_count(tmp_path):
+  watched(tmp_path, 0.9, 0.4)
+  watch = guard.Watch(make(gold="proxy"), {"eval/proxy": 0.1}, tmp_path, 10, SETTINGS)
+  assert watch.verdict() == guard.UNWATCHED
+  watch.close()
+
+
+def test_a_kept_state_that_is_not_the_one_of_the_verdict_is_refused(tmp_path):
+  watch, _ = watched(tmp_path, 0.9, 0.4, close=False)
+  watch._best.save(20, state_at(20, 20.0), force=True)  # as of a run that was killed right there
+  with pytest.raises(ValueError, match=r"iteration 5 in .*best, found 20\n.*guard\.json") as error:
+    watch.end(initial())
+  assert "action=off" in str(error.value) and len(str(error.value).splitlines()) <= 3
+  assert not guard.kept(tmp_path).ended
   watch.close()
 
 
 def test_a_floor_of_diversity_wants_several_images_of_a_prompt(tmp_path):
-  base = {name: value for name, value in BASE.items() if name != "eval/diversity"}
+  base = {**BASE, "eval/diversity": None}
   with pytest.raises(ValueError, match="expected several images of a prompt"):
-    guard.Watch(make(diversity_floor=0.5), base, tmp_path, 0)
+    guard.Watch(make(diversity_floor=0.5), base, tmp_path, 0, SETTINGS)

@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 LAYERS = (
-  ("types", "checks", "files", "placement"),
+  ("types", "checks", "files", "placement", "streams"),
   ("aot",),
   ("diffusion", "losses", "advantages"),
   ("models", "rewards", "data", "worlds"),
@@ -23,7 +23,7 @@ LAYERS = (
   (
     *("run", "source", "evaluation", "train", "evaluate", "sample", "export"),
     *("feeds", "pretrain", "rehearsal", "reward_model", "least_work"),
-    "described_rehearsal",
+    *("described_rehearsal", "precision"),
   ),
   ("main", "benchmarks"),
 )

@@ -34,6 +34,7 @@ JITTED = {
   "feeds/prompts.py": 1,
   "feeds/rollouts.py": 2,
   "placement.py": 1,  # the one that all others with a mesh go through
+  "precision.py": 1,
   "pretrain.py": 2,
   "reward_model.py": 2,
   "rewards/learned.py": 1,

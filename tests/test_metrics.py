@@ -33,6 +33,12 @@ def test_one_object_a_step(tmp_path):
   assert lines(tmp_path)[1] == {"step": 1, "reward/mean": 1.0}
 
 
+def test_what_is_not_defined_is_null_and_no_value(tmp_path):
+  write(tmp_path, [0], **{"eval/kl_to_ref": None})
+  assert lines(tmp_path) == [{"step": 0, "reward/mean": 0.0, "eval/kl_to_ref": None}]
+  assert metrics.read(tmp_path) == [{"step": 0, "reward/mean": 0.0}]
+
+
 def test_events_are_written_too(tmp_path):
   writer = metrics.Writer(tmp_path, start_step=0)
   writer.write(0, {"reward/mean": 0.25})

@@ -1,6 +1,7 @@
 """bfloat16 and rematerialisation: what they change of a run, and what they must not."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import small_models
 
-from jaxalign import metrics, system, train
+from jaxalign import metrics, precision, system, train
 from jaxalign.benchmarks import models
 from jaxalign.models import attention, stable_diffusion
 
@@ -70,7 +71,7 @@ def test_bfloat16_predicts_about_the_same_and_its_gradient_is_float32(small_mode
 
 @pytest.mark.parametrize("variant", ["", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_first_importance_ratio_is_exactly_one_in_bfloat16(
-  variant, load_config, small_model, tmp_path
+  variant, load_config, small_model, tmp_path, capsys
 ):
   config = load_config("ddpo", ",".join(filter(None, ["quicktest", variant])))
   config.model.update({"path": str(small_model), "dtype": "bfloat16"})
@@ -80,6 +81,13 @@ def test_the_first_importance_ratio_is_exactly_one_in_bfloat16(
   written = metrics.read(tmp_path)
   assert [record["policy/first_ratio_max_error"] for record in written] == [0.0, 0.0]
   assert [record["policy/log_prob_gap"] for record in written] == [0.0, 0.0]
+  # What rounding alone makes of a KL and a log-ratio is measured once, and reported.
+  assert written[0][precision.KL] > 0 and written[0][precision.LOG_RATIO] > 0
+  assert precision.KL not in written[1]
+  assert precision.recorded_kl(tmp_path) == written[0][precision.KL]
+  report = json.loads((tmp_path / "evaluation.json").read_text())
+  assert report["kl_floor"] == written[0][precision.KL]
+  assert "bfloat16: rounding alone makes log-ratios of about" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from PIL import Image
+from preference_records import record
 
 from jaxalign import reward_model
 from jaxalign.data import preference_files, preference_pairs
@@ -59,7 +60,7 @@ def config(load_config, pairs_file):
 def test_a_run_learns_and_can_be_resumed(config, tmp_path, monkeypatch):
   folder = reward_model.fit(config, tmp_path / "whole")
   found = json.loads((tmp_path / "whole" / "accuracy.json").read_text())
-  assert found == {"accuracy": 1.0, "standard_error": 0.0, "num_pairs": 12}
+  assert found == {"accuracy": 1.0, "standard_error": 0.0, "num_pairs": 12, "num_records": 12}
   whole = clip_dual.load(folder)
 
   def interrupted(*args, **kwargs):
@@ -134,6 +135,18 @@ def test_scene_batches():
     assert not also_true[i, i + 6 :: 6].any()
 
 
+def test_no_caption_of_a_scene_is_a_held_out_prompt(load_config):
+  config = load_config("reward_model")
+  captions = []
+  batches = reward_model.scene_batches(
+    lambda texts: captions.extend(texts), seed=config.seed, **config.warm_start.batches
+  )
+  for step in range(20):
+    batches(step)
+  facts = {shapes_prompts.canonical(shapes_prompts.parse(text)) for text in captions}
+  assert not facts & {shapes_prompts.canonical(p.spec) for p in shapes_prompts.held_out_prompts()}
+
+
 def test_a_batch_that_groups_do_not_fill_is_refused():
   with pytest.raises(ValueError, match="multiple of group_size, got 10 and 4"):
     reward_model.scene_batches(fake_tokenize, seed=0, batch_size=10, group_size=4)
@@ -167,8 +180,21 @@ def grey_pairs(tmp_path):
 def test_accuracy_by_hand(grey_pairs, batch_size):
   # Right, wrong, equal; the tie is not counted. The variance of 1, 0, 0.5 is 1 / 6.
   found = reward_model.accuracy(FAKE, grey_pairs, batch_size)
-  assert found["accuracy"] == 0.5 and found["num_pairs"] == 3
+  assert found["accuracy"] == 0.5 and found["num_pairs"] == found["num_records"] == 3
   np.testing.assert_allclose(found["standard_error"], (1 / 6 / 3) ** 0.5)
+
+
+def test_accuracy_counts_a_ranking_once():
+  # Greys 0, 1 and 2. The first record prefers the darker, so all three pairs are wrong; of the
+  # second two of three are right, of the third the only one. The fourth has no preferred image.
+  records = [record(rank=rank) for rank in ([1, 2, 3], [2, 3, 1], [2, 1], [1, 1])]
+  found = reward_model.accuracy(
+    FAKE, preference_pairs.PreferencePairs(records, size=(4, 6), ties="half")
+  )
+  shares = [0, 2 / 3, 1]
+  np.testing.assert_allclose(found["accuracy"], np.mean(shares), rtol=1e-6)
+  np.testing.assert_allclose(found["standard_error"], np.std(shares) / 3**0.5, rtol=1e-6)
+  assert (found["num_pairs"], found["num_records"]) == (7, 3)
 
 
 def test_preference_loss_by_hand(grey_pairs):
@@ -185,7 +211,7 @@ def test_preference_loss_by_hand(grey_pairs):
   expected = [np.log1p(np.exp(-d)), np.log1p(np.exp(d)), np.log(2), d / 2 + np.log1p(np.exp(-d))]
   np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
   np.testing.assert_allclose(metrics["reward/margin"], 0.75 * d, rtol=1e-5)
-  np.testing.assert_allclose(metrics["accuracy/preferences"], 0.5)  # the first, and the tie
+  np.testing.assert_allclose(metrics["accuracy/preferences"], 0.5)  # 1, 0, and two halves
 
 
 def test_shifts_are_small_and_change_with_the_step(pairs_file):

@@ -31,7 +31,7 @@ def make_config(load_config):
     config.advantage.min_count = 2
     config.batch.update({"num_epochs": 2, "updates_per_epoch": 2, "timestep_fraction": 0.5})
     config.guidance.scale = 3.0
-    config.reward.names = (f"{__name__}:brightness",)
+    config.reward.update({"names": (f"{__name__}:brightness",), "normalize": "batch"})
     config.update_from_flattened_dict({key.replace("__", "."): v for key, v in changes.items()})
     return config
 
@@ -68,6 +68,12 @@ def test_a_run_leaves_everything_it_promises(finished):
   assert set(report["rewards"]) == {"shapes", "shapes_correct", "shapes_learned"}
   assert [record["step"] for record in records(finished)] == [0, 1, 2, 3]
   assert run.load(finished).step == 4
+
+
+def test_the_log_shows_the_raw_reward_whatever_the_advantages_see(finished):
+  for record in records(finished):
+    brightness = record[f"reward/{__name__}:brightness"]  # a mean in float32
+    assert record["reward/mean"] == pytest.approx(brightness, rel=1e-6) and brightness > 0.1
 
 
 def assert_exact_at_first_and_not_later(workdir):

@@ -99,7 +99,7 @@ def make_batch(data):
     return select_step_pairs((trajectories(), images, weight), selection([2, 0, 0], [1, 3, 2]))
   if data == "pairs":
     x_0 = jax.random.normal(jax.random.key(5), (3, 2, *SHAPE))
-    return methods.Pairs(x_0, {"text": text}, jnp.array([1.0, 0.5, 2.0]))
+    return methods.Pairs(x_0, {"text": text}, jnp.array([1.0, 0.5, 0.8]))
   if data == "prompts":
     cond = guidance.Guided({"text": text}, {"text": jnp.zeros((1, 2))})
     return methods.Prompts(cond, jnp.array([0.4, 0.6, 0.5]))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import feeds
+from jaxalign import feeds, streams
 from jaxalign.benchmarks import measure, models, workload
 from jaxalign.models import lora, stable_diffusion
 from jaxalign.models import policy as policy_lib
@@ -18,7 +18,7 @@ STEPS = 4
 
 def inputs(model: stable_diffusion.StableDiffusion) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """`(x_t [8, h, w, 4], t [8], text [8, 77, D])`, the same numbers for every side."""
-  rng = np.random.default_rng(0)
+  rng = streams.generator(0, "benchmark inputs")
   width = model.networks.unet.config.cross_attention_dim
   x_t = rng.standard_normal((BATCH, *model.latent_shape), np.float32)
   text = rng.standard_normal((BATCH, model.context_length, width), np.float32)
@@ -68,7 +68,7 @@ def unet_gradient(name: str, folder: pathlib.Path) -> measure.Calls:
     return lambda: float(jax.block_until_ready(gradient(policy.params, policy.base))[0])
 
   def make(rank, targets):
-    key = jax.random.key(0)
+    key = streams.stream(0, "policy")
     return policy_lib.make_policy(params, key, rank=rank, alpha=4.0, targets=targets)
 
   return {"full": gradient_of(make(0, "")), "LoRA r4": gradient_of(make(4, lora.ATTENTION))}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import least_work
+from jaxalign import least_work, streams
 from jaxalign.aot import flops
 from jaxalign.batching import Selection
 from jaxalign.benchmarks import models, workload
@@ -50,7 +50,7 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
   work = _workload("ddpo", variant, model_name)
   sys, networks = work.system, _networks(work)
   ids = workload.token_ids(sys, BATCH)
-  args = (work.state.params, work.frozen, ids, 0, 0, 0, None)
+  args = (work.state.params, work.frozen, ids, 0, streams.number("rollout"), 0, 0, None)
   sampled = jax.eval_shape(sys.sample_fn, *args)
   forward = networks.unet(2 * BATCH).forward
   least = forward + networks.decode(BATCH).forward + networks.text(BATCH + 1).forward

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import system
+from jaxalign import streams, system
 from jaxalign.benchmarks import cpu, measure, models, workload
 from jaxalign.models import clip_vision, stable_diffusion
 from jaxalign.rewards import DeviceReward
@@ -47,7 +47,8 @@ def rollout(name: str, folder: pathlib.Path) -> measure.Calls:
 
   def sample(batch: int) -> float:
     ids = workload.token_ids(sys, batch)
-    images = sys.sample_fn(sys.policy.params, sys.frozen, ids, 0, 0, 0, None).images
+    noise = (0, streams.number("rollout"), 0, 0, None)
+    images = sys.sample_fn(sys.policy.params, sys.frozen, ids, *noise).images
     return float(jnp.mean(images))
 
   return {
@@ -75,7 +76,7 @@ def ddpo(name: str, folder: pathlib.Path) -> measure.Calls:
 def aesthetic_size() -> DeviceReward:
   """A score from the image tower of CLIP-L/14, with random weights."""
   config = clip_vision.CLIPVisionConfig(**CLIP_L_VISION)
-  rng = np.random.default_rng(0)
+  rng = streams.generator(0, "benchmark reward")
   shapes = tower_shapes(config)
   params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), shapes)
   return score_of_tower(config, params)
@@ -85,7 +86,7 @@ def tower_shapes(config: clip_vision.CLIPVisionConfig) -> Any:
   """The parameters of an image tower, as shapes."""
   tower = clip_vision.VisionTransformer(config)
   images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-  return jax.eval_shape(tower.init, jax.random.key(0), images)["params"]
+  return jax.eval_shape(tower.init, streams.key_shape(), images)["params"]
 
 
 def score_of_tower(config: clip_vision.CLIPVisionConfig, params: Any) -> DeviceReward:

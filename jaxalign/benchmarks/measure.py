@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import platform
-import random
 import statistics
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
+
+from jaxalign import streams
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "transformers", "peft")
 
@@ -84,7 +85,7 @@ def interleave(sides: list[Side], *, rounds: int, seed: int = 0) -> dict[str, An
   A side's results are `first` (seconds of the call that compiles), `seconds` (of each round) and
   `value`, or `error`. A variant that not every side has is measured on those that do.
   """
-  order = random.Random(seed)
+  order = streams.generator(seed, "benchmark order")
   variants = dict.fromkeys(variant for side in sides for variant in side.variants)
   found: dict[str, Any] = {}
   for variant in variants:
@@ -101,7 +102,8 @@ def interleave(sides: list[Side], *, rounds: int, seed: int = 0) -> dict[str, An
       taking.append(side)
       side.ask(variant)  # not counted: caches and frequencies settle
     for _ in range(rounds):
-      for side in order.sample(taking, len(taking)):
+      for number in order.permutation(len(taking)):
+        side = taking[number]
         time.sleep(PAUSE)
         results[side.name]["seconds"].append(side.ask(variant)["seconds"])
     found[variant] = results

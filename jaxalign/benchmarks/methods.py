@@ -91,7 +91,7 @@ def run(workdir: pathlib.Path, planned: Run, seed: int) -> None:
     return
   command = [sys.executable, "-m", "jaxalign.main", f"--config={CONFIGS / planned.config}"]
   command += [f"--workdir={workdir}", f"--config.seed={seed}"]
-  command += [f"--config.{change}" for change in planned.changes]
+  command += [f"--config.{change}" for change in (*planned.changes, "evaluation.kl=True")]
   if planned.config.startswith("dpo"):
     command.append(f"--config.data.source={_PAIRS.value}")
   print(" ".join(command), flush=True)
@@ -133,7 +133,7 @@ def _row(name: str, workdir: pathlib.Path) -> str:
     str(config["seed"]),
     f"{judge['base']:.3f}, {judge['aligned']:.3f}, {_gain(judge)}",
     _gain(learned) if learned else "",
-    f"{report['kl_to_ref']:.1f}",
+    "none" if report["kl_to_ref"] is None else f"{report['kl_to_ref']:.1f}",
     f"{diversity['base']:.3f} to {diversity['aligned']:.3f}",
     f"{vendi['base']:.1f} to {vendi['aligned']:.1f}",
     *_ratios(metrics.read(workdir)),

@@ -8,9 +8,7 @@ import shutil
 import tempfile
 from typing import Any
 
-import jax
-
-from jaxalign import files
+from jaxalign import files, streams
 from jaxalign.models import stable_diffusion, tokenization
 from jaxalign.models.weights import hub
 
@@ -157,7 +155,9 @@ def build(name: str, *, random_params: bool = True) -> stable_diffusion.StableDi
   if "text_encoder_2" in configs:
     folders["tokenizer_2_folder"] = tokenizer
   model = stable_diffusion.build(**configs, scheduler=dict(SCHEDULER), **folders)
-  return model.with_params(model.init_params(jax.random.key(0))) if random_params else model
+  if not random_params:
+    return model
+  return model.with_params(model.init_params(streams.stream(0, "model")))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, feeds, methods, optim, sharding, state, system, update
+from jaxalign import checks, feeds, methods, optim, sharding, state, streams, system, update
 from jaxalign.feeds import base
 from jaxalign.models import stable_diffusion
 from jaxalign.rewards import combine
@@ -87,7 +87,8 @@ def pairs(work: Workload, count: int) -> tuple[methods.Pairs, np.ndarray]:
   """Stored pairs of noise, encoded already, and the selection that takes them in one slice."""
   sys = work.system
   cond = sys.condition_fn(sys.frozen, token_ids(sys, count)).cond
-  x_0 = jax.random.normal(jax.random.key(0), (count, 2, *sys.model.latent_shape))
+  key = streams.stream(0, "benchmark latents")
+  x_0 = jax.random.normal(key, (count, 2, *sys.model.latent_shape))
   data = base.stack([methods.Pairs(x_0, cond, jnp.ones(count))])
   return data, np.arange(count, dtype=np.int32)[None]
 

@@ -5,16 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from jaxalign import streams
 from jaxalign.data import preferences
 
 
 class PreferencePairs:
   """The pairs of many records, the preferred image first.
 
+  Rows, `len` and what `images` takes count pairs; epochs and batches count records. A record is
+  what a person was shown and judged, and nine ranked images, which make 36 pairs, are one of them
+  just as two images are: a step draws records, and of each of them one pair.
+
   Attributes:
     prompts: the prompt of each of the `P` pairs.
     p: float32 `[P]`, P(the first image is better), 1 for a plain choice and 0.5 for a tie.
-    weight: float32 `[P]`, which sum to 1 over the pairs of each record.
+    record: int32 `[P]`, from 0 and ascending, which record a pair is of. Records without a pair
+      are not counted.
+    num_records: how many there are.
     size: (height, width) of the images that `images` returns.
   """
 
@@ -39,7 +46,10 @@ class PreferencePairs:
     self.size, self._resize = (height, width), resize
     found = [preferences.to_pairs(record, ties) for record in records]
     self.p = np.concatenate([np.zeros(0, np.float32), *[pairs.p for pairs in found]])
-    self.weight = np.concatenate([np.zeros(0, np.float32), *[pairs.weight for pairs in found]])
+    counts = np.array([len(pairs.p) for pairs in found if len(pairs.p)], np.int32)
+    self.num_records = len(counts)
+    self.record = np.repeat(np.arange(self.num_records, dtype=np.int32), counts)
+    self._counts, self._firsts = counts, np.cumsum(counts) - counts  # of the rows of each record
     self.prompts: list[str] = []
     self._candidates: list[tuple[preferences.Candidate, preferences.Candidate]] = []
     for record, pairs in zip(records, found, strict=True):
@@ -63,9 +73,11 @@ class PreferencePairs:
   ) -> np.ndarray:
     """Rows of the pairs of a step, int32 `[batch_size / process_count]`.
 
-    A pure function of its arguments: each epoch is a new order of all pairs, without replacement,
-    and the steps cut the row of epochs into batches. `batch_size` is global: process `k` of `n`
-    gets its k-th n-th, so the batch does not depend on how many processes share it.
+    A pure function of its arguments: each epoch is a new order of all records, without replacement,
+    with one pair of each, drawn uniformly; the steps cut the row of epochs into batches. So every
+    record counts once, and the plain mean of a loss over the batch is the one to minimise.
+    `batch_size` is global: process `k` of `n` gets its k-th n-th, so the batch does not depend on
+    how many processes share it.
     """
     if step < 0 or batch_size < 1:
       raise ValueError(f"expected step >= 0 and batch_size >= 1, got {step} and {batch_size}")
@@ -74,14 +86,17 @@ class PreferencePairs:
         f"expected a batch that {process_count} processes share evenly and one of them, got "
         f"{batch_size} pairs for process {process_index}"
       )
-    epoch, start = divmod(step * batch_size, len(self))
-    last_epoch = (step * batch_size + batch_size - 1) // len(self)
-    orders = [
-      np.random.default_rng([seed, e]).permutation(len(self)) for e in range(epoch, last_epoch + 1)
-    ]
+    epoch, start = divmod(step * batch_size, self.num_records)
+    last_epoch = (step * batch_size + batch_size - 1) // self.num_records
+    orders = [self._rows_of_epoch(seed, e) for e in range(epoch, last_epoch + 1)]
     share = batch_size // process_count
     start += process_index * share
     return np.concatenate(orders)[start : start + share].astype(np.int32)
+
+  def _rows_of_epoch(self, seed: int, epoch: int) -> np.ndarray:  # [num_records]
+    rng = streams.generator(seed, "pair order", epoch)
+    records = rng.permutation(self.num_records)
+    return self._firsts[records] + rng.integers(self._counts[records])
 
   def images(self, rows: np.ndarray) -> np.ndarray:
     """uint8 `[B, 2, H, W, 3]` of pairs `[B]`, the preferred image first."""

@@ -135,13 +135,11 @@ class Pairs(NamedTuple):
   Attributes:
     winner, loser: int32 `[K]`, indices of candidates.
     p: float32 `[K]`, P(winner better than loser), from 0.5, a tie, to 1.
-    weight: float32 `[K]`, 1 / K: nine ranked images give 36 pairs, and still count as one record.
   """
 
   winner: np.ndarray
   loser: np.ndarray
   p: np.ndarray
-  weight: np.ndarray
 
 
 def to_pairs(record: Record, ties: str = "drop") -> Pairs:
@@ -163,7 +161,6 @@ def to_pairs(record: Record, ties: str = "drop") -> Pairs:
     winner=np.where(first, i, j).astype(np.int32),
     loser=np.where(first, j, i).astype(np.int32),
     p=np.maximum(p, 1 - p).astype(np.float32),
-    weight=np.full(len(p), 1 / max(len(p), 1), np.float32),
   )
 
 

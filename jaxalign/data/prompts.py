@@ -1,12 +1,15 @@
 """Prompt sets: records `{"prompt": str, "category": str, ...}`, and which of them a step uses."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from jaxalign import streams
 
 Record = Mapping[str, Any]
 
@@ -37,7 +40,7 @@ class PromptSet:
 
   def draw_for_step(self, seed: int, step: int, num_prompts: int) -> np.ndarray:
     """`draw` as a pure function of the seed and the step, so that a resumed run sees the same."""
-    return self.draw(np.random.default_rng([seed, step]), num_prompts)
+    return self.draw(streams.generator(seed, "prompts", step), num_prompts)
 
   def __getitem__(self, ids: np.ndarray) -> list[Record]:
     return [self.records[int(index)] for index in ids]
@@ -51,23 +54,49 @@ def _endless(rng: np.random.Generator, ids: list[int]):
     yield from rng.permutation(ids)
 
 
+SHAPES = ("shapes/train", "shapes/held_out", "shapes/validation", "shapes/test")
+VALIDATION_SHARE = 3  # one prompt of so many
+
+
+def split(prompts: PromptSet) -> tuple[PromptSet, PromptSet]:
+  """(validation, test): about a third and two thirds of a set.
+
+  A checksum of its text decides where a prompt belongs. So it never changes sides, whatever is
+  added to the file or taken from it, and prompts that differ in case or spacing stay together.
+
+  Raises ValueError if one side is empty.
+  """
+  sides: tuple[list[Record], list[Record]] = ([], [])
+  for record in prompts.records:
+    text = " ".join(record["prompt"].lower().split())
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    sides[0 if number % VALIDATION_SHARE == 0 else 1].append(record)
+  if not all(sides):
+    raise ValueError(
+      f"prompts: expected enough to split into validation and test, found {len(prompts)}, which "
+      f"give {len(sides[0])} and {len(sides[1])}\nadd prompts, or name files of your own: "
+      "config.evaluation.validation, and source for the test"
+    )
+  return PromptSet(tuple(sides[0])), PromptSet(tuple(sides[1]))
+
+
 def load(source: str) -> PromptSet:
   """Reads a prompt set.
 
   Args:
-    source: "shapes/train", "shapes/held_out", or a file: `.txt` with one prompt a line, or
-      `.jsonl` with one object a line that has at least "prompt".
+    source: a name of `SHAPES`, of which held_out is validation and test together; or a file: `.txt`
+      with one prompt a line, or `.jsonl` with one object a line that has at least "prompt".
 
   Raises:
     ValueError: no such set or file, not UTF-8, empty, or a line without a prompt.
   """
-  if source in ("shapes/train", "shapes/held_out"):
+  if source in SHAPES:
     return _shapes(source.removeprefix("shapes/"))
   path = pathlib.Path(source)
   if not path.is_file():
     raise ValueError(
-      f'prompts: expected "shapes/train", "shapes/held_out" or a .txt or .jsonl file; found no '
-      f'file "{source}"'
+      f"prompts: expected {', '.join(SHAPES)} or a .txt or .jsonl file; found no file "
+      f'"{source}"'
     )
   try:
     # Not splitlines(), which also cuts at the separators that Unicode allows inside a text.
@@ -86,7 +115,7 @@ def load(source: str) -> PromptSet:
 def _shapes(split: str) -> PromptSet:
   from jaxalign.worlds.shapes import prompts as grammar
 
-  chosen = grammar.train_prompts() if split == "train" else grammar.held_out_prompts()
+  chosen = getattr(grammar, f"{split}_prompts")()
   return PromptSet(tuple({"prompt": p.text, "category": p.category} for p in chosen))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from jaxalign import checks, files
+from jaxalign import checks, files, streams
 from jaxalign.data import preference_files
 from jaxalign.data import prompts as prompts_lib
 
@@ -54,9 +54,9 @@ def generate(
   folder = pathlib.Path(output)
   folder.mkdir(parents=True, exist_ok=True)
 
-  rng = np.random.default_rng(seed)
   prompt_set = prompts_lib.load(f"shapes/{split}")
-  prompts = [record["prompt"] for record in prompt_set[prompt_set.draw(rng, num_pairs)]]
+  drawn = prompt_set.draw(streams.generator(seed, "preference prompts"), num_pairs)
+  prompts = [record["prompt"] for record in prompt_set[drawn]]
   process = {"transition": "ddim", "num_steps": num_steps, "eta": eta}
   pairs = _sample(prompts, seed, microbatch, process=process, guidance={"scale": guidance_scale})
   images, scores = [], np.zeros((num_pairs, 2))
@@ -66,8 +66,8 @@ def generate(
     images.append([_png(image) for image in pair])
     scores[row] = _judge(pair, prompts[row])
   first, second = choice_probabilities(scores, temperature, tie_margin)
-  drawn = rng.random(num_pairs)
-  label_0 = np.where(drawn < first, 1.0, np.where(drawn >= 1.0 - second, 0.0, 0.5))
+  chosen = streams.generator(seed, "preference labels").random(num_pairs)
+  label_0 = np.where(chosen < first, 1.0, np.where(chosen >= 1.0 - second, 0.0, 0.5))
 
   _write(folder / "pairs.parquet", prompt=prompts, images=images, label_0=label_0, judge=scores)
   about = {
@@ -103,13 +103,14 @@ def _sample(
   """Two images of each prompt, uint8 `[2, H, W, 3]`."""
   from jaxalign import pictures, system
 
+  name = streams.number("preference images")
   sys = system.make_system(seed=0, model={"path": "shapes"}, lora=system.NO_LORA, **sections)
   for j, start in enumerate(range(0, len(prompts), microbatch)):
     part = prompts[start : start + microbatch]
     # The last microbatch is filled up, so that no second program is compiled.
     token_ids = sys.model.tokenize([*part, *[part[-1]] * (microbatch - len(part))])
     first, second = (
-      np.asarray(sys.sample_fn(sys.policy.params, sys.frozen, token_ids, seed, i, j).images)
+      np.asarray(sys.sample_fn(sys.policy.params, sys.frozen, token_ids, seed, name, i, j).images)
       for i in range(2)
     )
     yield from pictures.to_uint8(np.stack([first, second], axis=1)[: len(part)])

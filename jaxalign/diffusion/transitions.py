@@ -146,14 +146,15 @@ class Process(NamedTuple):
   table: StepTable
   transition: Callable[[Array, Array, StepTable], Moments]
 
-  def stochastic_steps(self) -> list[int]:
-    """The steps with noise, in order: the others have no density and train no policy gradient.
-
-    Raises ValueError if there are none.
-    """
+  def noisy_steps(self) -> list[int]:
+    """The steps with noise, in order: the others have no density, and so no KL to a reference."""
     x = np.zeros((self.table.num_steps, 1), np.float32)
     _, std = self.transition(x, x, self.table)
-    steps = np.flatnonzero(np.asarray(std) > 0).tolist()
+    return np.flatnonzero(np.asarray(std) > 0).tolist()
+
+  def stochastic_steps(self) -> list[int]:
+    """`noisy_steps`, which alone train a policy gradient; ValueError if there are none."""
+    steps = self.noisy_steps()
     if not steps:
       raise ValueError(
         "config.process: every step is deterministic, so a policy gradient has nothing to train\n"

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign import batching, checks, methods, processes, sharding, system
+from jaxalign import batching, checks, methods, processes, sharding, streams, system
 from jaxalign.data import preference_files
 from jaxalign.data.preference_pairs import PreferencePairs
 from jaxalign.feeds.base import Drawn, Program, averages, pick_examples, stack
@@ -28,13 +28,20 @@ class StoredPairs:
     rewards: WeightedRewards | None,
     workdir: pathlib.Path,
   ):
-    del method, rewards
+    del rewards
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
     self.num_images, self.microbatch = 2 * self.plan.examples, self.plan.microbatch
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.pairs, self._report, self._prompt_dropout = checks.call_section(
       sections, "data", read_pairs, size=sys.model.image_size
     )
+    num_ties = int(np.sum(self.pairs.p == 0.5))
+    if num_ties and not method.soft_labels:
+      raise ValueError(
+        f'config.data.ties: {num_ties} of {len(self.pairs)} pairs are ties, and the loss of '
+        f"config.method does not use the probability of a label\n"
+        'drop ties with ties="drop", or take a method with soft_labels, such as "dpo"'
+      )
     self._token_ids = sys.model.tokenize([*self.pairs.prompts, ""])
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
@@ -47,7 +54,7 @@ class StoredPairs:
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)
-    rng = np.random.default_rng([self._seed, step, 2])  # apart from other streams of the step
+    rng = streams.generator(self._seed, "prompt dropout", step)
     dropped = rng.random(len(rows)) < self._prompt_dropout
     token_ids = self._token_ids[np.where(dropped, len(self.pairs), rows)]
     parts = []
@@ -57,7 +64,7 @@ class StoredPairs:
         methods.Pairs(
           x_0=self._sys.encode_fn(self._sys.frozen, images, self._seed, step, j),
           cond=self._sys.condition_fn(self._sys.frozen, token_ids[part]).cond,
-          weight=self.pairs.weight[rows[part]],
+          p=self.pairs.p[rows[part]],
         )
       )
     return Drawn(state, self._collect_fn(parts), [self.plan.selection()], {})
@@ -97,7 +104,7 @@ class StoredPairs:
     part = methods.Pairs(
       x_0=jax.eval_shape(sys.encode_fn, sys.frozen, self._image_shapes(count), 0, 0, 0),
       cond=jax.eval_shape(sys.condition_fn, sys.frozen, ids).cond,
-      weight=np.ones(count, np.float32),
+      p=np.ones(count, np.float32),
     )
     selection = self.plan.selection()
     data = jax.eval_shape(stack, [part] * len(selection))
@@ -126,7 +133,8 @@ def read_pairs(
 
   Args:
     source: a .jsonl or .parquet file, see `data.preference_files`.
-    ties: "drop", or "half" to keep them with the first image as the winner.
+    ties: "drop", or "half" to keep them with a probability of 0.5: a tie draws the two log-ratios
+      together. A method whose loss does not use probabilities refuses them.
     max_bad_fraction: more rows than this share set aside stop the run.
     prompt_dropout: share of pairs whose prompt is replaced by the empty one.
     resize: bring images to the size of the model.

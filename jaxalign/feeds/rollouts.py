@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxalign import advantages, batching, checks, methods, pictures, sharding, system
+from jaxalign import advantages, batching, checks, methods, pictures, sharding, streams, system
 from jaxalign.data import prompts as prompts_lib
 from jaxalign.diffusion import guidance
 from jaxalign.diffusion.rollout import Rollout
@@ -56,6 +56,7 @@ class Sampling:
     self.num_images, self.microbatch = plan.images, plan.microbatch
     self.prompts = section("data", prompts_lib.load)
     self.pool = section("reward_pool", RewardPool, total=rewards)
+    self._rewards = rewards
     self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     self._exactness = section("exactness", exactness.make)
@@ -76,8 +77,8 @@ class Sampling:
     prompt_ids = np.repeat(chosen, plan.images_per_prompt)
     parts, pending, kl = [], [], []
     for j, ids in enumerate(np.split(prompt_ids, plan.microbatches)):
-      args = (state.params, sys.frozen, self._token_ids[ids], self._seed, step, j, self._start)
-      sampled = sys.sample_fn(*args)
+      noise = (self._seed, streams.number("rollout"), step, j, self._start)
+      sampled = sys.sample_fn(state.params, sys.frozen, self._token_ids[ids], *noise)
       parts.append((sampled.rollout, sampled.cond))
       rows, images = sharding.held_rows(sampled.images)
       pending.append(self.pool.submit(images, self.prompts[ids[rows]]))
@@ -91,7 +92,8 @@ class Sampling:
       return dict(zip(named, whole.reshape(len(named), -1), strict=True))
 
     total, named = gather_rewards(self.pool, pending, exchange, self._workdir, step)
-    record = {"reward/mean": float(total.mean()), "reward/std": float(total.std())}
+    raw = self._rewards.raw(named)
+    record = {"reward/mean": float(raw.mean()), "reward/std": float(raw.std())}
     record |= {f"reward/{name}": float(values.mean()) for name, values in named.items()}
     if kl:
       nats = np.concatenate(jax.device_get(kl))
@@ -106,8 +108,9 @@ class Sampling:
 
   def program(self, state: TrainState, microbatch: int) -> Program:
     rows = np.resize(np.arange(len(self._token_ids)), microbatch)
-    inputs = (self._token_ids[rows], self._seed, 0, 0, self._starts(microbatch))
-    return Program("rollout", self._sys.sample_fn, (state.params, self._sys.frozen, *inputs))
+    noise = (self._seed, streams.number("rollout"), 0, 0, self._starts(microbatch))
+    args = (state.params, self._sys.frozen, self._token_ids[rows], *noise)
+    return Program("rollout", self._sys.sample_fn, args)
 
   def trajectory_shapes(self, state: TrainState) -> Trajectories:
     """Those of an iteration, as shapes where they will lie."""

@@ -25,12 +25,15 @@ class Method(NamedTuple):
   on_policy: whether the loss is right for one update per rollout only.
   kl_weight: what a nat of trajectory KL to the reference costs; it is taken off the reward before
     advantages are estimated. The loss adds the part of the gradient that goes through the KL.
+  soft_labels: of methods on "pairs": whether the loss uses `Pairs.p`. One that does not takes the
+    first of a pair as the winner; of a tie the first means nothing, so its feed refuses ties.
   """
 
   loss: Callable[[Params, Mapping[str, Params], Any, Key], tuple[Array, dict[str, Array]]]
   data: str
   on_policy: bool = False
   kl_weight: float = 0.0
+  soft_labels: bool = False
 
 
 class Parts(NamedTuple):
@@ -102,14 +105,14 @@ class StepPairs:
 class Pairs:
   """Two finished samples of one prompt, the preferred one first.
 
-  x_0:    `[B, 2, *D]` float32.
-  cond:   conditioning without guidance, every leaf `[B, ...]`.
-  weight: `[B]`, what the pair counts.
+  x_0:  `[B, 2, *D]` float32.
+  cond: conditioning without guidance, every leaf `[B, ...]`.
+  p:    `[B]`, the probability that the first is preferred: 1 for a plain label, 0.5 for a tie.
   """
 
   x_0: Array
   cond: Any
-  weight: Array
+  p: Array
 
 
 @jax.tree_util.register_dataclass

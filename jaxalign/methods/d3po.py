@@ -5,6 +5,8 @@ Gaussians, clipped (eq. 12 and official code), and go into DPO's loss. As in DDP
 are means over latent dimensions, for which the published beta of 0.1 and clip range are tuned.
 """
 
+import jax.numpy as jnp
+
 from jaxalign import losses
 from jaxalign.diffusion import log_ratios, rollout
 from jaxalign.methods.base import (
@@ -36,9 +38,10 @@ def make(parts: Parts, *, beta: float, clip_range: float) -> Method:
     )
     clipped = losses.clip_log_ratio(log_ratio, clip_range=clip_range)
     log_ratio_w, log_ratio_l = winner_and_loser(clipped)
-    values = preference_metrics(*winner_and_loser(log_ratio))
+    p = jnp.ones_like(log_ratio_w)  # rewards order a pair, and a tie has weight 0
+    values = preference_metrics(*winner_and_loser(log_ratio), p)
     is_clipped = (clipped != log_ratio).astype(clipped.dtype)
     values["preference/clip_frac"] = is_clipped.reshape(-1, 2).mean(axis=1)
-    return batch.weight * losses.dpo_loss(log_ratio_w, log_ratio_l, beta=beta), values
+    return batch.weight * losses.dpo_loss(log_ratio_w, log_ratio_l, beta=beta, p=p), values
 
   return Method(loss, data="rollout_pairs")

@@ -6,7 +6,6 @@ reference (Wallace et al. 2023, arXiv:2311.12908, section 4). Loss, log-ratio an
 three independent parts: any loss on log-ratios makes a method here.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -17,8 +16,8 @@ from jaxalign.diffusion import log_ratios
 from jaxalign.methods.base import Method, Pairs, Parts, for_both, unpair, winner_and_loser
 from jaxalign.types import Array
 
-# loss(log_ratio_w [B], log_ratio_l [B]) -> [B]
-PreferenceLoss = Callable[[Array, Array], Array]
+# loss(log_ratio_w [B], log_ratio_l [B], p [B]) -> [B], p the probability that w is preferred
+PreferenceLoss = Callable[[Array, Array, Array], Array]
 
 
 def make_dpo(parts: Parts, *, beta: float, **estimator) -> Method:
@@ -27,15 +26,16 @@ def make_dpo(parts: Parts, *, beta: float, **estimator) -> Method:
   With time_weight "half", beta is that of the published code: 2000 to 5000 for Stable Diffusion at
   512 pixels.
   """
-  return make(parts, functools.partial(losses.dpo_loss, beta=beta), **estimator)
+  return make(parts, lambda w, l, p: losses.dpo_loss(w, l, beta=beta, p=p), **estimator)
 
 
 def make_ipo(parts: Parts, *, tau: float, **estimator) -> Method:
   """IPO (arXiv:2310.12036 eq. 17) on denoising errors; `estimator` as in `make`.
 
-  The target, 1 / (2 tau), is on the scale of the log-ratio that `time_weight` chooses.
+  The target, 1 / (2 tau) for a plain label, is on the scale of the log-ratio that `time_weight`
+  chooses.
   """
-  return make(parts, functools.partial(losses.ipo_loss, tau=tau), **estimator)
+  return make(parts, lambda w, l, p: losses.ipo_loss(w, l, tau=tau, p=p), **estimator)
 
 
 def make(
@@ -45,7 +45,9 @@ def make(
 
   Args:
     parts: the model. Only the network without guidance is used.
-    preference_loss: `(log_ratio_w, log_ratio_l) -> [B]`.
+    preference_loss: `(log_ratio_w, log_ratio_l, p) -> [B]`. Any loss L on plain labels has a soft
+      one, its mean p L(w, l) + (1 - p) L(l, w). A loss that leaves `p` unused must not see ties:
+      `make(...)._replace(soft_labels=False)` says so.
     time_weight: "half" (the published convention) or "elbo" (nats, with a larger variance).
     num_draws: noise levels, spread evenly over the range, and noises that the log-ratio of a pair
       is averaged over; 1 in all published code. The loss of a noisy log-ratio is above that of its
@@ -61,7 +63,7 @@ def make(
 
   def loss(params, frozen, batch: Pairs, key):
     key_level, key_eps = jax.random.split(key)
-    num_pairs, num_levels = len(batch.weight), parts.levels.num_steps
+    num_pairs, num_levels = len(batch.p), parts.levels.num_steps
     # A draw is a row of its own: [B, n] of them, for both samples of a pair the same.
     offset = jax.random.uniform(key_level, (num_pairs, 1))
     share = (jnp.arange(num_draws) + offset) / num_draws
@@ -84,16 +86,16 @@ def make(
     log_ratio_w, log_ratio_l = (
       one.reshape(num_pairs, num_draws).mean(axis=1) for one in winner_and_loser(log_ratio)
     )
-    values = preference_metrics(log_ratio_w, log_ratio_l)
-    return batch.weight * preference_loss(log_ratio_w, log_ratio_l), values
+    values = preference_metrics(log_ratio_w, log_ratio_l, batch.p)
+    return preference_loss(log_ratio_w, log_ratio_l, batch.p), values
 
-  return Method(loss, data="pairs")
+  return Method(loss, data="pairs", soft_labels=True)
 
 
-def preference_metrics(log_ratio_w: Array, log_ratio_l: Array) -> dict[str, Array]:
-  """What is logged of the log-ratios of pairs, each `[B]`."""
+def preference_metrics(log_ratio_w: Array, log_ratio_l: Array, p: Array) -> dict[str, Array]:
+  """What is logged of the log-ratios of pairs, each `[B]`; `p` counts in the accuracy alone."""
   return {
-    "preference/accuracy": losses.implicit_accuracy(log_ratio_w, log_ratio_l),
+    "preference/accuracy": losses.implicit_accuracy(log_ratio_w, log_ratio_l, p=p),
     "preference/margin": log_ratio_w - log_ratio_l,
     "preference/log_ratio_w": log_ratio_w,
     "preference/log_ratio_l": log_ratio_l,

@@ -1,7 +1,8 @@
 """Direct reward fine-tuning: the gradient of a differentiable reward through the sampler.
 
 The methods differ in the window of the chain that is differentiated (`diffusion.backprop`). Each
-adds `kl_weight` times the KL to the reference, in nats over the differentiated steps.
+adds `kl_weight` times the KL to the reference, in nats over the differentiated steps. A step
+without noise has none: where they all are, a weight is refused.
 """
 
 import jax
@@ -24,6 +25,7 @@ def make_draft(parts: Parts, *, num_grad_steps: int, kl_weight: float) -> Method
       f"config.method.num_grad_steps: expected 1 to {S} steps to differentiate through, or 0 for "
       f"all, got {num_grad_steps}"
     )
+  _check_kl_weight(parts, kl_weight, first=S - K)
 
   def sample(params, reference, batch, x_T, key):
     x_0, kl = _last_steps(key, params, reference, parts, x_T, batch.cond, num_steps=K)
@@ -41,6 +43,7 @@ def make_align_prop(
   a draw for each step would leave gaps in the window.
   """
   S = parts.process.table.num_steps
+  _check_kl_weight(parts, kl_weight, first=S - max(1, S - 1))
 
   def sample(params, reference, batch, x_T, key):
     key_cut, key = jax.random.split(key)
@@ -102,6 +105,16 @@ def make_refl(parts: Parts, *, step_range: tuple[float, float], target: float) -
     return x_0, batch, jnp.zeros(len(x_T))
 
   return _make(parts, sample, 0.0, target=target)
+
+
+def _check_kl_weight(parts: Parts, kl_weight: float, *, first: int) -> None:
+  """Raises ValueError for a weight of a KL that no step from `first` on has."""
+  if kl_weight and not any(step >= first for step in parts.process.noisy_steps()):
+    raise ValueError(
+      f"config.method.kl_weight: expected 0, because no step that is differentiated (the last "
+      f"{parts.process.table.num_steps - first}) has noise, and without it there is no KL; got "
+      f"{kl_weight:g}\nset it to 0, or raise eta, or noise_level, of config.process above 0"
+    )
 
 
 def _last_steps(key, params, reference, parts: Parts, x_T, cond, **window):

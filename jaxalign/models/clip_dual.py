@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import files
+from jaxalign import files, streams
 from jaxalign.models import clip, clip_vision, initialization, layers, tokenization
 from jaxalign.models.weights import safetensors_io
 from jaxalign.types import Array, Key, Params
@@ -127,7 +127,8 @@ class CLIP:
     """The parameter tree with shapes in place of arrays."""
     size = self.network.config.vision.image_size
     images, token_ids = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(self.network.init, jax.random.key(0), images, token_ids)["params"]
+    key = streams.key_shape()
+    return jax.eval_shape(self.network.init, key, images, token_ids)["params"]
 
   def init_params(self, key: Key) -> Params:
     """Random parameters, as numpy arrays in host memory."""

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign import streams
 from jaxalign.types import Key, Params
 
 
@@ -19,7 +20,7 @@ def random_params(key: Key, shapes: Params, **constants: float) -> Any:
     shapes: the parameter tree, of anything with a shape.
     constants: the values of leaves that have one, by name.
   """
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  rng = streams.generator_of(key)
   constants = {"scale": 1.0, "bias": 0.0, **constants}
 
   def draw(path, leaf):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign import streams
 from jaxalign.models import conditioning, lean_decoding, unet, vae
 from jaxalign.types import Array, Key, Params, at_least_float32
 
@@ -114,7 +115,7 @@ class Networks:
 
   def param_shapes(self) -> dict[str, Params]:
     """The parameter tree of each component, with shapes in place of arrays."""
-    key = jax.random.key(0)
+    key = streams.key_shape()
     token_ids = jnp.zeros((1, *self.text.ids_shape), jnp.int32)
     x_t = jnp.zeros((1, *self.latent_shape[:2], self.unet.config.in_channels))
     images = jnp.zeros((1, *self.image_size, self.vae.config.in_channels))

@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import shutil
+import threading
 import warnings
 from collections.abc import Sequence
 
@@ -20,6 +21,9 @@ _FILES = (
 )
 
 _truncation_warned = False
+# Each call of a tokenizer switches its padding and truncation on or off for good, so of two threads
+# in it one would get the rows that the other asked for.
+_calls = threading.Lock()
 
 
 def tokenize(
@@ -28,6 +32,7 @@ def tokenize(
   """Token ids of each prompt between start and end, padded with the tokenizer's own padding token.
 
   A longer prompt loses its tail, as it does in diffusers; the first one in a process is reported.
+  Safe to call from threads.
   Raises ValueError if the tokenizer's texts are shorter than `context_length`: the text encoder
   would read another number of tokens in diffusers.
   """
@@ -41,10 +46,11 @@ def tokenize(
   rows = list(prompts)
   if not rows:
     return np.zeros((0, length), np.int32)
-  longest = max(len(ids) for ids in tokenizer(rows, verbose=False)["input_ids"])
+  with _calls:
+    longest = max(len(ids) for ids in tokenizer(rows, verbose=False)["input_ids"])
+    encoded = tokenizer(rows, padding="max_length", max_length=length, truncation=True)
   if longest > length:
     _warn_truncated(longest, length)
-  encoded = tokenizer(rows, padding="max_length", max_length=length, truncation=True)
   return np.asarray(encoded["input_ids"], np.int32)
 
 

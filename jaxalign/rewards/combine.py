@@ -74,6 +74,17 @@ class WeightedRewards:
 
     return DeviceReward("total", {part.name: part.params for part in parts}, encode, score)
 
+  def raw(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
+    """float64 `[B]`, the weighted sum without normalisation: what a log shows.
+
+    A normalised one has the same mean in every iteration, whatever the policy has learned.
+    """
+    terms = [
+      weight * np.asarray(named[reward.name], np.float64)
+      for reward, weight in zip(self.rewards, self.weights, strict=True)
+    ]
+    return np.sum(terms, axis=0)
+
   def total(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
     """float32 `[B]` from the raw rewards `{name: [B]}` of one whole iteration."""
     normalize = NORMALIZERS[self.normalize]

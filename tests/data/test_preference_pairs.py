@@ -1,4 +1,4 @@
-"""Pairs in batches: a pure function of seed and step, each pair once an epoch."""
+"""Pairs in batches: a pure function of seed and step, a pair of each record once an epoch."""
 
 import collections
 
@@ -25,7 +25,7 @@ def test_pairs_of_all_records_with_the_winner_first():
   pairs = preference_pairs.PreferencePairs(records, size=(4, 6))
   assert pairs.prompts == ["a", "a", "a", "c"] and len(pairs) == 4
   np.testing.assert_allclose(pairs.p, [1, 1, 1, 0.75])
-  np.testing.assert_allclose(pairs.weight, [1 / 3, 1 / 3, 1 / 3, 1])
+  assert pairs.record.tolist() == [0, 0, 0, 1] and pairs.num_records == 2  # that of "b" is none
   images = pairs.images(np.array([3, 0, 1, 2, 3], np.int32))
   assert images.shape == (5, 2, 4, 6, 3) and images.dtype == np.uint8
   # The grey of an image is its index.
@@ -66,7 +66,7 @@ def test_an_image_that_changed_after_reading_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 11, 25])
-def test_every_epoch_shows_every_pair_once(batch_size):
+def test_every_epoch_shows_every_record_once(batch_size):
   pairs = make_pairs(10)
   steps = 60 // batch_size + 1
   rows = np.concatenate([pairs.draw_for_step(0, step, batch_size) for step in range(steps)])
@@ -74,6 +74,34 @@ def test_every_epoch_shows_every_pair_once(batch_size):
   epochs = rows[:60].reshape(6, 10)
   assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
   assert len({tuple(epoch) for epoch in epochs.tolist()}) == 6  # each in another order
+
+
+def test_a_ranking_counts_as_one_record_and_its_pairs_alike():
+  """20 records of nine ranked images, 36 pairs each, and 20 of two images."""
+  ranks = [range(1, 10), [1, 2]] * 20
+  records = [record(prompt=f"p{i}", rank=rank) for i, rank in enumerate(ranks)]
+  pairs = preference_pairs.PreferencePairs(records, size=(4, 6))
+  assert len(pairs) == 20 * 36 + 20 and pairs.num_records == 40
+  seen = np.zeros(len(pairs), int)
+  for epoch in range(1800):
+    rows = pairs.draw_for_step(1, epoch, 40)
+    assert sorted(pairs.record[rows]) == list(range(40))
+    seen[rows] += 1
+  counts = np.array([36, 1])[np.arange(40) % 2][pairs.record]
+  np.testing.assert_array_equal(seen[counts == 1], 1800)
+  # A pair of a ranking comes with probability 1 / 36: expected 50, standard deviation 7.
+  drawn = seen[counts == 36]
+  assert abs(drawn - 50).max() < 5 * 7 and 6 < drawn.std() < 8
+
+
+def test_the_pair_of_a_record_changes_with_the_epoch_and_not_with_the_batch():
+  records = [record(rank=range(1, 8)) for _ in range(6)]
+  pairs = preference_pairs.PreferencePairs(records, size=(4, 6))
+  whole = np.concatenate([pairs.draw_for_step(0, step, 6) for step in range(4)])
+  cut = np.concatenate([pairs.draw_for_step(0, step, 4) for step in range(6)])
+  np.testing.assert_array_equal(whole, cut)
+  chosen = np.stack([epoch[np.argsort(pairs.record[epoch])] for epoch in whole.reshape(4, 6)])
+  assert (chosen[1:] != chosen[0]).mean() > 0.5
 
 
 def test_a_draw_is_a_function_of_seed_and_step():

@@ -52,7 +52,7 @@ def test_the_mark_that_windows_puts_first_is_no_part_of_the_prompt(tmp_path, nam
   assert loaded.records == ({"prompt": "a cat"},)
 
 
-@pytest.mark.parametrize("source", ["shapes/train", "shapes/held_out"])
+@pytest.mark.parametrize("source", prompts.SHAPES)
 def test_the_sets_of_the_embedded_world(source):
   records = prompts.load(source).records
   assert {"single_object", "counting", "position"} <= {record["category"] for record in records}
@@ -64,10 +64,43 @@ def test_training_and_held_out_prompts_do_not_meet():
   assert not {r["prompt"] for r in train.records} & {r["prompt"] for r in held_out.records}
 
 
+def test_held_out_prompts_are_those_of_validation_and_test():
+  held_out, validation, test = (
+    {r["prompt"] for r in prompts.load(f"shapes/{split}").records}
+    for split in ("held_out", "validation", "test")
+  )
+  assert validation | test == held_out and not validation & test
+
+
+def numbered(*numbers):
+  return prompts.PromptSet(tuple({"prompt": f"Prompt {n}", "category": "c"} for n in numbers))
+
+
+def test_a_set_is_split_by_its_texts_a_third_for_validation():
+  whole = numbered(*range(300))
+  validation, test = prompts.split(whole)
+  assert 80 <= len(validation) <= 120 and len(validation) + len(test) == 300
+  assert not set(map(str, validation.records)) & set(map(str, test.records))
+  assert validation.records == tuple(r for r in whole.records if r in validation.records)
+  # Whatever else is in the file, and however a prompt is written, it stays on its side.
+  fewer, _ = prompts.split(numbered(*range(250, 20, -1)))
+  assert {r["prompt"] for r in fewer.records} < {r["prompt"] for r in validation.records}
+  again = prompts.PromptSet((*test.records, {"prompt": "  PROMPT  3 "}, {"prompt": "prompt 3"}))
+  sides = [sum(r["prompt"].split()[-1] == "3" for r in side.records) for side in prompts.split(
+    prompts.PromptSet((*again.records, *validation.records))
+  )]  # fmt: skip
+  assert sorted(sides) == [0, 3]
+
+
+def test_a_set_that_leaves_a_side_empty_is_refused():
+  with pytest.raises(ValueError, match=r"enough to split .* found 1, which give [01] and [01]"):
+    prompts.split(numbered(1))
+
+
 # ---- what a user can get wrong
 
 
-@pytest.mark.parametrize("source", ["nowhere.txt", "shapes/test", "", "shapes"])
+@pytest.mark.parametrize("source", ["nowhere.txt", "shapes/tests", "", "shapes"])
 def test_no_such_set_or_file(source, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert "shapes/held_out" in error_of(source) and f'"{source}"' in error_of(source)

@@ -122,7 +122,7 @@ def test_bradley_and_terry_and_the_ties_of_rao_and_kupper():
     ({"temperature": float("nan")}, "temperature above 0"),
     ({"tie_margin": -1.0}, "tie_margin of at least 0"),
     ({"seed": -1}, "seed"),
-    ({"split": "test"}, "shapes/test"),
+    ({"split": "nowhere"}, "shapes/nowhere"),
   ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_is_sampled(

@@ -93,6 +93,7 @@ def test_deterministic_steps_are_known_and_score_zero(name):
     "flow_sde": [True] * 6,
     "dance_sde": [True] * 6,
   }.get(name, [True] * 5 + [False])  # ddpm and cps end without noise
+  assert process.noisy_steps() == np.flatnonzero(expected).tolist()
   if any(expected):
     assert process.stochastic_steps() == np.flatnonzero(expected).tolist()
   else:

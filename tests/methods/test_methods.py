@@ -1,5 +1,6 @@
 """The contract of every method, on a batch of what it learns from."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_policy
-from toy_policy import FROZEN, PARAMS, PARTS
+from toy_policy import FROZEN, PARAMS, PARTS, PROCESS
 
 from jaxalign import feeds, methods
 
@@ -55,6 +56,25 @@ def loss_and_grad(name, params=PARAMS, batch=None, key=KEY, compiled=True):
 
 def test_every_method_is_under_test():
   assert set(KWARGS) == set(methods.METHODS)
+
+
+@pytest.mark.parametrize("noise, refused", [
+  ((0, 0, 0, 0), {"draft": (1, 2, 0), "align_prop": True}),
+  ((1, 1, 1, 0), {"draft": (1,), "align_prop": False}),
+  ((1, 0, 0, 0), {"draft": (1, 2), "align_prop": True}),  # it never reaches the first step
+])
+def test_a_weight_of_a_kl_that_no_differentiated_step_has_is_refused(noise, refused):
+  table = dataclasses.replace(PROCESS.table, noise_scale=np.array(noise, np.float32))
+  parts = PARTS._replace(process=PROCESS._replace(table=table))
+  align_prop = {"mean_grad_steps": 2.0, "std_grad_steps": 1.0}
+  cases = [("draft", {"num_grad_steps": K}, K in refused["draft"]) for K in (1, 2, 0)]
+  for name, kwargs, bad in [*cases, ("align_prop", align_prop, refused["align_prop"])]:
+    methods.make(name, parts, **kwargs, kl_weight=0.0)
+    if bad:
+      with pytest.raises(ValueError, match=r"kl_weight: expected 0, because no step .* got 0.1"):
+        methods.make(name, parts, **kwargs, kl_weight=0.1)
+    else:
+      methods.make(name, parts, **kwargs, kl_weight=0.1)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -117,8 +137,9 @@ def prefer_winners(parts, *, strength):
   """A method from outside the package: the hinge loss on denoising errors."""
   from jaxalign.methods import diffusion_dpo
 
-  hinge = lambda w, l: jnp.maximum(0.0, 1.0 - strength * (w - l))  # noqa: E731
-  return diffusion_dpo.make(parts, hinge, time_weight="half", num_draws=1)
+  hinge = lambda w, l, p: jnp.maximum(0.0, 1.0 - strength * (w - l))  # noqa: E731
+  method = diffusion_dpo.make(parts, hinge, time_weight="half", num_draws=1)
+  return method._replace(soft_labels=False)
 
 
 def not_a_method(parts):
@@ -129,7 +150,7 @@ def test_a_method_from_outside_is_named_by_its_function():
   method = methods.make(f"{__name__}:prefer_winners", PARTS, strength=3.0)
   batch = toy_policy.make_batch("pairs")
   loss, _ = method.loss(REFERENCE_PARAMS, FROZEN, batch, KEY)
-  np.testing.assert_allclose(loss, batch.weight, rtol=1e-6)  # hinge at the reference is 1
+  np.testing.assert_allclose(loss, np.ones(3), rtol=1e-6)  # hinge at the reference
   with pytest.raises(ValueError, match=r"missing a required .*argument: 'strength'"):
     methods.make(f"{__name__}:prefer_winners", PARTS, strenth=3.0)
   with pytest.raises(ValueError, match=r"to return a jaxalign\.methods\.Method, got Parts"):

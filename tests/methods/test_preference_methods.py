@@ -62,20 +62,23 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
   published = arrays[f"{case['case']}/implicit_logit"]
   np.testing.assert_allclose(values["preference/margin"], published / case["beta"], atol=3e-7)
   np.testing.assert_allclose(loss.mean(), arrays[f"{case['case']}/loss"], rtol=1e-4)
-  from_published = losses.dpo_loss(published, jnp.zeros_like(published), beta=1.0)
+  zero = jnp.zeros_like(published)
+  from_published = losses.dpo_loss(published, zero, beta=1.0, p=zero + 1.0)
   np.testing.assert_allclose(from_published.mean(), arrays[f"{case['case']}/loss"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name,kwargs,expected", [
-  ("dpo", {"beta": 5000.0, "time_weight": "half", "num_draws": 1}, np.log(2.0)),
-  ("dpo", {"beta": 0.1, "time_weight": "elbo", "num_draws": 1}, np.log(2.0)),
-  ("ipo", {"tau": 0.1, "time_weight": "half", "num_draws": 1}, 25.0),
-  ("d3po", {"beta": 0.1, "clip_range": 0.1}, np.log(2.0)),
+  ("dpo", {"beta": 5000.0, "time_weight": "half", "num_draws": 1}, np.log([2.0, 2.0, 2.0])),
+  ("dpo", {"beta": 0.1, "time_weight": "elbo", "num_draws": 1}, np.log([2.0, 2.0, 2.0])),
+  # With p = 1, 0.5 and 0.8: (2 p - 1)^2 / (2 tau)^2.
+  ("ipo", {"tau": 0.1, "time_weight": "half", "num_draws": 1}, np.array([25.0, 0.0, 9.0])),
+  # Weights of 0.75, 1.5 and 1.5.
+  ("d3po", {"beta": 0.1, "clip_range": 0.1}, np.log(2.0) * np.array([0.75, 1.5, 1.5])),
 ])
 def test_at_the_reference_the_loss_is_known_and_nothing_is_preferred(name, kwargs, expected):
   batch = toy_policy.make_batch(methods.make(name, PARTS, **kwargs).data)
   loss, values = loss_fn(name, **kwargs)(REFERENCE, FROZEN, batch, jax.random.key(1))
-  np.testing.assert_allclose(loss, expected * batch.weight, rtol=1e-6)
+  np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-9)
   np.testing.assert_allclose(values["preference/margin"], np.zeros(3), atol=1e-6)
 
 
@@ -114,7 +117,34 @@ def test_one_step_of_dpo_lowers_the_error_of_the_winner_and_raises_the_losers():
   slope = jax.grad(lambda p: fn(p, FROZEN, batch, key)[0].sum())(REFERENCE)
   moved = jax.tree.map(lambda p, g: p - 1e-3 * g, REFERENCE, slope)
   _, values = fn(moved, FROZEN, batch, key)
-  assert (values["preference/margin"] * batch.weight).sum() > 0
+  assert (values["preference/margin"] * (2 * batch.p - 1)).sum() > 0
+
+
+STORED = [
+  ("dpo", {"beta": 50.0, "time_weight": "half", "num_draws": 1}),
+  ("ipo", {"tau": 10.0, "time_weight": "half", "num_draws": 1}),
+]
+
+
+@pytest.mark.parametrize("name,kwargs", STORED)
+def test_a_stored_pair_may_be_swapped_while_p_becomes_one_minus_p(name, kwargs):
+  batch, fn, key = toy_policy.make_batch("pairs"), loss_fn(name, **kwargs), jax.random.key(8)
+  swapped = dataclasses.replace(batch, x_0=batch.x_0[:, ::-1], p=1 - batch.p)
+  (loss, values), (other, others) = (fn(PARAMS, FROZEN, b, key) for b in (batch, swapped))
+  np.testing.assert_allclose(loss, other, rtol=1e-5)
+  np.testing.assert_allclose(values["preference/accuracy"], others["preference/accuracy"])
+  assert np.abs(values["preference/margin"]).min() > 0
+
+
+@pytest.mark.parametrize("name,kwargs", STORED)
+def test_stored_ties_teach_nothing_at_the_reference_and_lead_back_to_it(name, kwargs):
+  batch, fn, key = toy_policy.make_batch("pairs"), loss_fn(name, **kwargs), jax.random.key(9)
+  ties = dataclasses.replace(batch, p=jnp.full(3, 0.5))
+  slope = jax.grad(lambda p: fn(p, FROZEN, ties, key)[0].sum())
+  assert not any(leaf.any() for leaf in jax.tree.leaves(slope(REFERENCE)))
+  moved = jax.tree.map(lambda p, g: p - 1e-3 * g, PARAMS, slope(PARAMS))
+  margins = [fn(p, FROZEN, ties, key)[1]["preference/margin"] for p in (PARAMS, moved)]
+  assert np.abs(margins[1]).sum() < np.abs(margins[0]).sum()
 
 
 def test_a_tie_of_weight_zero_teaches_nothing():
@@ -166,7 +196,7 @@ def test_an_unknown_time_weight_is_named():
 
 def test_any_loss_on_log_ratios_makes_a_method():
   """The loss, the estimator and the time weight are chosen independently."""
-  square = lambda w, l: jnp.square(w) + jnp.square(l)  # noqa: E731
+  square = lambda w, l, p: jnp.square(w) + jnp.square(l)  # noqa: E731
   batch = toy_policy.make_batch("pairs")
   key = jax.random.key(7)
   elbo, half = (
@@ -194,7 +224,7 @@ def test_draws_are_spread_over_the_levels_and_averaged_before_the_loss():
     loss, values = fn(PARAMS, FROZEN, batch, jax.random.key(key))
     assert loss.shape == (3,)
     margins.append(values["preference/margin"])
-    expected = batch.weight * np.log1p(np.exp(-50.0 * margins[-1]))
+    expected = np.log1p(np.exp(-50.0 * margins[-1])) + (1 - batch.p) * 50.0 * margins[-1]
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
   one, other, many, more = margins
   assert np.abs(many - more).max() < 0.1 * np.abs(one - other).max()

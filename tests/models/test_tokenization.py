@@ -1,6 +1,7 @@
 """Token ids against transformers' own tokenizer, on the folders of published models in small."""
 
 import json
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -90,6 +91,16 @@ def test_equals_transformers(name, folder, oracle):
   np.testing.assert_array_equal(found[0], expected)
   assert found[0, 0] == oracle.bos_token_id
   assert oracle.eos_token_id in found[0]
+
+
+def test_threads_get_what_one_thread_gets(folder):
+  """A call switches the tokenizer's padding, which another thread must not meet half done."""
+  batches = [["the " * n, "cat"] for n in range(1, 9)]
+  expected = [tokenization.tokenize(folder, batch, LENGTH) for batch in batches]
+  with futures.ThreadPoolExecutor(8) as threads:
+    for _ in range(100):
+      found = threads.map(lambda batch: tokenization.tokenize(folder, batch, LENGTH), batches)
+      np.testing.assert_array_equal(list(found), expected)
 
 
 @pytest.mark.filterwarnings("ignore:a prompt has")

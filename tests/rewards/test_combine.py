@@ -38,6 +38,14 @@ def test_batch_standardises_each_reward_before_weighting():
   np.testing.assert_array_equal(named["b"], B)  # raw rewards are what is logged
 
 
+@pytest.mark.parametrize("normalize", ["none", "batch"])
+def test_what_is_logged_is_raw_whatever_the_normalisation(normalize):
+  rewards = tuple(contract.Reward(name, None) for name in ("a", "b"))
+  total = combine.WeightedRewards(rewards, (2.0, -0.5), normalize)
+  named = {"a": np.float32([1.0, 2.0, 6.0]), "b": np.float32([4.0, 0.0, 2.0])}
+  np.testing.assert_array_equal(total.raw(named), [0.0, 4.0, 11.0])
+
+
 def test_batch_ignores_scale_and_offset_and_none_does_not():
   scaled = weighted("batch", fns=(lambda i, p: 100 * A + 7, lambda i, p: B))
   np.testing.assert_allclose(

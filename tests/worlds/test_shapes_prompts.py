@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 
 import numpy as np
@@ -89,8 +90,23 @@ def test_split_share_and_words_per_category():
     assert {word for p in held_out for word in p.text.split()} <= words
 
 
+def test_validation_and_test_share_no_facts_and_have_every_category():
+  validation, test = prompts.validation_prompts(), prompts.test_prompts()
+  assert {p.text for p in (*validation, *test)} == {p.text for p in HELD_OUT}
+  assert len(validation) + len(test) == len(HELD_OUT)
+  sides = [{prompts.canonical(p.spec) for p in side} for side in (validation, test)]
+  assert not sides[0] & sides[1]
+  for category in prompts.CATEGORIES:
+    facts = [sum(spec.category == category for spec in side) for side in sides]
+    assert 1 <= facts[0] <= facts[1]
+  # What has been reported must stay apart from what was tuned on, in every version.
+  assert (len(validation), len(test)) == (57, 113)
+  digest = hashlib.sha256("\n".join(p.text for p in validation).encode()).hexdigest()
+  assert digest.startswith("c9869fbd17daad8c")
+
+
 def test_split_never_changes():
-  # The embedded model was trained on one side only: these must hold in every version.
+  # What was trained on one side must not be tested on it by a later version.
   assert "three rings" in {p.text for p in HELD_OUT}
   assert "a red circle" in {p.text for p in HELD_OUT}
   assert "three circles" in {p.text for p in TRAIN}
@@ -193,3 +209,27 @@ def test_corrupt_reaches_every_variant(text, kinds):
   rng = np.random.default_rng(5)
   spec = prompts.parse(text)
   assert len({prompts.corrupt(rng, spec) for _ in range(400)}) == kinds
+
+
+def test_a_training_caption_is_never_held_out():
+  """From every training prompt, right or wrong, and in no wording of a held-out one."""
+  rng = np.random.default_rng(6)
+  held_out = {prompts.canonical(p.spec) for p in HELD_OUT}
+  corrupted = []
+  for prompt in TRAIN:
+    assert prompts.training_caption(rng, prompt.spec, wrong=False) == prompt
+    for _ in range(10):
+      wrong = prompts.training_caption(rng, prompt.spec, wrong=True)
+      assert wrong in TRAIN and prompts.canonical(wrong.spec) not in held_out
+      assert _changes(prompt.spec, wrong.spec) == 1
+      corrupted.append(prompts.canonical(prompts.corrupt(rng, prompt.spec)) in held_out)
+  assert np.mean(corrupted) > 0.1  # so that the test above can fail
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_caption_of_held_out_facts_is_refused_in_any_wording(wrong):
+  first, second = next(p for p in HELD_OUT if p.category == "two_objects").spec.groups
+  for groups in ((first, second), (second, first)):
+    spec = prompts.Spec("two_objects", groups)
+    with pytest.raises(ValueError, match=f"found '{prompts.to_text(spec)}', which is held out"):
+      prompts.training_caption(np.random.default_rng(0), spec, wrong=wrong)

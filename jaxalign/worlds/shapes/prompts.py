@@ -12,6 +12,7 @@ import itertools
 
 import numpy as np
 
+from jaxalign import streams
 from jaxalign.worlds.shapes import scene
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -105,40 +106,60 @@ def canonical(spec: Spec) -> Spec:
 
 
 HELD_OUT_FRACTION = 0.22
+# Of the held-out facts of a category, at least one: where a category has few, the test needs them.
+VALIDATION_FRACTION = 1 / 3
 SPLIT_SEED = 0
 
 
 @functools.cache
-def _split() -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-  """(training, held-out): a fixed share of each category's distinct facts is held out.
+def _split() -> tuple[tuple[Prompt, str], ...]:
+  """Every prompt and its split: of each category a fixed share of its distinct facts is held out.
 
   The order comes from SHA-256, which no version of Python or numpy will ever change.
   """
-  training: list[Prompt] = []
-  held_out: list[Prompt] = []
+  prompts: list[tuple[Prompt, str]] = []
   for category, specs in _all_specs().items():
     facts = sorted(
       {to_text(canonical(spec)) for spec in specs},
       key=lambda text: hashlib.sha256(f"{SPLIT_SEED} {category} {text}".encode()).hexdigest(),
     )
-    chosen = set(facts[: round(HELD_OUT_FRACTION * len(facts))])
-    for spec in specs:
-      side = held_out if to_text(canonical(spec)) in chosen else training
-      side.append(Prompt(to_text(spec), category, spec))
-  return tuple(training), tuple(held_out)
+    held_out = round(HELD_OUT_FRACTION * len(facts))
+    validation = max(1, int(VALIDATION_FRACTION * held_out))
+    split_of = dict.fromkeys(facts, "train")
+    split_of |= dict.fromkeys(facts[:held_out], "test")
+    split_of |= dict.fromkeys(facts[:validation], "validation")
+    prompts += [
+      (Prompt(to_text(spec), category, spec), split_of[to_text(canonical(spec))]) for spec in specs
+    ]
+  return tuple(prompts)
+
+
+def _of(*splits: str) -> list[Prompt]:
+  return [prompt for prompt, split in _split() if split in splits]
 
 
 def train_prompts() -> list[Prompt]:
-  return list(_split()[0])
+  return _of("train")
 
 
 def held_out_prompts() -> list[Prompt]:
-  return list(_split()[1])
+  """Those of validation and test."""
+  return _of("validation", "test")
+
+
+def validation_prompts() -> list[Prompt]:
+  """Held out for what selects: checkpoints, hyper-parameters."""
+  return _of("validation")
+
+
+def test_prompts() -> list[Prompt]:
+  """Held out for what reports, and selects nothing."""
+  return _of("test")
 
 
 @functools.cache
 def _table() -> dict[str, Spec]:
-  return {prompt.text: prompt.spec for side in _split() for prompt in side}
+  return {prompt.text: prompt.spec for prompt, _ in _split()}
 
 
 def parse(text: str) -> Spec:
@@ -165,7 +186,7 @@ def sample_prompts(seed: int | np.random.Generator, n: int, split: str = "train"
   """
   if split not in ("train", "held_out"):
     raise ValueError(f"expected split 'train' or 'held_out', got {split!r}")
-  rng = np.random.default_rng(seed)
+  rng = seed if isinstance(seed, np.random.Generator) else streams.generator(seed, "scene prompts")
   by_category: dict[str, list[Prompt]] = {category: [] for category in CATEGORIES}
   for prompt in train_prompts() if split == "train" else held_out_prompts():
     by_category[prompt.category].append(prompt)
@@ -269,3 +290,36 @@ def corrupt(rng: np.random.Generator, spec: Spec) -> Spec:
   variants = _variants(spec)
   rows = variants[str(rng.choice(list(variants)))]
   return rows[rng.integers(len(rows))]
+
+
+@functools.cache
+def _training_facts() -> frozenset[Spec]:
+  return frozenset(canonical(prompt.spec) for prompt in train_prompts())
+
+
+def training_caption(rng: np.random.Generator, spec: Spec, *, wrong: bool) -> Prompt:
+  """What to write under a training image of `spec`: its own prompt or, if `wrong`, a near miss.
+
+  Every caption of a training set comes from here, the wrong ones too: a model that sees a held-out
+  prompt under a picture that does not show it has been taught what to get wrong when it is tested.
+
+  Args:
+    rng: draws the near miss, a result of `corrupt`.
+    spec: training facts, in any wording.
+    wrong: whether exactly one fact is to be wrong.
+
+  Returns:
+    A prompt of training facts, whatever their wording.
+
+  Raises:
+    ValueError: the facts of `spec` are held out.
+  """
+  if canonical(spec) not in _training_facts():
+    raise ValueError(
+      f"expected facts of the training split, found {to_text(spec)!r}, which is held out: draw "
+      'specs from train_prompts() or sample_prompts(..., "train")'
+    )
+  found = corrupt(rng, spec) if wrong else spec
+  while canonical(found) not in _training_facts():  # most are, so most tries succeed
+    found = corrupt(rng, spec)
+  return Prompt(to_text(found), found.category, found)

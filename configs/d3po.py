@@ -7,7 +7,8 @@ few images that started from the same noise.
 
 On one CPU core 3 minutes. Held-out score 0.306, 0.322 and 0.285 with seeds 0, 1 and 2 against the
 base model's 0.246; the 95 % intervals of the gain are [+0.024, +0.094], [+0.028, +0.127] and
-[+0.000, +0.076]. The variants have not been run at full length.
+[+0.000, +0.076]. The variants have not been run at full length. The scores are of all held-out
+prompts, before validation and test were apart, and of the noise of that version.
 
 Variants, `--config=configs/d3po.py:NAME[,NAME]`:
   lora       adapters of rank 16 on the attention, instead of its own weights

@@ -7,7 +7,8 @@ On one CPU core 4 minutes, with 20480 sampled pairs of which 43 % are ties. Held
 0.293 and 0.291 with seeds 0, 1 and 2 against the base model's 0.246; the 95 % intervals of the gain
 are [+0.021, +0.071], [+0.021, +0.074] and [+0.020, +0.070], at less than 2 nats of KL. `:ipo`:
 0.281, 0.297 and 0.282, [+0.003, +0.067], [+0.018, +0.082] and [+0.007, +0.066]. The other variants
-have not been run at full length.
+have not been run at full length. The scores are of all held-out prompts, before validation and test
+were apart, and of the noise of that version.
 
 Variants, `--config=configs/dpo.py:NAME[,NAME]`:
   ipo        the loss of IPO (arXiv:2310.12036) on the same log-ratios

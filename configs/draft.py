@@ -15,7 +15,8 @@ judge (0.246 at the base); every interval of the learned reward is above +0.29:
 
 `guarded` ends after iteration 48 with the checkpoint of iteration 18: judge +0.074, 95 % interval
 [+0.023, +0.124], learned reward +0.608, seed 0. `whole` and `lora` have not been run at full
-length.
+length. All figures are of all held-out prompts, before validation and test were apart, and of the
+noise of that version.
 
 Variants, `--config=configs/draft.py:NAME[,NAME]`:
   whole       through every step (DRaFT)

@@ -19,7 +19,7 @@ MAY_CHANGE = (
 )
 
 # Fields of a config that may name a data file; what they name may also be a set without one.
-DATA_FIELDS = ("data.source", "evaluation.source", "held_out")
+DATA_FIELDS = ("data.source", "evaluation.source", "evaluation.validation", "held_out")
 DIGESTS = "digests"  # config.json has them under this name, beside the sections
 
 

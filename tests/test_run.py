@@ -11,12 +11,16 @@ from jaxalign import run
 
 @pytest.fixture
 def config(tmp_path):
-  """A config that names three data files, and one that names none."""
-  for name in ("prompts.txt", "held_out.txt", "pairs.parquet"):
+  """A config that names four data files."""
+  for name in ("prompts.txt", "held_out.txt", "validation.txt", "pairs.parquet"):
     (tmp_path / name).write_text(f"a {name}\n")
   return config_dict.ConfigDict({
     "data": {"source": str(tmp_path / "prompts.txt")},
-    "evaluation": {"source": str(tmp_path / "held_out.txt"), "seed": 1},
+    "evaluation": {
+      "source": str(tmp_path / "held_out.txt"),
+      "validation": str(tmp_path / "validation.txt"),
+      "seed": 1,
+    },
     "held_out": str(tmp_path / "pairs.parquet"),
   })
 
@@ -30,6 +34,7 @@ def test_a_new_run_writes_a_digest_of_every_data_file(tmp_path, config):
   assert digests(tmp_path / "run") == {
     "data.source": hashlib.sha256(b"a prompts.txt\n").hexdigest(),
     "evaluation.source": hashlib.sha256(b"a held_out.txt\n").hexdigest(),
+    "evaluation.validation": hashlib.sha256(b"a validation.txt\n").hexdigest(),
     "held_out": hashlib.sha256(b"a pairs.parquet\n").hexdigest(),
   }
   run.prepare_workdir(tmp_path / "run", config)  # the same again

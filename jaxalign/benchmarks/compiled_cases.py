@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import least_work, sharding, streams, system
+from jaxalign import least_work, sharding, system
 from jaxalign.aot import reading, topology
 from jaxalign.batching import Selection
 from jaxalign.benchmarks import gpu, measure, models, workload
@@ -146,7 +146,7 @@ def program(
   whole = sharding.replicated(sys.mesh)
   least = least_work.Programs(sys, work.sections)
   if case.program == "rollout":
-    given = _sampling(sys, size)
+    given = workload.rollout_args(sys, _ids(sys, size))
     return sys.sample_fn, given, least.rollout(size)
   number = sharding.shaped(jax.ShapeDtypeStruct((slices, size), np.int32), whole)
   selection: Any = number
@@ -167,12 +167,6 @@ def program(
   return work.update_fn, args, None if once is None else slices * once
 
 
-def _sampling(sys: system.System, size: int) -> tuple:
-  """The arguments of `sample_fn`."""
-  noise = (0, streams.number("rollout"), 0, 0, None)
-  return (sys.policy.params, sys.frozen, _ids(sys, size), *noise)
-
-
 def _ids(sys: system.System, count: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct((count, *sys.model.networks.text.ids_shape), np.int32)
 
@@ -183,8 +177,7 @@ def _cond(sys: system.System, count: int) -> Any:
 
 def _trajectories(sys: system.System, size: int) -> tuple[rollouts.Trajectories, Any]:
   """Those of an iteration, and their advantages."""
-  given = _sampling(sys, size)
-  sampled = jax.eval_shape(sys.sample_fn, *given)
+  sampled = jax.eval_shape(sys.sample_fn, *workload.rollout_args(sys, _ids(sys, size)))
   collected = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)] * HELD)
   advantages = jax.ShapeDtypeStruct((HELD * size,), jnp.float32)
   placed = rollouts.collected_shardings(sys.mesh), sharding.replicated(sys.mesh)

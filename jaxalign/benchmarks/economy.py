@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import least_work, streams
+from jaxalign import least_work
 from jaxalign.aot import flops
 from jaxalign.batching import Selection
 from jaxalign.benchmarks import models, workload
@@ -49,8 +49,7 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
   """The rollout, and one slice of the update, both with guidance."""
   work = _workload("ddpo", variant, model_name)
   sys, networks = work.system, _networks(work)
-  ids = workload.token_ids(sys, BATCH)
-  args = (work.state.params, work.frozen, ids, 0, streams.number("rollout"), 0, 0, None)
+  args = workload.rollout_args(sys, workload.token_ids(sys, BATCH))
   sampled = jax.eval_shape(sys.sample_fn, *args)
   forward = networks.unet(2 * BATCH).forward
   least = forward + networks.decode(BATCH).forward + networks.text(BATCH + 1).forward

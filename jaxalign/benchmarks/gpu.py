@@ -46,10 +46,8 @@ def rollout(name: str, folder: pathlib.Path) -> measure.Calls:
   )
 
   def sample(batch: int) -> float:
-    ids = workload.token_ids(sys, batch)
-    noise = (0, streams.number("rollout"), 0, 0, None)
-    images = sys.sample_fn(sys.policy.params, sys.frozen, ids, *noise).images
-    return float(jnp.mean(images))
+    args = workload.rollout_args(sys, workload.token_ids(sys, batch))
+    return float(jnp.mean(sys.sample_fn(*args).images))
 
   return {
     **{f"batch {batch}": bound(sample, batch) for batch in ROLLOUT_BATCHES},

@@ -83,6 +83,12 @@ def token_ids(sys: system.System, count: int) -> np.ndarray:
   return sys.model.tokenize(["a red circle above a blue square"] * count)
 
 
+def rollout_args(sys: system.System, ids: Any) -> tuple:
+  """The arguments of `sample_fn` for prompts of these token ids."""
+  noise = (0, streams.number("rollout"), 0, 0, None)
+  return (sys.policy.params, sys.frozen, ids, *noise)
+
+
 def pairs(work: Workload, count: int) -> tuple[methods.Pairs, np.ndarray]:
   """Stored pairs of noise, encoded already, and the selection that takes them in one slice."""
   sys = work.system

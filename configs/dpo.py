@@ -1,6 +1,6 @@
 """Preference optimisation on stored pairs: Diffusion-DPO (Wallace et al. 2023, arXiv:2311.12908).
 
-  python -m jaxalign.data.shapes_preferences --output=runs/pairs --num_pairs=20480
+  python -m jaxalign.recipes.shapes_preferences --output=runs/pairs --num_pairs=20480
   python -m jaxalign.main --config=configs/dpo.py --workdir=runs/dpo
 
 On one CPU core 4 minutes, with 20480 sampled pairs of which 43 % are ties. Held-out score 0.293,

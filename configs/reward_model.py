@@ -1,7 +1,7 @@
 """Trains a reward model on preference pairs: CLIP, fine-tuned as PickScore is (arXiv:2305.01569).
 
-  python -m jaxalign.data.shapes_preferences --output=preferences/train --num_pairs=20480
-  python -m jaxalign.data.shapes_preferences --output=preferences/held_out --split=held_out \\
+  python -m jaxalign.recipes.shapes_preferences --output=preferences/train --num_pairs=20480
+  python -m jaxalign.recipes.shapes_preferences --output=preferences/held_out --split=held_out \\
     --seed=1 --num_pairs=4096
   python -m jaxalign.main --config=configs/reward_model.py --workdir=runs/reward_model
 

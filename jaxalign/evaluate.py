@@ -8,8 +8,9 @@ import pathlib
 
 from absl import flags
 
-from jaxalign import command, precision, source
-from jaxalign import evaluation as evaluation_lib
+from jaxalign.cli import command, source
+from jaxalign.evaluation import evaluation as evaluation_lib
+from jaxalign.evaluation import precision
 
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, a .txt or .jsonl file, ...")

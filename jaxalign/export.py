@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from jaxalign import command, files, source, system
-from jaxalign.models import lora, stable_diffusion
+from jaxalign import files, system
+from jaxalign.cli import command, source
+from jaxalign.models.adapters import lora
+from jaxalign.models.families import stable_diffusion
 from jaxalign.models.weights import lora_files
 from jaxalign.types import Params
 

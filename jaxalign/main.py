@@ -6,14 +6,19 @@ On several machines each process runs it, with `--distributed` where SLURM, Open
 say who is who, or with the three flags that do; see docs/devices.md.
 """
 
+import functools
 import pathlib
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxalign import command, described_rehearsal, pretrain, processes, reward_model, train
+from jaxalign import train
 from jaxalign.aot import topology
+from jaxalign.cli import command
+from jaxalign.distributed import hosts
+from jaxalign.recipes import shapes_model, shapes_reward
+from jaxalign.training import described_dry_run, reward_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; starting again continues it.")
@@ -31,7 +36,10 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 # What makes something else than an aligned model; these have no dry run.
-FITS = {"pretrain": pretrain.pretrain, "reward_model": reward_model.fit}
+FITS = {
+  "pretrain": shapes_model.pretrain,
+  "reward_model": functools.partial(reward_model.fit, warm_start=shapes_reward.warm_start),
+}
 FLOWS = ("align", *FITS)
 
 
@@ -45,12 +53,12 @@ def main(argv):
   workdir = pathlib.Path(_WORKDIR.value or ".")
   job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if _DISTRIBUTED.value or job != (None, None, None):
-    processes.join(*job)
+    hosts.join(*job)
   if config.flow not in FLOWS:
     raise ValueError(f"config.flow: expected one of {', '.join(FLOWS)}; got {config.flow!r}")
   if config.flow == "align" and _TOPOLOGY.value is not None:
     jax.config.update("jax_platforms", "cpu")  # no device of this machine takes part
-    described_rehearsal.rehearse(config, workdir, topology.find_devices(_TOPOLOGY.value))
+    described_dry_run.rehearse(config, workdir, topology.find_devices(_TOPOLOGY.value))
   elif config.flow == "align":
     train.train(config, workdir, dry_run=_DRY_RUN.value)
   elif _DRY_RUN.value:

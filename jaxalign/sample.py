@@ -12,7 +12,10 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from jaxalign import command, pictures, placement, source, streams, system
+from jaxalign import streams, system
+from jaxalign.cli import command, source
+from jaxalign.distributed import placement
+from jaxalign.modalities import pictures
 from jaxalign.types import Array, Key, Params
 
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, methods, placement, sharding, streams
+from jaxalign import checks, methods, streams
 from jaxalign.diffusion import guidance as guidance_lib
-from jaxalign.diffusion import log_ratios, schedules, transitions
+from jaxalign.diffusion import log_ratios, schedulers, transitions
 from jaxalign.diffusion import rollout as rollout_lib
-from jaxalign.models import policy as policy_lib
-from jaxalign.models import stable_diffusion
+from jaxalign.distributed import placement, sharding
+from jaxalign.models.adapters import policy as policy_lib
+from jaxalign.models.families import stable_diffusion
 from jaxalign.rewards import combine
 from jaxalign.types import Array, Key, Params
 
@@ -163,8 +164,8 @@ def from_model(
     process=section("process", transitions.make_process, scheduler_config=loaded.scheduler_config),
     denoise_fn=section("guidance", guidance_lib.classifier_free, denoise_fn=loaded.denoise),
     conditional_fn=loaded.denoise,
-    levels=schedules.training_table(loaded.scheduler_config),
-    prediction_type=transitions.network_prediction_type(loaded.scheduler_config),
+    levels=schedulers.training_table(loaded.scheduler_config),
+    prediction_type=schedulers.network_prediction_type(loaded.scheduler_config),
     latent_shape=loaded.latent_shape,
     decode=lambda frozen, x_0: loaded.decode(frozen["vae"], x_0),
   )

@@ -17,26 +17,16 @@ import jax
 import numpy as np
 import tqdm
 
-from jaxalign import (
-  checkpoint,
-  checks,
-  feeds,
-  guard,
-  methods,
-  metrics,
-  optim,
-  pictures,
-  precision,
-  processes,
-  rehearsal,
-  run,
-  sharding,
-  system,
-  update,
-)
-from jaxalign import evaluation as evaluation_lib
+from jaxalign import checks, methods, system
+from jaxalign.distributed import hosts, sharding
+from jaxalign.evaluation import evaluation as evaluation_lib
+from jaxalign.evaluation import precision
+from jaxalign.modalities import pictures
 from jaxalign.rewards import combine
-from jaxalign.state import TrainState, init_state
+from jaxalign.training import checkpoint, feeds, guard, metrics, optim, update
+from jaxalign.training import dry_run as dry_run_lib
+from jaxalign.training import workdir as workdir_lib
+from jaxalign.training.state import TrainState, init_state
 
 
 def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
@@ -83,11 +73,11 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   )
   if dry_run:
     with feed:
-      rehearsal.rehearse(feed, update_fn, state, frozen)
+      dry_run_lib.rehearse(feed, update_fn, state, frozen)
     return
 
   # A new run, or the rest of one that was stopped.
-  run.prepare_workdir(workdir, config)
+  workdir_lib.prepare_workdir(workdir, config)
   checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
   state = checkpoints.restore_latest(state)
   start = int(state.step)
@@ -106,7 +96,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     stop_on_signal() as stop,
     feed,
     tqdm.trange(
-      start, last, initial=start, total=last, disable=not processes.is_first()
+      start, last, initial=start, total=last, disable=not hosts.is_first()
     ) as iterations,
   ):
     for step in () if verdict.stop else iterations:
@@ -138,7 +128,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       if evaluated:
         verdict = watch.look(state, record)
       iterations.set_postfix_str(progress_line(record))
-      stopping = processes.any_of_them(stop.is_set())
+      stopping = hosts.any_of_them(stop.is_set())
       ends = stopping or verdict.stop or step + 1 == last or problem is not None
       checkpoints.save(step + 1, state, force=ends)
       if problem is not None:
@@ -159,7 +149,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     comparison = test.compare_with_base(
       sys, state.sampling_params, kl_floor=precision.recorded_kl(workdir)
     )
-    if processes.is_first():
+    if hosts.is_first():
       comparison.write(workdir)
       pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
     print(comparison.table(), flush=True)
@@ -249,7 +239,7 @@ class Samples:
     )
     if step == 0:
       self.evaluation.rewards.score(images, prompts)
-    if not processes.is_first():
+    if not hosts.is_first():
       return
     picture = pictures.grid(images, [record["prompt"] for record in prompts], columns=8)
     path = self.workdir / "samples" / f"step_{step:06d}.png"

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jaxalign.command
+import jaxalign.cli.command
 
 # Traces make objects by the million, which to look through often takes a sixth of their time.
 gc.set_threshold(200_000, 20, 20)
-jaxalign.command.choose_cpu_kernels()  # what every command does, for what tests run in this process
+# What every command does, for what tests run in this process.
+jaxalign.cli.command.choose_cpu_kernels()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

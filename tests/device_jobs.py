@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxalign.models import stable_diffusion
+from jaxalign.models.families import stable_diffusion
 from jaxalign.models.weights import hub
 from jaxalign.rewards import DeviceReward
 

@@ -14,9 +14,9 @@ import jax
 import programs
 import pytest
 
-from jaxalign import placement, sharding
 from jaxalign.aot import collectives, hlo, work
-from jaxalign.models import products
+from jaxalign.distributed import placement, sharding
+from jaxalign.models.networks import products
 
 MESHES = {"data=8": 1, "fsdp=8": 8, "data=2 x fsdp=4": 4}  # devices that share the weights
 BATCH = 16

@@ -12,11 +12,14 @@ import pytest
 import small_models
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from jaxalign import batching, methods, placement, precision, sharding, streams, system
+from jaxalign import methods, streams, system
 from jaxalign.benchmarks import workload
 from jaxalign.diffusion import rollout as rollout_lib
-from jaxalign.feeds import Program, base, rollouts
-from jaxalign.models import stable_diffusion
+from jaxalign.distributed import placement, sharding
+from jaxalign.evaluation import precision
+from jaxalign.models.families import stable_diffusion
+from jaxalign.training import batching
+from jaxalign.training.feeds import Program, base, rollouts
 
 # Odd on purpose, which fused attention has refused: 63 positions and 7 tokens. Sizes of heads are
 # multiples of 8, or it would not be chosen.

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from jaxalign.models import stable_diffusion
+from jaxalign.models.families import stable_diffusion
 
 UNET = {
   "_class_name": "UNet2DConditionModel",

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from device_jobs import case_flags, finish, records, start
 
-from jaxalign import evaluation, run, system
-from jaxalign.models import lora, stable_diffusion
+from jaxalign import system
+from jaxalign.evaluation import evaluation
+from jaxalign.models.adapters import lora
+from jaxalign.models.families import stable_diffusion
 from jaxalign.models.weights import lora_files
+from jaxalign.training import workdir as workdir_lib
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def workdir(small_model, tmp_path_factory, compilation_cache):
 
 @pytest.fixture(scope="module")
 def trained(workdir):
-  return run.load(workdir)
+  return workdir_lib.load(workdir)
 
 
 @pytest.fixture(scope="module")

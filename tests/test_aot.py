@@ -13,9 +13,9 @@ import importlib.util
 import jax
 import pytest
 
-from jaxalign import sharding
 from jaxalign.aot import reading, topology
 from jaxalign.benchmarks import compiled_cases
+from jaxalign.distributed import sharding
 
 pytestmark = [
   pytest.mark.aot,

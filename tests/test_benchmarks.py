@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign.aot import flops
 from jaxalign.benchmarks import economy, measure, models, report
-from jaxalign.models import products
+from jaxalign.models.networks import products
 
 ROWS, IN, HIDDEN, OUT = 6, 8, 16, 4
 

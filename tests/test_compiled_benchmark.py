@@ -3,9 +3,10 @@
 import jax
 import pytest
 
-from jaxalign import files, sharding
+from jaxalign import files
 from jaxalign.aot import topology
 from jaxalign.benchmarks import compiled_cases, compiled_report
+from jaxalign.distributed import sharding
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import re
 
 import pytest
 
-from jaxalign import metrics, train
+from jaxalign import train
 from jaxalign.benchmarks import models
+from jaxalign.training import metrics
 
 CONFIGS = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 

@@ -13,8 +13,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from jaxalign import checkpoint, evaluate, export, guard, metrics, run, train
+from jaxalign import evaluate, export, train
 from jaxalign.rewards import DeviceReward
+from jaxalign.training import checkpoint, guard, metrics
+from jaxalign.training import workdir as workdir_lib
 
 TIMING = {"throughput/images_per_s", "compile/count"}
 # One of each feed is run, and continued, in the default suite; the others have `-m slow`.
@@ -107,7 +109,7 @@ def test_a_chain_without_noise_has_no_kl_anywhere_and_pays_for_none(make_config,
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["eval/kl_to_ref"] for line in lines] == [None, None]
   assert all("eval/kl_to_ref" not in record for record in records(tmp_path))
-  found = run.load(tmp_path)
+  found = workdir_lib.load(tmp_path)
   broken = dataclasses.replace(found.system, kl_fn=None)  # would fail if it were called
   token_ids = found.system.model.tokenize(["a circle"])
   assert broken.sample_images(found.params, token_ids, microbatch=2, seed=0, kl=True)[1] is None
@@ -167,7 +169,8 @@ def ended(make_config, tmp_path_factory):
 
 def test_commands_take_the_state_that_a_guard_ended_a_run_with(ended):
   assert guard.kept(ended) == guard.Kept(1, ended=True) and len(records(ended)) == 3
-  chosen, newest, best = (run.load(ended, take=take) for take in ("chosen", "newest", "best"))
+  takes = ("chosen", "newest", "best")
+  chosen, newest, best = (workdir_lib.load(ended, take=take) for take in takes)
   assert (chosen.step, newest.step, best.step) == (1, 3, 1)
   assert chosen.taken == "iteration 1, the best by its guard"
   assert newest.taken == "iteration 3, the newest checkpoint"
@@ -199,13 +202,13 @@ def test_a_run_whose_guard_found_nothing_better_than_the_base_model_gives_that(e
   workdir = shutil.copytree(ended, tmp_path / "run")
   written = json.loads((workdir / guard.RECORD).read_text())
   (workdir / guard.RECORD).write_text(json.dumps({**written, "best_step": 0}))
-  found = run.load(workdir)
+  found = workdir_lib.load(workdir)
   assert found.step == 0 and "the base model" in found.taken
   jax.tree.map(np.testing.assert_array_equal, found.params, found.system.policy.params)
   (workdir / guard.RECORD).unlink()
-  assert run.load(workdir).step == 3
+  assert workdir_lib.load(workdir).step == 3
   with pytest.raises(ValueError, match=r"watched, found no .*guard\.json"):
-    run.load(workdir, take="best")
+    workdir_lib.load(workdir, take="best")
 
 
 @pytest.mark.parametrize("name,changes,message", [

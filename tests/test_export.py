@@ -11,9 +11,13 @@ import safetensors.numpy
 from absl import flags
 from absl.testing import flagsaver
 
-from jaxalign import checkpoint, export, run, source, system, train
-from jaxalign.models import lora, stable_diffusion
+from jaxalign import export, system, train
+from jaxalign.cli import source
+from jaxalign.models.adapters import lora
+from jaxalign.models.families import stable_diffusion
 from jaxalign.models.weights import lora_files, safetensors_io
+from jaxalign.training import checkpoint
+from jaxalign.training import workdir as workdir_lib
 
 PROMPTS = ["a red circle", "two blue squares"]
 NUM_STEPS, SCALE = 4, 3.0
@@ -71,7 +75,7 @@ def make_run(make_config, tmp_path_factory):
   def make(model, rank):
     workdir = tmp_path_factory.mktemp("run")
     config = make_config(model, rank)
-    run.prepare_workdir(workdir, config)
+    workdir_lib.prepare_workdir(workdir, config)
     params = system.from_config(config.to_dict()).policy.params
     rng = np.random.default_rng(rank)
     params = jax.tree.map(
@@ -222,7 +226,7 @@ def test_exported_weights_are_those_of_the_run_bit_for_bit(full_run, small_model
 
 
 def test_an_exported_adapter_holds_what_the_run_applies_bit_for_bit(lora_run, to_folder, unet):
-  found = run.load(lora_run)
+  found = workdir_lib.load(lora_run)
   applied = found.system.policy.variables(found.params, found.system.policy.base)["lora"]
   folder = to_folder(f"--workdir={lora_run}", "--format=lora")
   again = lora_files.read(folder, {"unet": unet})

@@ -20,10 +20,15 @@ import programs
 import pytest
 import small_models
 
-from jaxalign import advantages, feeds, methods, pretrain, reward_model, sharding, state, system
-from jaxalign.feeds import Program, base, rollouts
-from jaxalign.models import attention, clip_dual, layers, unet_blocks
+from jaxalign import methods, system
+from jaxalign.distributed import sharding
+from jaxalign.labels import advantages
+from jaxalign.models.families import clip_dual
+from jaxalign.models.networks import attention, layers, unet_blocks
+from jaxalign.recipes import shapes_model
 from jaxalign.rewards import DEVICE_REWARDS
+from jaxalign.training import feeds, reward_model, state
+from jaxalign.training.feeds import Program, base, rollouts
 
 PACKAGE = pathlib.Path(methods.__file__).parents[1]
 PLATFORMS = ("cuda", "tpu")
@@ -279,10 +284,10 @@ def test_what_makes_the_packaged_models(least, gpu, load_config):
   config = load_config("reward_model")
   losses = {
     "autoencoder": (
-      pretrain.make_autoencoder_loss(least, kl_weight=1e-6), least.params["vae"], images
+      shapes_model.make_autoencoder_loss(least, kl_weight=1e-6), least.params["vae"], images
     ),
     "denoiser": (
-      pretrain.make_denoising_loss(least, logit_mean=0.0, logit_std=1.0),
+      shapes_model.make_denoising_loss(least, logit_mean=0.0, logit_std=1.0),
       least.params,
       (x_0, ids),
     ),

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign import checkpoint
 from jaxalign.models.weights import hub
+from jaxalign.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DDPO = f"--config={ROOT}/configs/ddpo.py:quicktest"

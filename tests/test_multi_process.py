@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from device_jobs import CASES, ROOT, assert_close, case_flags, environment, finish, records
 
-from jaxalign import checkpoint
+from jaxalign.training import checkpoint
 
 STATED_SECONDS = 60  # docs/devices.md: within this time of a process's death the others have ended
 

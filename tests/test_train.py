@@ -13,8 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign import checkpoint, metrics, run, train
-from jaxalign.feeds import exactness, rollouts
+from jaxalign import train
+from jaxalign.training import checkpoint, metrics
+from jaxalign.training import workdir as workdir_lib
+from jaxalign.training.feeds import exactness, rollouts
 
 TIMING = {"throughput/images_per_s", "compile/count"}
 
@@ -67,7 +69,7 @@ def test_a_run_leaves_everything_it_promises(finished):
   report = json.loads((finished / "evaluation.json").read_text())
   assert set(report["rewards"]) == {"shapes", "shapes_correct", "shapes_learned"}
   assert [record["step"] for record in records(finished)] == [0, 1, 2, 3]
-  assert run.load(finished).step == 4
+  assert workdir_lib.load(finished).step == 4
 
 
 def test_the_log_shows_the_raw_reward_whatever_the_advantages_see(finished):
@@ -119,9 +121,9 @@ def test_sigterm_saves_and_the_same_command_finishes(finished, make_config, tmp_
   terminates_once.done = False
   train.train(config, tmp_path)
   assert "stopped after iteration 1" in capsys.readouterr().out
-  assert run.load(tmp_path).step == 1
+  assert workdir_lib.load(tmp_path).step == 1
   train.train(config, tmp_path)
-  assert run.load(tmp_path).step == 2
+  assert workdir_lib.load(tmp_path).step == 2
   written = records(tmp_path)
   assert [record["step"] for record in written] == [0, 1]
   assert written[0]["reward/mean"] != records(finished)[0]["reward/mean"]

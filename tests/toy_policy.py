@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from scheduler_configs import SD1
 
-from jaxalign import batching, methods
-from jaxalign.diffusion import guidance, rollout, schedules, transitions
-from jaxalign.feeds import rollouts
+from jaxalign import methods
+from jaxalign.diffusion import guidance, rollout, schedulers, transitions
+from jaxalign.training import batching
+from jaxalign.training.feeds import rollouts
 
 SHAPE = (3, 5, 2)
 NUM_STEPS = 4
@@ -43,7 +44,7 @@ PARTS = methods.Parts(
   process=PROCESS,
   denoise_fn=GUIDED,
   conditional_fn=denoise,
-  levels=schedules.training_table(SD1),
+  levels=schedulers.training_table(SD1),
   prediction_type="eps",
   latent_shape=SHAPE,
   decode=lambda frozen, x_0: 0.5 * x_0 + 0.5,

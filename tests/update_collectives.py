@@ -16,10 +16,12 @@ import numpy as np
 import optax
 import toy_policy
 
-from jaxalign import batching, methods, sharding, update
+from jaxalign import methods
 from jaxalign.diffusion import guidance, rollout
-from jaxalign.feeds import pairs, prompts, rollouts
-from jaxalign.state import init_state
+from jaxalign.distributed import sharding
+from jaxalign.training import batching, update
+from jaxalign.training.feeds import pairs, prompts, rollouts
+from jaxalign.training.state import init_state
 
 MICROBATCH, MICROBATCHES, SLICES = 16, 2, 2
 LATENT = (16, 16, 2)

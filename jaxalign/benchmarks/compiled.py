@@ -19,8 +19,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from jaxalign import command, files
+from jaxalign import files
 from jaxalign.benchmarks import compiled_cases, compiled_report
+from jaxalign.cli import command
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, such as 8xh100 or v5e:2x4.")
 _FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that share the weights; the rest is data.")

@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import least_work, sharding, system
+from jaxalign import system
 from jaxalign.aot import reading, topology
-from jaxalign.batching import Selection
 from jaxalign.benchmarks import gpu, measure, models, workload
-from jaxalign.feeds import base, rollouts
+from jaxalign.distributed import sharding
 from jaxalign.methods import Pairs, Prompts
-from jaxalign.models import clip_vision, lora
+from jaxalign.models.adapters import lora
+from jaxalign.models.networks import clip_vision
 from jaxalign.rewards import DeviceReward
+from jaxalign.training import least_work
+from jaxalign.training.batching import Selection
+from jaxalign.training.feeds import base, rollouts
 
 
 class Case(NamedTuple):

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import feeds, streams
+from jaxalign import streams
 from jaxalign.benchmarks import measure, models, workload
-from jaxalign.models import lora, stable_diffusion
-from jaxalign.models import policy as policy_lib
+from jaxalign.models.adapters import lora
+from jaxalign.models.adapters import policy as policy_lib
+from jaxalign.models.families import stable_diffusion
+from jaxalign.training import feeds
 
 BATCH = 8
 STEPS = 4

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import least_work
 from jaxalign.aot import flops
-from jaxalign.batching import Selection
 from jaxalign.benchmarks import models, workload
-from jaxalign.feeds import rollouts
+from jaxalign.training import least_work
+from jaxalign.training.batching import Selection
+from jaxalign.training.feeds import rollouts
 
 BATCH = 4  # images, pairs or prompts of a program
 

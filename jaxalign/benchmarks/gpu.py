@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxalign import streams, system
 from jaxalign.benchmarks import cpu, measure, models, workload
-from jaxalign.models import clip_vision, stable_diffusion
+from jaxalign.models.families import stable_diffusion
+from jaxalign.models.networks import clip_vision
 from jaxalign.rewards import DeviceReward
 
 ROLLOUT_BATCHES = (1, 8, 32)

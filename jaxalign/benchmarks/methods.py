@@ -1,6 +1,6 @@
 """Runs of a plan on the embedded model with several seeds, and a table of what they reached.
 
-  python -m jaxalign.data.shapes_preferences --output=runs/pairs
+  python -m jaxalign.recipes.shapes_preferences --output=runs/pairs
   python -m jaxalign.benchmarks.methods --output=runs/methods --seeds=3
   python -m jaxalign.benchmarks.methods --output=runs/forms --seeds=3 --plan=adapter_forms
 
@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 from absl import flags
 
-from jaxalign import command, files, metrics
+from jaxalign import files
+from jaxalign.cli import command
+from jaxalign.training import metrics
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and of table.md.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.")

@@ -9,7 +9,8 @@ import tempfile
 from typing import Any
 
 from jaxalign import files, streams
-from jaxalign.models import stable_diffusion, tokenization
+from jaxalign.models import tokenization
+from jaxalign.models.families import stable_diffusion
 from jaxalign.models.weights import hub
 
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")

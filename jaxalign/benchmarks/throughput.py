@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from jaxalign import command, files
+from jaxalign import files
 from jaxalign.benchmarks import measure, report
+from jaxalign.cli import command
 
 _CASE = flags.DEFINE_list("case", [], "Cases to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", required=True)

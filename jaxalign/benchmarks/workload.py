@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, feeds, methods, optim, sharding, state, streams, system, update
-from jaxalign.feeds import base
-from jaxalign.models import stable_diffusion
+from jaxalign import checks, methods, streams, system
+from jaxalign.distributed import sharding
+from jaxalign.models.families import stable_diffusion
 from jaxalign.rewards import combine
+from jaxalign.training import feeds, optim, state, update
+from jaxalign.training.feeds import base
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 

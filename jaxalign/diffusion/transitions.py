@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.diffusion import predictions, schedules
+from jaxalign.diffusion import predictions, schedulers
 from jaxalign.diffusion.schedules import StepTable
 from jaxalign.types import Array, expand_to
 
@@ -192,26 +192,26 @@ def make_process(
 
   `knobs` is the one noise hyper-parameter of the transition: `eta` for ddim and dance_sde,
   `noise_level` for flow_sde and cps, none for ddpm and euler. `image_seq_len` as in
-  `schedules.from_config`. The prediction type and the clipping of x_0 come from the config.
+  `schedulers.from_config`. The prediction type and the clipping of x_0 come from the config.
   """
   if transition not in TRANSITIONS:
     raise ValueError(f"transition: expected one of {', '.join(TRANSITIONS)}; got {transition!r}")
   kind = TRANSITIONS[transition]
   _check_knobs(transition, kind, knobs)
-  flow = schedules.is_flow(scheduler_config)
+  flow = schedulers.is_flow(scheduler_config)
   if kind.needs_flow and not flow:
     raise ValueError(
       f"transition {transition!r}: expected a FlowMatchEulerDiscreteScheduler; got "
       f"{scheduler_config['_class_name']}; use ddim, ddpm or cps"
     )
-  table = schedules.from_config(scheduler_config, num_steps, image_seq_len=image_seq_len)
-  prediction_type = network_prediction_type(scheduler_config)
+  table = schedulers.from_config(scheduler_config, num_steps, image_seq_len=image_seq_len)
+  prediction_type = schedulers.network_prediction_type(scheduler_config)
   if prediction_type == "eps" and (table.alpha_t == 0).any():
     raise ValueError(
       "prediction_type: expected v_prediction or sample, because the first step has zero SNR "
       "(rescale_betas_zero_snr); got epsilon, which says nothing about x_0 there"
     )
-  if transition in ("ddim", "ddpm") and _clips(scheduler_config):
+  if transition in ("ddim", "ddpm") and schedulers.clips(scheduler_config):
     knobs["clip_x_0"] = scheduler_config.get("clip_sample_range", 1.0)
   bound = functools.partial(kind.transition, prediction_type=prediction_type, **knobs)
   return Process(table, bound)
@@ -227,19 +227,3 @@ def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, float]) -> No
   for name, value in knobs.items():
     if not 0.0 <= value <= kind.knob_max:
       raise ValueError(f"{name} of {transition!r}: expected 0 to {kind.knob_max}; got {value}")
-
-
-def network_prediction_type(scheduler_config: Mapping[str, Any]) -> str:
-  """What the network predicts, in the words of `predictions`: "eps", "x_0", "v" or "velocity"."""
-  if schedules.is_flow(scheduler_config):
-    return "velocity"
-  name = scheduler_config.get("prediction_type", "epsilon")
-  if name not in predictions.FROM_DIFFUSERS:
-    names = ", ".join(predictions.FROM_DIFFUSERS)
-    raise ValueError(f"prediction_type: expected one of {names}; got {name!r}")
-  return predictions.FROM_DIFFUSERS[name]
-
-
-def _clips(scheduler_config: Mapping[str, Any]) -> bool:
-  clipping = ("DDIMScheduler", "DDPMScheduler")  # with diffusers' default; the others never clip
-  return scheduler_config["_class_name"] in clipping and scheduler_config.get("clip_sample", True)

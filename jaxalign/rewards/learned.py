@@ -22,7 +22,7 @@ def make(path: str | os.PathLike = "shapes", *, shapes_only: bool = False) -> De
       embedded world (see `configs/reward_model.py`).
     shapes_only: parameters are shapes, for programs that are compiled and not run.
   """
-  from jaxalign.models import clip_dual
+  from jaxalign.models.families import clip_dual
 
   model = clip_dual.load(_SHAPES if path == "shapes" else path, shapes_only=shapes_only)
 

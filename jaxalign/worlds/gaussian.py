@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.diffusion import predictions, schedules, transitions
+from jaxalign.diffusion import predictions, schedulers
 from jaxalign.types import Array, DenoiseFn, Key, Params
 
 
@@ -97,9 +97,9 @@ def make_denoise_fn(scheduler_config: Mapping[str, Any]) -> DenoiseFn:
 
   It is differentiable in them, and `cond` is not used.
   """
-  prediction_type = transitions.network_prediction_type(scheduler_config)
-  flow = schedules.is_flow(scheduler_config)
-  table = schedules.training_table(scheduler_config)
+  prediction_type = schedulers.network_prediction_type(scheduler_config)
+  flow = schedulers.is_flow(scheduler_config)
+  table = schedulers.training_table(scheduler_config)
 
   def denoise(params: Params, x_t: Array, t: Array, cond: Any) -> Array:
     del cond

@@ -8,7 +8,7 @@ import toy_policy
 from scheduler_configs import SD1
 from toy_policy import GUIDED, PARAMS, PARTS, PROCESS, REFERENCE
 
-from jaxalign.diffusion import log_ratios, rollout, schedules
+from jaxalign.diffusion import log_ratios, rollout, schedulers
 from jaxalign.worlds import gaussian
 
 
@@ -79,7 +79,7 @@ def test_the_elbo_weight_gives_nats(prediction_type):
   """
   config = {**SD1, "prediction_type": prediction_type, "set_alpha_to_one": False}
   denoise = gaussian.make_denoise_fn(config)
-  levels = schedules.training_table(config)
+  levels = schedulers.training_table(config)
   name = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}[prediction_type]
   cov = jnp.array([[[1.2, 0.3], [0.3, 0.8]]])
   policy = gaussian.Mixture(jnp.zeros(1), jnp.array([[0.6, -0.2]]), cov)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scheduler_configs import SD1_SCHEDULE
 
-from jaxalign.diffusion import schedules
+from jaxalign.diffusion import schedulers, schedules
 
 BETAS = [("linear", 0.0001, 0.02), ("scaled_linear", 0.00085, 0.012), ("squaredcos_cap_v2", 0, 0)]
 GRIDS = [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)]
@@ -131,7 +131,7 @@ def test_flow_table_equals_diffusers(config, num_steps):
     mu = float(np.polyval(np.polyfit(*ends, 1), 777))
   scheduler.set_timesteps(num_steps, mu=mu)
   named = dict(config, _class_name="FlowMatchEulerDiscreteScheduler")
-  table = schedules.from_config(named, num_steps, image_seq_len=777)
+  table = schedulers.from_config(named, num_steps, image_seq_len=777)
   sigmas = scheduler.sigmas.numpy()
   np.testing.assert_allclose(table.sigma_t, sigmas[:-1], rtol=2e-7)
   np.testing.assert_allclose(table.sigma_s, sigmas[1:], rtol=2e-7)
@@ -160,9 +160,9 @@ def test_from_config_reads_a_saved_config_and_its_defaults(name, tmp_path):
   scheduler.save_pretrained(tmp_path)
   scheduler.set_timesteps(10)
   saved = json.loads((tmp_path / "scheduler_config.json").read_text())
-  table = schedules.from_config(saved, 10)
+  table = schedulers.from_config(saved, 10)
   np.testing.assert_array_equal(table.t, scheduler.timesteps.numpy())
-  bare = schedules.from_config({"_class_name": name}, 10)
+  bare = schedulers.from_config({"_class_name": name}, 10)
   jax.tree.map(np.testing.assert_array_equal, table, bare)
 
 
@@ -220,7 +220,7 @@ def assert_is_ddim(table, scheduler):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_other_solvers_become_ddim_with_a_notice(name):
   with pytest.warns(UserWarning, match=f"{name} is sampled as DDIM"):
-    table = schedules.from_config({"_class_name": name}, 20)
+    table = schedulers.from_config({"_class_name": name}, 20)
   assert_is_ddim(table, getattr(diffusers, name)())
 
 
@@ -229,7 +229,7 @@ def test_other_solvers_become_ddim_with_a_notice(name):
 def test_published_schedulers(name):
   config = PUBLISHED[name]
   scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-  assert_is_ddim(schedules.from_config(config, 20), scheduler)
+  assert_is_ddim(schedulers.from_config(config, 20), scheduler)
 
 
 def test_the_notice_is_printed_once():
@@ -238,7 +238,7 @@ from jaxalign.diffusion import schedules, transitions
 config = {PUBLISHED["stable-diffusion-v1-5"]!r}
 for num_steps in (5, 7):
   transitions.make_process(config, num_steps=num_steps, eta=1.0)
-  schedules.training_table(config)
+  schedulers.training_table(config)
 """
   run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
   assert run.stderr.count("PNDMScheduler is sampled as DDIM") == 1
@@ -273,12 +273,12 @@ for num_steps in (5, 7):
 )
 def test_what_is_not_supported_is_named(config, message):
   with pytest.raises(ValueError, match=message):
-    schedules.from_config(config, 10)
+    schedulers.from_config(config, 10)
 
 
 def test_training_table_rows_are_timesteps():
   config = dict(SD1_SCHEDULE, _class_name="DDIMScheduler", timestep_spacing="trailing")
-  table = schedules.training_table(config)
+  table = schedulers.training_table(config)
   abar = diffusers.DDIMScheduler.from_config(config).alphas_cumprod.numpy()
   np.testing.assert_array_equal(table.t, np.arange(1000))
   np.testing.assert_allclose(table.alpha_t**2, abar, rtol=1e-5)
@@ -288,7 +288,7 @@ def test_training_table_rows_are_timesteps():
 def test_training_table_of_flow_equals_diffusers(config):
   scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**config)
   named = dict(config, _class_name="FlowMatchEulerDiscreteScheduler")
-  table = schedules.training_table(named)
+  table = schedulers.training_table(named)
   np.testing.assert_allclose(table.sigma_t[::-1], scheduler.sigmas.numpy(), rtol=1e-6)
 
 
@@ -298,7 +298,7 @@ def test_add_noise_equals_diffusers():
   t = np.array([0, 500, 999])
   scheduler = diffusers.DDIMScheduler(**SD1_SCHEDULE)
   theirs = scheduler.add_noise(torch.tensor(x_0), torch.tensor(eps), torch.tensor(t)).numpy()
-  row = schedules.training_table(dict(SD1_SCHEDULE, _class_name="DDIMScheduler"))[t]
+  row = schedulers.training_table(dict(SD1_SCHEDULE, _class_name="DDIMScheduler"))[t]
   ours = schedules.add_noise(jnp.array(x_0), jnp.array(eps), row.alpha_t, row.sigma_t)
   np.testing.assert_allclose(ours, theirs, atol=1e-6)
 

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import advantages, batching, methods, optim, update
+from jaxalign import methods
 from jaxalign.diffusion import guidance, rollout, schedules, transitions
-from jaxalign.feeds import rollouts
-from jaxalign.state import init_state
+from jaxalign.labels import advantages
+from jaxalign.training import batching, optim, update
+from jaxalign.training.feeds import rollouts
+from jaxalign.training.state import init_state
 
 TARGET = 1.5
 

@@ -23,10 +23,11 @@ from toy_policy import (
   trajectories,
 )
 
-from jaxalign import methods, update
+from jaxalign import methods
 from jaxalign.diffusion import rollout
-from jaxalign.feeds import rollouts
-from jaxalign.state import init_state
+from jaxalign.training import update
+from jaxalign.training.feeds import rollouts
+from jaxalign.training.state import init_state
 
 KWARGS = {"ddpo": {"clip_range": 1e-4, "kl_weight": 0.0}, "ddpo_sf": {"kl_weight": 0.0}}
 

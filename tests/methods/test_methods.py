@@ -10,7 +10,8 @@ import pytest
 import toy_policy
 from toy_policy import FROZEN, PARAMS, PARTS, PROCESS
 
-from jaxalign import feeds, methods
+from jaxalign import methods
+from jaxalign.training import feeds
 
 # What each method of METHODS is made with; a new method is added here and gets every test below.
 KWARGS = {

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import toy_policy
 
-from jaxalign import advantages, methods, optim, update
+from jaxalign import methods
 from jaxalign.diffusion import backprop, guidance, log_ratios, rollout, schedules, transitions
-from jaxalign.feeds import base, pairs, rollouts
-from jaxalign.state import init_state
+from jaxalign.labels import advantages
+from jaxalign.training import optim, update
+from jaxalign.training.feeds import base, pairs, rollouts
+from jaxalign.training.state import init_state
 from jaxalign.worlds import gaussian
 
 MEAN, STD = np.array([0.5, -0.3], np.float32), np.array([1.0, 0.7], np.float32)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import placement
-from jaxalign.models import attention, layers
+from jaxalign.distributed import placement
+from jaxalign.models.networks import attention, layers
 
 FORMS = [attention.on_cpu, attention.in_pieces]
 SHAPES = [  # B, T, N, H, D

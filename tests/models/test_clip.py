@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import clip
+from jaxalign.models.networks import clip
 from jaxalign.models.weights import safetensors_io
 
 torch = pytest.importorskip("torch")

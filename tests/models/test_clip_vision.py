@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.models import clip_dual, clip_vision
+from jaxalign.models.families import clip_dual
+from jaxalign.models.networks import clip_vision
 from jaxalign.worlds.shapes import tokenizer
 
 torch = pytest.importorskip("torch")

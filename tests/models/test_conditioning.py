@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import small_models
 
-from jaxalign.models import conditioning, stable_diffusion
+from jaxalign.models.families import stable_diffusion
+from jaxalign.models.networks import conditioning
 
 PROMPTS = ["a cat", "", "dog"]
 

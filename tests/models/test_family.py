@@ -13,7 +13,7 @@ import torch
 
 from jaxalign import system
 from jaxalign.diffusion import guidance, rollout, transitions
-from jaxalign.models import stable_diffusion
+from jaxalign.models.families import stable_diffusion
 
 torch.set_num_threads(1)
 PROMPTS = ["a cat", "dog dog cat a b"]

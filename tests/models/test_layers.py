@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import placement
-from jaxalign.models import layers, products, transformer_2d
+from jaxalign.distributed import placement
+from jaxalign.models.networks import layers, products, transformer_2d
 
 SHAPES = [  # height, width, kernel, stride, padding
   (8, 8, 3, 1, ((1, 1), (1, 1))),

@@ -10,7 +10,8 @@ import pytest
 import small_models
 import torch
 
-from jaxalign.models import lean_decoding, stable_diffusion
+from jaxalign.models.families import stable_diffusion
+from jaxalign.models.networks import lean_decoding
 
 torch.set_num_threads(1)
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import layers, lora, unet
+from jaxalign.models.adapters import lora
+from jaxalign.models.networks import layers, unet
 
 KEY = jax.random.key(0)
 CONFIG = unet.UNetConfig(

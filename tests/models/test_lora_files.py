@@ -9,7 +9,8 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
-from jaxalign.models import clip, lora, unet
+from jaxalign.models.adapters import lora
+from jaxalign.models.networks import clip, unet
 from jaxalign.models.weights import lora_files, lora_names
 
 CONFIG = {

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import layers, policy
+from jaxalign.models.adapters import policy
+from jaxalign.models.networks import layers
 
 
 class Net(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from jaxalign.models import clip, unet, vae
+from jaxalign.models.networks import clip, unet, vae
 from jaxalign.models.weights import names
 
 # runwayml/stable-diffusion-v1-5 and CompVis/stable-diffusion-v1-4.

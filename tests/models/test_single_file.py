@@ -10,7 +10,8 @@ import pytest
 import safetensors.numpy
 import small_models
 
-from jaxalign.models import clip, stable_diffusion, unet, vae
+from jaxalign.models.families import stable_diffusion
+from jaxalign.models.networks import clip, unet, vae
 from jaxalign.models.weights import original, published, safetensors_io, single_file
 
 UNETS = {

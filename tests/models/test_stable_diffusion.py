@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import small_models
 
-from jaxalign.models import networks, stable_diffusion, tokenization
+from jaxalign.models import tokenization
+from jaxalign.models.families import stable_diffusion, stable_diffusion_networks
 
 UNET = {
   "_class_name": "UNet2DConditionModel",
@@ -191,7 +192,7 @@ def test_shapes(model):
   assert model.context_length == 8
   for size, expected in ((5, (5, 5, 4)), ([7], (7, 7, 4)), (None, (6, 6, 4))):
     configs = {**model.configs, "unet": {**UNET, "sample_size": size}}
-    assert networks.make(configs).latent_shape == expected
+    assert stable_diffusion_networks.make(configs).latent_shape == expected
 
 
 def test_with_image_size(model, folder):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import unet
+from jaxalign.models.networks import unet
 
 # Every config overrides this smallest useful network.
 BASE = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models import vae
+from jaxalign.models.networks import vae
 from jaxalign.models.weights import safetensors_io
 
 torch = pytest.importorskip("torch")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxalign import rewards
-from jaxalign.models import clip_dual
+from jaxalign.models.families import clip_dual
 from jaxalign.worlds.shapes import prompts as shapes_prompts
 from jaxalign.worlds.shapes import scene, tokenizer
 

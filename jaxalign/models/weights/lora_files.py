@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxalign import files
-from jaxalign.models import lora
+from jaxalign.models.adapters import lora
 from jaxalign.models.weights import lora_names, names, safetensors_io, tensor_files
 from jaxalign.types import Params
 

@@ -1,0 +1,87 @@
+"""How a command starts and ends: compiled programs are kept between commands, and a user's mistake
+is a message of a few lines, never a traceback.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import jax
+import jaxlib.version
+from absl import app, flags, logging
+
+from jaxalign.distributed import hosts
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+# What a user can cause and mend. Anything else is our bug and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, flags.Error)
+
+_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Parses flags and calls `main`, like `absl.app.run`, and exits with 1 on an error."""
+  choose_cpu_kernels()
+  use_compilation_cache()
+  logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
+  try:
+    app.run(main, flags_parser=_parse)
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    hosts.end(130)
+  except Exception as error:
+    message = _explain(error)
+    if message is None or (flags.FLAGS.is_parsed() and _DEBUG.value):
+      traceback.print_exc()
+    else:
+      print(f"error: {message}", file=sys.stderr)
+    hosts.end(1)
+
+
+def choose_cpu_kernels() -> None:
+  """Says which of XLA:CPU's kernels programs take, if called before JAX is first used.
+
+  jaxlib 0.10 to 0.12 prefer kernels of a library for convolutions, which take up to twice as long
+  as Eigen's, and up to four times as long for the gradient of a kernel. From 0.11 on they also
+  prefer its sums, whose order depends on what a sum is fused with: a rollout and an update then
+  differ in the last places of a log-probability, and in bfloat16 in the third.
+  """
+  major, minor = jaxlib.version.__version_info__[:2]
+  flags_so_far = os.environ.get("XLA_FLAGS", "")
+  # XLA ends a process that gives it a flag it does not know, so other versions are left alone.
+  if major == 0 and 10 <= minor <= 12 and _FUSIONS not in flags_so_far:
+    refused = "-individual_convolution" if minor == 10 else "-individual_convolution,-reduce"
+    os.environ["XLA_FLAGS"] = f"{flags_so_far} --{_FUSIONS}={refused}".strip()
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already."""
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "jaxalign", "xla"))
+
+
+def _explain(error: Exception) -> str | None:
+  """What to tell the user; None for an error that is not theirs to mend."""
+  lost = hosts.explain(error)
+  if lost is not None:
+    return lost
+  if isinstance(error, USER_ERRORS):
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # Long messages come from libraries: the first line says what failed, the last one why.
+    return "\n".join(lines if len(lines) <= 3 else [lines[0], lines[-1].strip()])
+  if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+    return "the device is out of memory; lower config.batch.microbatch, or --microbatch"
+  return None
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except (AttributeError, KeyError, TypeError) as error:  # a locked config refuses a key
+    raise flags.Error(f"config: {error.args[0] if error.args else error}") from error
+  if len(rest) > 1:
+    raise flags.Error(f"expected flags only, got {' '.join(rest[1:])}")
+  return rest

@@ -1,0 +1,110 @@
+"""The floor of log-ratios and KLs in bfloat16: what rounding alone makes them read.
+
+The reference is compared with itself, computed in float32 from the same weights, by the estimators
+that compare the policy with it. The true figures are 0. Policy and reference round apart as soon as
+their weights differ at all, so a figure of a run that is not well above this floor says nothing.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign import streams
+from jaxalign.diffusion import guidance as guidance_lib
+from jaxalign.diffusion import log_ratios
+from jaxalign.distributed import placement, sharding
+from jaxalign.system import Sampled, System
+from jaxalign.training import metrics
+from jaxalign.types import Array, DenoiseFn, Key, Params
+
+KL, LOG_RATIO = "floor/kl_to_ref", "floor/log_ratio"  # the names of the metrics
+
+
+class Floor(NamedTuple):
+  """Means over a microbatch.
+
+  kl: nats of a whole trajectory, None where no step has noise.
+  log_ratio: root mean square of half a denoising error's difference, which the losses on stored
+    pairs multiply by beta.
+  """
+
+  kl: float | None
+  log_ratio: float
+
+  def metrics(self) -> dict[str, float | None]:
+    return {KL: self.kl, LOG_RATIO: self.log_ratio}
+
+  def __str__(self) -> str:
+    kl = "" if self.kl is None else f", and a trajectory KL of {self.kl:.2g} nats"
+    return f"rounding alone makes log-ratios of about {self.log_ratio:.1e}{kl}"
+
+
+def measure(
+  sys: System, token_ids: np.ndarray, *, guidance: Mapping[str, Any], seed: int
+) -> Floor | None:
+  """The floor on one microbatch of prompts, for three times the cost of sampling it.
+
+  None where the network computes in float32. `guidance` is the section of the config.
+  """
+  if sys.model.networks.dtype is None:
+    return None
+  noise = (seed, streams.number("evaluation"), 0, 0, None)
+  sampled = sys.sample_fn(sys.policy.params, sys.frozen, token_ids, *noise)
+  measure_fn = make_measure_fn(sys, guidance)
+  kl, log_ratio = measure_fn(sys.policy.params, sys.frozen, sampled, streams.stream(seed, "floor"))
+  log_ratio = float(np.sqrt(np.mean(np.square(log_ratio))))
+  return Floor(float(np.mean(kl)) if sys.process.noisy_steps() else None, log_ratio)
+
+
+def recorded_kl(workdir: pathlib.Path) -> float | None:
+  """The floor of the KL that a run logged in its first iteration, if it did."""
+  logged = metrics.read(workdir) if (workdir / "metrics.jsonl").exists() else []
+  return logged[0].get(KL) if logged else None
+
+
+def make_measure_fn(sys: System, guidance: Mapping[str, Any]) -> Callable[..., tuple]:
+  """Jitted `(params, frozen, sampled, key) -> (kl [B], log_ratio [B])`."""
+  exact = dataclasses.replace(sys.model.networks, dtype=None).denoise
+  guided = guidance_lib.classifier_free(exact, **guidance)
+
+  def measure(
+    params: Params, frozen: Mapping[str, Params], sampled: Sampled, key: Key
+  ) -> tuple[Array, Array]:  # [B], [B]
+    # Cast as the network wants them: the rounding of weights is the same for both.
+    reference = sys.policy.ready(params, frozen)["reference"]
+    rounded, exactly = {"rounded": reference}, {"exact": reference}
+    x, cond, parts = sampled.rollout.x, sampled.cond, sys.parts
+    kl = log_ratios.trajectory_kl(
+      rounded, exactly, _either(parts.denoise_fn, guided), parts.process, x, cond
+    )
+    key_level, key_eps = jax.random.split(key)
+    log_ratio = log_ratios.denoising_log_ratio(
+      rounded,
+      exactly,
+      _either(parts.conditional_fn, exact),
+      parts.levels[jax.random.randint(key_level, x.shape[1:2], 0, parts.levels.num_steps)],
+      parts.prediction_type,
+      x[-1],
+      jax.random.normal(key_eps, x.shape[1:]),
+      cond.cond,
+      log_ratios.half,
+    )
+    return jnp.sum(kl, axis=0), log_ratio
+
+  return placement.jit(measure, sys.mesh, out_shardings=sharding.replicated(sys.mesh))
+
+
+def _either(rounded: DenoiseFn, exact: DenoiseFn) -> DenoiseFn:
+  """One network for the estimators, which tells by the parameters in which precision to compute."""
+
+  def denoise_fn(params, x_t, t, cond):
+    if "exact" in params:
+      return exact(params["exact"], x_t, t, cond)
+    return rounded(params["rounded"], x_t, t, cond)
+
+  return denoise_fn

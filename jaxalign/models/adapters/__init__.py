@@ -1,0 +1,1 @@
+"""Adapters: low-rank layers, and the policy that they make."""

@@ -1,0 +1,1 @@
+"""Model families: networks, tokenizers and files of one kind of model."""

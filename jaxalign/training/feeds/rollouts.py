@@ -1,0 +1,313 @@
+"""Trajectories sampled by the policy and scored on the host: what policy gradients learn from."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxalign import checks, methods, streams, system
+from jaxalign.data import prompts as prompts_lib
+from jaxalign.diffusion import guidance
+from jaxalign.diffusion.rollout import Rollout
+from jaxalign.distributed import sharding
+from jaxalign.labels import advantages
+from jaxalign.modalities import pictures
+from jaxalign.rewards.combine import WeightedRewards
+from jaxalign.rewards.contract import RewardError
+from jaxalign.rewards.pool import Exchange, RewardPool
+from jaxalign.training import batching
+from jaxalign.training.feeds import exactness
+from jaxalign.training.feeds.base import Drawn, Program, averages, stack
+from jaxalign.training.state import TrainState
+from jaxalign.types import Array, Params
+
+# Of all images of an iteration, and their conditioning, as stacked microbatches: leaves of the
+# rollout are [S + 1 or S, J, m, ...] and those of the conditioning [J, m, ...], cut along m.
+Trajectories = tuple[Rollout, Any]
+
+
+class Sampling:
+  """Prompts in, scored trajectories out: the half of an iteration that methods share.
+
+  One microbatch is scored on the host while the device samples the next, by the process whose
+  devices hold the images; then every process learns all rewards.
+  """
+
+  frozen: Mapping[str, Params] = {}
+
+  def __init__(
+    self,
+    sections: Mapping[str, Any],
+    sys: system.System,
+    method: methods.Method,
+    rewards: WeightedRewards | None,
+    workdir: pathlib.Path,
+    *,
+    plan: batching.BatchPlan,
+    shared_noise: bool,
+  ):
+    if rewards is None:
+      raise ValueError("config.reward is missing; a method that samples needs one")
+    section = functools.partial(checks.call_section, sections)
+    self.plan = plan
+    self.num_images, self.microbatch = plan.images, plan.microbatch
+    self.prompts = section("data", prompts_lib.load)
+    self.pool = section("reward_pool", RewardPool, total=rewards)
+    self._rewards = rewards
+    self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
+    self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
+    self._exactness = section("exactness", exactness.make)
+    self._kl_weight = method.kl_weight
+    self._group = plan.images_per_prompt if shared_noise else None
+    self._start = self._starts(plan.microbatch)
+    self._collect_fn = jax.jit(collect, out_shardings=collected_shardings(sys.mesh))
+
+  def describe(self) -> str:
+    return self.plan.describe()
+
+  def sample(
+    self, state: TrainState, step: int
+  ) -> tuple[Trajectories, np.ndarray, np.ndarray, dict[str, float]]:
+    """`(trajectories, prompt ids [B], rewards [B], record)` of one iteration."""
+    plan, sys = self.plan, self._sys
+    chosen = self.prompts.draw_for_step(self._seed, step, plan.num_prompts)
+    prompt_ids = np.repeat(chosen, plan.images_per_prompt)
+    parts, pending, kl = [], [], []
+    for j, ids in enumerate(np.split(prompt_ids, plan.microbatches)):
+      noise = (self._seed, streams.number("rollout"), step, j, self._start)
+      sampled = sys.sample_fn(state.params, sys.frozen, self._token_ids[ids], *noise)
+      parts.append((sampled.rollout, sampled.cond))
+      rows, images = sharding.held_rows(sampled.images)
+      pending.append(self.pool.submit(images, self.prompts[ids[rows]]))
+      if self._kl_weight:
+        kl.append(sys.kl_fn(state.params, sys.frozen, sampled))
+    trajectories = self._collect_fn(parts)
+
+    def exchange(named):
+      held = np.stack(list(named.values())).reshape(len(named), plan.microbatches, -1)
+      whole = sharding.exchange(held, rows, plan.microbatch, sys.mesh)
+      return dict(zip(named, whole.reshape(len(named), -1), strict=True))
+
+    total, named = gather_rewards(self.pool, pending, exchange, self._workdir, step)
+    raw = self._rewards.raw(named)
+    record = {"reward/mean": float(raw.mean()), "reward/std": float(raw.std())}
+    record |= {f"reward/{name}": float(values.mean()) for name, values in named.items()}
+    if kl:
+      nats = np.concatenate(jax.device_get(kl))
+      record["kl/to_ref"] = float(nats.mean())
+      total = total - self._kl_weight * nats
+    return trajectories, prompt_ids, total, record
+
+  def _starts(self, microbatch: int) -> np.ndarray | None:
+    """Which noise each image of a microbatch starts from: its group's first, if they share it."""
+    images = np.arange(microbatch, dtype=np.int32)
+    return images // self._group * self._group if self._group else None
+
+  def program(self, state: TrainState, microbatch: int) -> Program:
+    rows = np.resize(np.arange(len(self._token_ids)), microbatch)
+    noise = (self._seed, streams.number("rollout"), 0, 0, self._starts(microbatch))
+    args = (state.params, self._sys.frozen, self._token_ids[rows], *noise)
+    return Program("rollout", self._sys.sample_fn, args)
+
+  def trajectory_shapes(self, state: TrainState) -> Trajectories:
+    """Those of an iteration, as shapes where they will lie."""
+    _, function, args = self.program(state, self.microbatch)
+    sampled = jax.eval_shape(function, *args)
+    parts = [(sampled.rollout, sampled.cond)] * self.plan.microbatches
+    return sharding.shaped(jax.eval_shape(collect, parts), collected_shardings(self._sys.mesh))
+
+  def check(self, record: Mapping[str, float], step: int) -> str | None:
+    if exactness.GAP not in record:
+      return None
+    transitions = self.plan.slices * self.plan.slice_size
+    return self._exactness.problem(record, step, transitions)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.pool.close()
+
+
+class Rollouts(Sampling):
+  """Single transitions with the advantage of their trajectory (`methods.Transitions`)."""
+
+  def __init__(self, sections, sys, method, rewards, workdir):
+    plan = checks.call_section(
+      sections,
+      "batch",
+      batching.solve,
+      steps=sys.process.stochastic_steps(),
+      devices=sys.mesh.size,
+    )
+    if method.on_policy and plan.updates > 1:
+      raise ValueError(
+        f"config.method: it has no ratio to correct a second update, and the batch asks for "
+        f"{plan.updates}\nset config.batch.updates_per_epoch and num_epochs to 1"
+      )
+    super().__init__(sections, sys, method, rewards, workdir, plan=plan, shared_noise=False)
+    self._estimator = checks.call_section(
+      sections,
+      "advantage",
+      advantages.make,
+      num_groups=plan.num_prompts,
+      group_size=plan.images_per_prompt,
+    )
+    placed = (sharding.params(self.init_stats(), sys.mesh), sharding.replicated(sys.mesh))
+    self._estimate_fn = jax.jit(self._estimator.estimate, out_shardings=placed)
+
+  def init_stats(self):
+    return self._estimator.init(len(self.prompts))
+
+  def draw(self, state: TrainState, step: int) -> Drawn:
+    trajectories, prompt_ids, total, record = self.sample(state, step)
+    group = np.unique(prompt_ids, return_inverse=True)[1].astype(np.int32)
+    stats, advantage = self._estimate_fn(state.stats, total, prompt_ids, group)
+    state = dataclasses.replace(state, stats=stats)
+    selections = batching.selections(self.plan, self._seed, step)
+    return Drawn(state, (trajectories, advantage), selections, record)
+
+  def shapes(self, state: TrainState) -> tuple[Any, batching.Selection]:
+    advantage = np.zeros(self.plan.images, np.float32)
+    selection = batching.selections(self.plan, self._seed, 0)[0]
+    return (self.trajectory_shapes(state), advantage), selection
+
+  @staticmethod
+  def select(data, selected: batching.Selection) -> methods.Transitions:
+    (rollout, cond), advantages = data
+    image, i, fresh = selected
+    (x_t, x_s, old_log_prob), own = pick_steps(rollout, cond.cond, image, i)
+    return methods.Transitions(
+      x_t=x_t,
+      x_s=x_s,
+      i=i,
+      cond=cond._replace(cond=own),
+      old_log_prob=old_log_prob,
+      fresh=jnp.asarray(fresh),
+      advantages=advantages[image],
+    )
+
+  def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """The gap is of the first update alone, where the parameters are still those that sampled."""
+    record = averages(updates)
+    if "policy/ratio" in record:
+      record["policy/ratio_mean"] = record.pop("policy/ratio")
+      record["policy/first_ratio_max_error"] = float(np.abs(updates[0]["policy/ratio"] - 1).max())
+      record |= self._exactness.metrics(updates[0][exactness.GAP])
+    return record
+
+
+class RolloutPairs(Sampling):
+  """The best and the worst trajectory of each prompt, all from one noise (`methods.StepPairs`).
+
+  Prompts whose images all earn the same have no better one: they count 0, and the others as much
+  more, so that the mean over the batch is the mean over pairs.
+  """
+
+  def __init__(self, sections, sys, method, rewards, workdir):
+    plan = checks.call_section(
+      sections,
+      "batch",
+      batching.solve,
+      steps=sys.process.stochastic_steps(),
+      devices=sys.mesh.size,
+      pairs=True,
+    )
+    sharding.check_batch("config.batch.microbatch / 2, the pairs", plan.slice_size, sys.mesh)
+    super().__init__(sections, sys, method, rewards, workdir, plan=plan, shared_noise=True)
+
+  def init_stats(self) -> None:
+    return None
+
+  def draw(self, state: TrainState, step: int) -> Drawn:
+    trajectories, _, total, record = self.sample(state, step)
+    images, weight = best_and_worst(total.reshape(-1, self.plan.images_per_prompt))
+    record["preference/ties"] = float(np.mean(weight == 0))
+    selections = batching.selections(self.plan, self._seed, step)
+    return Drawn(state, (trajectories, images, weight), selections, record)
+
+  def shapes(self, state: TrainState) -> tuple[Any, batching.Selection]:
+    images, weight = best_and_worst(np.zeros((self.plan.num_prompts, self.plan.images_per_prompt)))
+    selection = batching.selections(self.plan, self._seed, 0)[0]
+    return (self.trajectory_shapes(state), images, weight), selection
+
+  @staticmethod
+  def select(data, selected: batching.Selection) -> methods.StepPairs:
+    (rollout, cond), images, weight = data
+    pair, i, _ = selected
+    (x_t, x_s, _), both = pick_steps(rollout, cond.cond, jnp.asarray(images)[pair], i[:, None])
+    return methods.StepPairs(
+      x_t=x_t,
+      x_s=x_s,
+      i=i,
+      cond=cond._replace(cond=jax.tree.map(lambda leaf: leaf[:, 0], both)),
+      weight=jnp.asarray(weight)[pair],
+    )
+
+  def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    return averages(updates)
+
+
+def best_and_worst(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """From rewards `[P, K]`: images `[P, 2]` int32, the best first, and weights `[P]` float32.
+
+  Among several best (or worst) it takes the first. A weight is 0 where all K are equal, and else
+  P divided by the number of prompts where they are not.
+  """
+  P, K = rewards.shape
+  images = np.stack([rewards.argmax(axis=1), rewards.argmin(axis=1)], axis=1)
+  images = (images + K * np.arange(P)[:, None]).astype(np.int32)
+  untied = rewards.max(axis=1) > rewards.min(axis=1)
+  return images, (untied * (P / max(1, untied.sum()))).astype(np.float32)
+
+
+def pick_steps(rollout: Rollout, cond: Any, image: Array, i: Array) -> tuple[Any, Any]:
+  """`((x_t, x_s, log_prob), cond)` of steps `i` of images, each from the device that sampled it.
+
+  `image` is `[b]` or `[b, 2]`, and `i` goes with it; so do the leading axes of what is returned.
+  """
+
+  def pick(stacked, place, i):
+    (rollout, cond), (j, row) = stacked, place
+    steps = rollout.x[i, j, row], rollout.x[i + 1, j, row], rollout.log_prob[i, j, row]
+    return steps, jax.tree.map(lambda leaf: leaf[j, row], cond)
+
+  return sharding.pick_own_rows(pick, (rollout, cond), (2, 1), image, i)
+
+
+def collect(parts: list[Trajectories]) -> Trajectories:
+  """Stacks the microbatches of an iteration; each device keeps what it has sampled."""
+  rollouts, conds = zip(*parts, strict=True)
+  rollout = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rollouts)
+  return rollout, conds[0]._replace(cond=stack([cond.cond for cond in conds]))
+
+
+def collected_shardings(mesh: jax.sharding.Mesh) -> Any:
+  """Where `collect` leaves trajectories, in the shape of a prefix of them."""
+  cond = guidance.Guided(sharding.batch(mesh, axis=1), sharding.replicated(mesh))
+  return sharding.batch(mesh, axis=2), cond
+
+
+def gather_rewards(
+  pool: RewardPool,
+  pending: Sequence[futures.Future],
+  exchange: Exchange,
+  workdir: pathlib.Path,
+  step: int,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """`pool.gather`, saving the image that a reward could not score before its error goes on."""
+  try:
+    return pool.gather(pending, exchange)
+  except RewardError as error:
+    if error.image is None:
+      raise
+    path = workdir / f"rejected_step_{step:06d}.png"
+    Image.fromarray(pictures.to_uint8(np.nan_to_num(error.image))).save(path)
+    raise RewardError(f"iteration {step}: {error}\nits image is in {path}") from error

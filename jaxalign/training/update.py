@@ -1,0 +1,72 @@
+"""One optimizer step on an iteration's data: the only gradient of the policy in the package."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign import methods, streams
+from jaxalign.distributed import placement, sharding
+from jaxalign.training import optim
+from jaxalign.training.state import TrainState
+from jaxalign.types import Array, Params
+
+# select(data, selected) -> batch: the examples of one slice out of an iteration's data.
+SelectFn = Callable[[Any, Any], Any]
+
+
+def jit_update(
+  method: methods.Method,
+  tx: optax.GradientTransformation,
+  variables_fn: Callable[[Params, Params], Params],
+  select: SelectFn,
+  *,
+  ema_decay: float,
+  mesh: jax.sharding.Mesh | None = None,
+  state_shardings: Any = None,
+  ready_fn: Callable[[Params, Any], Any] = lambda params, frozen: frozen,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+  """An optimizer step whose gradient is accumulated over slices in one scan. Donates the state.
+
+  The returned function takes `(state, frozen, data, selection, seed, i, j)`. The leaves of
+  `selection` are `[slices, ...]`, and `select(data, one of them)` is the batch of a slice. The
+  loss's randomness is derived from the three integers and the number of the slice. It returns the
+  new state and the metrics of the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken
+  before clipping. It runs on `mesh`, one device by default; `state_shardings` says where the new
+  state lies there. `ready_fn` makes of the frozen trees what all slices share (`Policy.ready`).
+  """
+  devices = mesh or sharding.one_device()
+
+  def update(state, frozen, data, selection, seed, i, j):
+    # The parameters stay the same until the end, so weights are cast, or merged, for all slices.
+    frozen = ready_fn(state.params, frozen)
+
+    def mean_loss(params, batch, key):
+      loss, values = method.loss(variables_fn(params, frozen["base"]), frozen, batch, key)
+      return jnp.mean(loss), {**values, "loss/total": loss}
+
+    def accumulate(total, number_and_selected):
+      number, selected = number_and_selected
+      batch = sharding.constrain_batch(select(data, selected), devices)
+      key_slice = streams.stream(seed, "loss", i, j, number)
+      grads, values = jax.grad(mean_loss, has_aux=True)(state.params, batch, key_slice)
+      return sharding.constrain_params(jax.tree.map(jnp.add, total, grads), devices), values
+
+    slices = len(jax.tree.leaves(selection)[0])
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    total, values = jax.lax.scan(accumulate, zeros, (jnp.arange(slices), selection))
+    grads = jax.tree.map(lambda leaf: leaf / slices, total)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+      ema_params = optim.ema_update(ema_params, params, decay=ema_decay)
+    state = dataclasses.replace(state, params=params, opt_state=opt_state, ema_params=ema_params)
+    return state, {**values, "grad/norm": optax.global_norm(grads)}
+
+  # Metrics are for the host of every process.
+  placed = (state_shardings, sharding.replicated(devices))
+  return placement.jit(update, devices, donate_argnums=0, out_shardings=placed)

@@ -1,0 +1,151 @@
+"""Reads a run back from its workdir, finished or not."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from ml_collections import config_dict
+
+from jaxalign import checks, files, system
+from jaxalign.distributed import hosts
+from jaxalign.training import checkpoint, guard
+from jaxalign.types import Params
+
+# What a run may change when it is continued: how long it goes on, on which devices, what it writes,
+# how it is judged.
+MAY_CHANGE = (
+  *("num_iterations", "mesh", "reward_pool", "exactness"),
+  *("checkpoint", "log", "samples", "evaluation", "guard"),
+)
+
+# Fields of a config that may name a data file; what they name may also be a set without one.
+DATA_FIELDS = ("data.source", "evaluation.source", "evaluation.validation", "held_out")
+DIGESTS = "digests"  # config.json has them under this name, beside the sections
+
+
+class Run(NamedTuple):
+  """What a workdir holds, made ready to sample.
+
+  params: the trained tree of a checkpoint; its average if the run keeps one.
+  step: iterations that it has seen; 0 is the base model.
+  taken: which state that is, in words.
+  """
+
+  config: dict[str, Any]
+  system: system.System
+  params: Params
+  step: int
+  taken: str
+
+
+def load(
+  workdir: pathlib.Path,
+  *,
+  process: Mapping[str, Any] = MappingProxyType({}),
+  guidance: Mapping[str, Any] = MappingProxyType({}),
+  take: str = "chosen",
+  strength: float = 1.0,
+) -> Run:
+  """Reads the run of `workdir`, whose sampler `process` and `guidance` may override in part.
+
+  `take` is "chosen", the newest checkpoint or, of a run that a guard ended, the one it chose;
+  "newest" whatever a guard did; or "best", what a guard has kept whether it ended the run or not.
+  `strength` is how much of the training is applied: 0 is the base model, 1 the trained one.
+
+  Raises ValueError if there is no run with a checkpoint.
+  """
+  checks.check_choice("take", take, ("chosen", "newest", "best"))
+  path = workdir / "config.json"
+  if not path.is_file():
+    raise ValueError(f"expected the workdir of a run, found no {path}")
+  kept = guard.kept(workdir)
+  if take == "best" and kept is None:
+    raise ValueError(
+      f"expected a run that a guard has watched, found no {workdir / guard.RECORD}\n"
+      "leave --best out"
+    )
+  by_guard = kept is not None and (take == "best" or (take == "chosen" and kept.ended))
+  if not by_guard:
+    step, state = checkpoint.read_latest(workdir)
+    taken = f"iteration {step}, the newest checkpoint"
+  elif kept.step:
+    step, state = checkpoint.read_latest(workdir, checkpoint.BEST, step=kept.step)
+    taken = f"iteration {step}, the best by its guard"
+  else:
+    step, state = 0, None
+    taken = "the base model, which no iteration surpassed by its guard"
+  config = files.read_json(path)
+  config["process"].update(process)
+  config["guidance"].update(guidance)
+  sys = system.from_config(config)
+  params = sys.policy.params if state is None else state.get("ema_params") or state["params"]
+  return Run(config, sys, sys.policy.at_strength(params, strength), step, taken)
+
+
+def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+  """Writes config.json into a new workdir, with a digest of every data file that it names.
+
+  Of several processes all check and the first one writes.
+
+  Raises:
+    ValueError: another config's run is there, or one that began with other data.
+  """
+  wanted = json.loads(config.to_json())
+  digests = data_digests(wanted)
+  path = workdir / "config.json"
+  if path.exists():
+    found = files.read_json(path)
+    changed = [
+      key
+      for key in sorted(found.keys() | wanted.keys())
+      if key not in (*MAY_CHANGE, DIGESTS) and found.get(key) != wanted.get(key)
+    ]
+    if changed:
+      raise ValueError(
+        f"workdir {workdir} belongs to another config: config.{', config.'.join(changed)} "
+        "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
+      )
+    _check_digests(workdir, found.get(DIGESTS, {}), digests, wanted)
+  workdir.mkdir(parents=True, exist_ok=True)
+  if hosts.is_first():
+    files.write_json(path, {**wanted, DIGESTS: digests})
+
+
+def data_digests(config: Mapping[str, Any]) -> dict[str, str]:
+  """`{field: SHA-256}` of the data files that a config names.
+
+  Of a table that names images it is that of the table alone: the images may be many gigabytes.
+  """
+  named = {field: _value(config, field) for field in DATA_FIELDS}
+  return {
+    field: files.digest(name)
+    for field, name in named.items()
+    if isinstance(name, str) and pathlib.Path(name).is_file()
+  }
+
+
+def _value(config: Mapping[str, Any], field: str) -> Any:
+  """The value of a dotted field, None if the config has no such field."""
+  value: Any = config
+  for key in field.split("."):
+    value = value.get(key) if isinstance(value, Mapping) else None
+  return value
+
+
+def _check_digests(
+  workdir: pathlib.Path,
+  expected: Mapping[str, str],
+  found: Mapping[str, str],
+  config: Mapping[str, Any],
+) -> None:
+  """Raises ValueError if a file was edited that a run must not change; a new field is no edit."""
+  for field, digest in found.items():
+    before = expected.get(field, digest)
+    if before != digest and field.split(".")[0] not in MAY_CHANGE:
+      raise ValueError(
+        f"config.{field}: {_value(config, field)} was edited since the run in {workdir} began: "
+        f"expected SHA-256 {before[:12]}..., found {digest[:12]}...\n"
+        "put the old file back, or choose another --workdir"
+      )

@@ -1,0 +1,89 @@
+"""What an evaluation computes and what it leaves alone, on a system of a few numbers."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import streams, system
+from jaxalign.evaluation import evaluation
+
+NUM_IMAGES, MICROBATCH = 6, 4
+
+
+class Stub:
+  """A `System` whose images are grey as its parameters say, and that counts its KLs."""
+
+  def __init__(self):
+    self.noise, self.kls = [], []
+    self.system = object.__new__(system.System)
+    model = types.SimpleNamespace(tokenize=lambda prompts: np.zeros((len(prompts), 3), np.int32))
+    policy = types.SimpleNamespace(params=0.25)
+    table = types.SimpleNamespace(num_steps=2)
+    process = types.SimpleNamespace(table=table, noisy_steps=lambda: [0, 1])
+    parts = types.SimpleNamespace(process=process)
+    fields = {"model": model, "policy": policy, "frozen": {}, "parts": parts}
+    for name, value in {**fields, "sample_fn": self.sample, "kl_fn": self.kl}.items():
+      object.__setattr__(self.system, name, value)
+
+  def sample(self, params, frozen, token_ids, seed, name, i, j, start):
+    self.noise.append((seed, name, i, j))
+    images = jnp.full((len(token_ids), 8, 8, 3), params).at[:, :4].add(0.1)
+    return types.SimpleNamespace(images=images)
+
+  def kl(self, params, frozen, sampled):
+    self.kls.append(params)
+    return np.full(len(sampled.images), 3.0, np.float32)
+
+
+@pytest.fixture
+def stub():
+  return Stub()
+
+
+def make(**changes):
+  return evaluation.make_evaluation(**{
+    "source": "shapes/held_out",
+    "num_images": NUM_IMAGES,
+    "rewards": [f"{__name__}:brightness"],
+    "seed": 5,
+    "microbatch": MICROBATCH,
+    "features": "pixels",
+    **changes,
+  })
+
+
+def test_no_kl_is_computed_unless_it_is_asked_for(stub):
+  made = make()
+  scores = made.run(stub.system, 0.5)
+  assert not stub.kls and scores.kl is None
+  assert scores.means("")["kl_to_ref"] is None and "vendi" in scores.means("")
+  comparison = made.compare_with_base(stub.system, 0.5)
+  assert not stub.kls
+  assert comparison.report()["kl_to_ref"] is None and "KL" not in comparison.table()
+
+
+def test_it_is_computed_of_the_trained_parameters_alone(stub):
+  made = make(kl=True)
+  comparison = made.compare_with_base(stub.system, 0.5)
+  assert stub.kls == [0.5, 0.5]  # once a microbatch, and never of the base model
+  assert comparison.report()["kl_to_ref"] == 3.0 and "3.000 nats" in comparison.table()
+  scores = made.run(stub.system, 0.5, kl=made.kl)
+  assert scores.kl.shape == (NUM_IMAGES,) and scores.means("eval/")["eval/kl_to_ref"] == 3.0
+
+
+def test_pictures_cost_no_kl(stub):
+  records, images, kl = make(kl=True).sample(stub.system, 0.5, num_images=3)
+  assert len(records) == len(images) == 3 and kl is None and not stub.kls
+
+
+def test_both_sides_get_the_noise_of_evaluations_and_no_other(stub):
+  make().compare_with_base(stub.system, 0.5)
+  name = streams.number("evaluation")
+  assert stub.noise == 2 * [(5, name, 0, 0), (5, name, 0, 1)]
+
+
+def brightness(images, prompts):
+  del prompts
+  return images.mean((1, 2, 3))

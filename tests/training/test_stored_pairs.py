@@ -1,0 +1,113 @@
+"""The feed of stored pairs on a system of a few numbers: which pair, which prompt, which label."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxalign import methods
+from jaxalign.diffusion import guidance
+from jaxalign.distributed import sharding
+from jaxalign.training.feeds import pairs
+
+LABELS = [1.0, 0.0, 0.5, 0.6, 0.25, 1.0]  # of the first image
+METHOD = methods.Method(lambda params, frozen, batch, key: (batch.p, {}), "pairs", soft_labels=True)
+
+
+def encode(frozen, images, seed, step, j):
+  return images[:, :, 0, 0, :1].astype(np.float32)
+
+
+# In the place of a model: latents are an image's shade, a prompt is known by its length.
+SYSTEM = types.SimpleNamespace(
+  mesh=sharding.one_device(),
+  frozen={},
+  model=types.SimpleNamespace(
+    image_size=(4, 4),
+    tokenize=lambda texts: np.array([[len(text)] for text in texts], np.int32),
+  ),
+  encode_fn=encode,
+  condition_fn=lambda frozen, ids: guidance.Guided({"text": ids}, {}),
+)
+
+
+@pytest.fixture
+def make_feed(tmp_path):
+  """Record i has the prompt of length i + 1, and images of shades 10 i and 10 i + 1."""
+  lines = []
+  for i, label in enumerate(LABELS):
+    names = [f"{i}_{j}.png" for j in (0, 1)]
+    for j, name in enumerate(names):
+      Image.fromarray(np.full((4, 4, 3), 10 * i + j, np.uint8)).save(tmp_path / name)
+    lines.append(json.dumps({"prompt": "x" * (i + 1), "images": names, "label_0": label}))
+  (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+
+  def make(method=METHOD, **data):
+    given = {"ties": "half", "max_bad_fraction": 0.0, "prompt_dropout": 0.0, "resize": False}
+    sections = {
+      "seed": 3,
+      "batch": {"num_examples": 6, "microbatch": 2},
+      "data": {"source": str(tmp_path / "pairs.jsonl"), **given, **data},
+    }
+    return pairs.StoredPairs(sections, SYSTEM, method, None, tmp_path)
+
+  return make
+
+
+def examples(feed, step):
+  """Of every example of a step: shades [2], the length of its prompt, and p."""
+  drawn = feed.draw(None, step)
+  (selection,) = drawn.selections
+  batches = [feed.select(drawn.data, rows) for rows in selection]
+  x_0, text, p = (
+    np.concatenate(leaves)
+    for leaves in zip(*[(b.x_0, b.cond["text"], b.p) for b in batches], strict=True)
+  )
+  return x_0[..., 0], text[:, 0], p
+
+
+def test_every_pair_comes_with_its_own_prompt_and_label(make_feed):
+  feed = make_feed()
+  for step in range(3):
+    shades, lengths, p = examples(feed, step)
+    assert sorted(lengths) == [1, 2, 3, 4, 5, 6]  # an epoch a step
+    for pair, length, label in zip(shades, lengths, p, strict=True):
+      i = int(length) - 1
+      first_wins = LABELS[i] >= 0.5
+      expected = [10 * i, 10 * i + 1] if first_wins else [10 * i + 1, 10 * i]
+      np.testing.assert_array_equal(pair, expected)
+      np.testing.assert_allclose(label, max(LABELS[i], 1 - LABELS[i]))
+
+
+def test_dropped_prompts_are_empty_and_keep_their_pair_and_label(make_feed):
+  plain, dropped = make_feed(), make_feed(prompt_dropout=0.5)
+  shares = []
+  for step in range(20):
+    shades, lengths, p = examples(plain, step)
+    same_shades, shorter, same_p = examples(dropped, step)
+    np.testing.assert_array_equal(shades, same_shades)
+    np.testing.assert_array_equal(p, same_p)
+    assert ((shorter == lengths) | (shorter == 0)).all()
+    shares.append(np.mean(shorter == 0))
+  assert 0.3 < np.mean(shares) < 0.7  # of 120 with standard deviation 0.046
+  assert (examples(make_feed(prompt_dropout=1.0), 0)[1] == 0).all()
+
+
+def test_a_loss_without_soft_labels_refuses_ties_alone(make_feed):
+  hard = METHOD._replace(soft_labels=False)
+  with pytest.raises(ValueError, match=r"data\.ties: 1 of 6 pairs are ties(.|\n)*ties=\"drop\""):
+    make_feed(hard)
+  assert len(make_feed(hard, ties="drop").pairs) == 5
+  assert not methods.Method(METHOD.loss, "pairs").soft_labels  # whoever says nothing sees no tie
+
+
+def test_shapes_are_those_of_a_draw(make_feed):
+  feed = make_feed()
+  shapes, _ = feed.shapes(None)
+  drawn = feed.draw(None, 0)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), drawn.data
+  )

@@ -8,7 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
   os.environ["OMP_NUM_THREADS"] = "1"
 
 import gc
-import importlib.util
+import importlib
 import json
 import pathlib
 import subprocess
@@ -111,15 +111,18 @@ def run_case(small_model, tmp_path_factory, compilation_cache):
 
 @pytest.fixture(scope="session")
 def load_config():
-  """`load_config("ddpo", *args)`: what `configs/ddpo.py` returns, unlocked."""
+  """`load_config("ddpo", *args)`: what `configs/ddpo.py` returns, unlocked.
+
+  `load_config.variants("ddpo")` are the names of its variants.
+  """
 
   def load(name, *args):
-    path = ROOT / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"config_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*args)
+    return importlib.import_module(f"configs.{name}").get_config(*args)
 
+  def variants(name):
+    return tuple(getattr(importlib.import_module(f"configs.{name}"), "VARIANTS", ()))
+
+  load.variants = variants
   return load
 
 

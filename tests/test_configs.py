@@ -4,16 +4,64 @@ Those of the published models are also run, in `quicktest` size, on small models
 """
 
 import json
+import os
 import pathlib
 import re
 
 import pytest
+from ml_collections import config_dict
 
 from jaxalign import train
 from jaxalign.benchmarks import models
 from jaxalign.training import metrics
 
 CONFIGS = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs.json"
+# Variants that change the same sections, so that their order counts.
+COMBINED = {
+  "ddpo": "lora,quicktest",
+  "d3po": "lora,quicktest",
+  "dpo": "ipo,lora",
+  "draft": "guarded,quicktest",
+  "ddpo_sd15": "full,quicktest",
+  "ddpo_sdxl": "full,quicktest",
+  "dpo_sd15": "lora,quicktest",
+  "dpo_sdxl": "lora,quicktest",
+  "draft_sd15": "lv,quicktest",
+}
+
+
+def flatten(config, prefix=""):
+  """{dotted path: `repr` of the value}, which tells 1 from 1.0 and a tuple from a list."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, config_dict.ConfigDict):
+      flat.update(flatten(value, f"{prefix}{key}."))
+    else:
+      flat[prefix + key] = repr(value)
+  return flat
+
+
+def resolve(name, load_config):
+  """All values of a config, at "", and what each variant makes of them; None is no such field."""
+  base = flatten(load_config(name))
+  found = {"": base}
+  for variant in filter(None, (*load_config.variants(name), COMBINED.get(name))):
+    changed = flatten(load_config(name, variant))
+    paths = sorted(p for p in {*base, *changed} if base.get(p) != changed.get(p))
+    found[variant] = {path: changed.get(path) for path in paths}
+  return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_and_its_variants_have_the_values_that_were_written_down(name, load_config):
+  """A change that is meant is written down by this test with WRITE_GOLDEN=1 in the environment."""
+  found = resolve(name, load_config)
+  golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+  if os.environ.get("WRITE_GOLDEN"):
+    golden[name] = found
+    GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
+  assert found == golden[name]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

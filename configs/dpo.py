@@ -19,128 +19,31 @@ Variants, `--config=configs/dpo.py:NAME[,NAME]`:
 
 from ml_collections import config_dict
 
+from configs import common
+
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = config_dict.ConfigDict()
-  config.flow = "align"
-  config.seed = 0
-  config.num_iterations = 60
-
-  # "shapes", a folder in the diffusers layout, a hub id, or a single .safetensors file.
-  config.model = config_dict.ConfigDict({
-    "path": "shapes",
-    # Folder or hub id. A single file has neither: it needs a tokenizer, and takes the configs
-    # published for its kind unless others are named.
-    "tokenizer": "",
-    "configs": "",
-    "dtype": "float32",  # of the UNet's computation; bfloat16 is for GPUs
-    "param_dtype": "float32",  # of its weights that are not trained; those that are stay float32
-    "remat": "none",  # "dots" and "full" save memory: blocks are computed again for the gradient
-  })
-  config.lora = config_dict.ConfigDict({
-    "rank": 0,  # 0 trains the layers' own weights: this network is small
-    "alpha": 16.0,  # an adapter counts alpha / rank times
-    # Layers to train or adapt: a regular expression over their slash-joined paths.
-    "targets": r"(to_q|to_k|to_v|to_out_0)$",
-    "form": "side",  # or "merged": one kernel for layer and adapter; docs/devices.md
-  })
-
-  # Devices: `data` share the batch, `fsdp` the batch and the large parameters; -1 is what is left.
-  config.mesh = config_dict.ConfigDict({"data": -1, "fsdp": 1})
-
-  config.process = config_dict.ConfigDict({
-    "transition": "ddim",
-    "num_steps": 8,
-    "eta": 1.0,
-  })
-  # Of the evaluation: the loss sees the network without guidance, as published.
-  config.guidance = config_dict.ConfigDict({"scale": 1.0})
-
-  config.data = config_dict.ConfigDict({
-    "source": "runs/pairs/pairs.parquet",  # or .jsonl; data/preference_files.py has the format
-    "ties": "drop",  # or "half" to keep them, with p = 0.5: neither image is the winner
-    "max_bad_fraction": 0.01,  # more unreadable rows than this stop the run
-    "prompt_dropout": 0.0,  # share of pairs that are trained with the empty prompt
-    "resize": False,  # bring images to the size of the model, whatever their aspect ratio
-  })
-
-  # Pairs of one optimizer step, and of one gradient slice.
-  config.batch = config_dict.ConfigDict({"num_examples": 192, "microbatch": 32})
-
-  config.method = config_dict.ConfigDict({
+  # A gradient is mostly noise: without momentum and decay, steps of this length lead both images
+  # of a pair away from where their errors are small, and hardly apart.
+  config = common.shapes(num_iterations=60, learning_rate=5e-4)
+  config.optim.update({"b1": 0.9, "warmup_steps": 5, "decay_steps": 60})
+  common.stored(config, "runs/pairs/pairs.parquet", num_examples=192, microbatch=32)
+  config.method = {
     "name": "dpo",
     # As in the published code, which takes 2000 to 5000 for Stable Diffusion at 512 pixels. The
     # error is a mean over latent dimensions, 32 times fewer here.
     "beta": 100.0,
     "time_weight": "half",  # or "elbo", log-ratios in nats
     "num_draws": 1,  # noise levels that the log-ratio of a pair is averaged over
-  })
-
-  config.optim = config_dict.ConfigDict({
-    # A gradient is mostly noise: without momentum and decay, steps of this length lead both images
-    # of a pair away from where their errors are small, and hardly apart.
-    "learning_rate": 5e-4,
-    "max_grad_norm": 1.0,
-    "weight_decay": 0.0,
-    "b1": 0.9,
-    "b2": 0.99,
-    "epsilon": 1e-8,
-    "warmup_steps": 5,  # optimizer steps
-    "decay_steps": 60,  # optimizer steps until a cosine decay ends at 0; 0 is none
-  })
-  config.ema_decay = 0.0  # 0 keeps no average
-
-  config.evaluation = config_dict.ConfigDict({
-    "source": "shapes/test",  # of the final comparison: nothing is chosen on these prompts
-    "validation": "shapes/validation",  # during the run: curves, guard, and your own tuning
-    "num_images": 384,
-    "rewards": ("shapes", "shapes_correct", "shapes_learned"),
-    "seed": 1234,
-    "every": 0,  # iterations; 0 evaluates at the end only
-    "kl": False,  # the trajectory KL to the base model too; costs twice the sampling more
-    "microbatch": 32,
-    "features": "pixels",  # of images, that their diversity is measured by
-  })
-  # Over-optimisation, looked for at every evaluation during the run. 0 and "" set no bound.
-  config.guard = config_dict.ConfigDict({
-    "action": "off",  # "warn", or "stop", which ends the run with the best checkpoint on `gold`
-    "gold": "shapes",  # a reward of the evaluation, best one that is not trained on
-    "patience": 3,  # evaluations in a row without a new best
-    "kl_budget": 0.0,  # nats of trajectory KL to the base model
-    "diversity_floor": 0.0,  # share of the base model's diversity
-  })
-  config.samples = config_dict.ConfigDict({"every": 50, "num_images": 16})
-  config.checkpoint = config_dict.ConfigDict({"every": 25, "keep": 2})
-  config.log = config_dict.ConfigDict({"wandb_project": ""})  # "" does not log there
-
-  for name in variant.split(",") if variant else ():
-    if name not in VARIANTS:
-      raise ValueError(f"configs/dpo.py: unknown variant {name!r}; known: {', '.join(VARIANTS)}")
-    VARIANTS[name](config)
-  return config
+  }
+  config.samples.every = 50
+  config.checkpoint.every = 25
+  return common.with_variants(config, "configs/dpo.py", variant, VARIANTS)
 
 
-def _ipo(config):
-  config.method = {"name": "ipo", "tau": 10.0, "time_weight": "half", "num_draws": 1}
-
-
-def _lora(config):
-  config.lora.rank = 16
-  config.optim.learning_rate = 5e-3
-
-
-def _full(config):
-  config.lora.targets = ""
-  config.optim.learning_rate = 3e-4
-
-
-def _quicktest(config):
-  config.num_iterations = 2
-  config.process.num_steps = 4
-  config.batch.update({"num_examples": 4, "microbatch": 2})
-  config.evaluation.update({"num_images": 4, "microbatch": 2})
-  config.samples.update({"every": 1, "num_images": 2})
-  config.checkpoint.every = 1
-
-
-VARIANTS = {"ipo": _ipo, "lora": _lora, "full": _full, "quicktest": _quicktest}
+VARIANTS = {
+  "ipo": {"method": {"name": "ipo", "tau": 10.0, "time_weight": "half", "num_draws": 1}},
+  "lora": common.lora_shapes(),
+  "full": {"lora.targets": "", "optim.learning_rate": 3e-4},
+  "quicktest": common.quicktest(num_examples=4, microbatch=2),
+}

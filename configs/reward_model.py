@@ -16,88 +16,45 @@ help more than more steps. The result is the model in worlds/assets/shapes_rewar
 
 from ml_collections import config_dict
 
+from configs import common
+
 
 def get_config() -> config_dict.ConfigDict:
-  config = config_dict.ConfigDict()
-  config.flow = "reward_model"
-  config.seed = 0
-
+  config = config_dict.ConfigDict({"flow": "reward_model", "seed": 0})
   # A folder of a CLIPModel to start from; empty fits one to scenes of the shapes world first.
   config.init_from = ""
-
   # As data.preference_files reads them. Ties are dropped, or kept as labels of 0.5 ("half").
-  config.data = config_dict.ConfigDict({
-    "source": "preferences/train/pairs.parquet",
-    "image_size": 64,
-    "ties": "drop",
-  })
+  train = "preferences/train/pairs.parquet"
+  config.data = {"source": train, "image_size": 64, "ties": "drop"}
   config.held_out = "preferences/held_out/pairs.parquet"  # empty measures no accuracy
-
   # The config.json of the model that is fitted from nothing, as transformers writes it.
-  config.model = config_dict.ConfigDict({
+  config.model = {
     "architectures": ["CLIPModel"],
     "model_type": "clip",
     "projection_dim": 64,
     "logit_scale_init_value": 2.6592,  # ln(1 / 0.07), CLIP's own
-    "text_config": {
-      "model_type": "clip_text_model",
-      "vocab_size": 0,  # replaced by the size of the tokenizer's vocabulary
-      "hidden_size": 64,
-      "intermediate_size": 128,
-      "num_hidden_layers": 2,
-      "num_attention_heads": 4,
-      "max_position_embeddings": 12,
-      "hidden_act": "quick_gelu",
-      "layer_norm_eps": 1e-5,
-      "bos_token_id": 0,
-      "eos_token_id": 2,  # read as: the largest id is the end of the text
-      "pad_token_id": 1,
-    },
-    "vision_config": {
-      "model_type": "clip_vision_model",
-      "hidden_size": 192,
-      "intermediate_size": 384,
-      "num_hidden_layers": 3,
-      "num_attention_heads": 4,
-      "image_size": 64,
-      "patch_size": 8,  # of the size of an object's details
-      "hidden_act": "quick_gelu",
-      "layer_norm_eps": 1e-5,
-    },
-  })
-
-  optimizer = {
-    "max_grad_norm": 1.0,
-    "b1": 0.9,
-    "b2": 0.99,
-    "epsilon": 1e-8,
+    "text_config": common.text_encoder(),
+    "vision_config": VISION,
   }
-  config.warm_start = config_dict.ConfigDict({
+  config.warm_start = {
     # A quarter of the batch is drawn; each prompt brings three that differ from it in one fact.
     "batches": {"batch_size": 64, "group_size": 4},
     # Pixels that bent images are displaced by, and how soft any image may become.
     "augmentation": {"bend": (1.5, 3.0), "max_blur": 1.0},
-    "fit": {
-      "num_steps": 1500,
-      "learning_rate": 1e-3,
-      "weight_decay": 0.0,
-      "warmup_steps": 100,
-      "log_every": 50,
-      "checkpoint_every": 500,
-      **optimizer,
-    },
-  })
-  config.preferences = config_dict.ConfigDict({
+    "fit": common.fit(num_steps=1500, learning_rate=1e-3),
+  }
+  fit = common.fit(num_steps=2000, learning_rate=5e-4, weight_decay=1e-2, warmup_steps=50)
+  config.preferences = {
     "batches": {"batch_size": 96, "max_shift": 4},
     "logit_scale": 1.0,  # where it starts
-    "fit": {
-      "num_steps": 2000,
-      "learning_rate": 5e-4,
-      "weight_decay": 1e-2,
-      "warmup_steps": 50,
-      "log_every": 20,
-      "checkpoint_every": 200,
-      **optimizer,
-    },
-  })
+    "fit": {**fit, "log_every": 20, "checkpoint_every": 200},
+  }
   return config
+
+
+VISION = {
+  "model_type": "clip_vision_model", "hidden_size": 192, "intermediate_size": 384,
+  "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64,
+  "patch_size": 8,  # of the size of an object's details
+  "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+}

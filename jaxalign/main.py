@@ -72,4 +72,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  command.make_configs_importable()
   command.run(main)

@@ -1,10 +1,13 @@
 """The commands as a user types them: what they exit with and what they say."""
 
 import json
+import os
 import pathlib
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -42,6 +45,20 @@ def assert_refused(process, *words):
 def test_main_refuses_wrong_flags(command, tmp_path, flags, words):
   assert_refused(command("main", *flags, cwd=tmp_path), *words)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_main_finds_what_configs_share_from_any_folder(tmp_path):
+  """The package alone on the path, and no config near: as an editable install has it."""
+  (tmp_path / "path").mkdir()
+  (tmp_path / "path" / "jaxalign").symlink_to(ROOT / "jaxalign")
+  process = subprocess.Popen(
+    [sys.executable, "-m", "jaxalign.main", DDPO, "--config.metod.clip_range=1"],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(tmp_path / "path")},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert_refused(process, "metod", "method")  # the config was loaded
 
 
 def test_a_damaged_model_folder_is_refused(command, tmp_path):

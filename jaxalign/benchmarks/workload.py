@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import checks, methods, streams, system
+from jaxalign.cli import command
 from jaxalign.distributed import sharding
 from jaxalign.models.families import stable_diffusion
 from jaxalign.rewards import combine
@@ -41,6 +42,7 @@ def load_config(name: str, variant: str = "") -> Any:
   spec = importlib.util.spec_from_file_location(f"config_{name}", path)
   if spec is None or spec.loader is None or not path.is_file():
     raise ValueError(f"expected the repository's configs at {CONFIGS}, found no {path}")
+  command.make_configs_importable()
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(variant)

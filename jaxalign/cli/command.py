@@ -3,6 +3,7 @@ is a message of a few lines, never a traceback.
 """
 
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -54,6 +55,17 @@ def choose_cpu_kernels() -> None:
   if major == 0 and 10 <= minor <= 12 and _FUSIONS not in flags_so_far:
     refused = "-individual_convolution" if minor == 10 else "-individual_convolution,-reduce"
     os.environ["XLA_FLAGS"] = f"{flags_so_far} --{_FUSIONS}={refused}".strip()
+
+
+def make_configs_importable() -> None:
+  """Lets config files import `configs.common` wherever a command starts.
+
+  `configs` stands beside the package in a clone, and Python looks for modules in the working
+  directory, which may be another. Last in the search, so that it hides no module of the user's.
+  """
+  clone = str(pathlib.Path(__file__).resolve().parents[2])
+  if clone not in sys.path:
+    sys.path.append(clone)
 
 
 def use_compilation_cache() -> None:

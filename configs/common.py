@@ -60,12 +60,12 @@ def sd15(*, num_iterations: int, learning_rate: float) -> Config:
   config.evaluation.update({
     "source": "held_out.txt",
     "validation": "",
-    "num_images": 64,
+    "num_samples": 64,
     "rewards": (),  # no default: each config has its own
     "microbatch": 8,
   })
   config.guard.gold = ""
-  config.samples.num_images = 8
+  config.samples.num_samples = 8
   return config
 
 
@@ -114,7 +114,7 @@ def _add_evaluation(config: Config) -> None:
     # During the run, for curves, guard, and your own tuning. Or a file, or "" for a third of the
     # source where `every` is above 0: a prompt's own text decides on which side it is.
     "validation": "shapes/validation",
-    "num_images": 384,
+    "num_samples": 384,
     "rewards": ("shapes", "shapes_correct", "shapes_learned"),
     "seed": 1234,
     "every": 0,  # iterations; 0 evaluates at the end only
@@ -130,7 +130,7 @@ def _add_evaluation(config: Config) -> None:
     "kl_budget": 0.0,  # nats of trajectory KL to the base model
     "diversity_floor": 0.0,  # share of the base model's diversity
   }
-  config.samples = {"every": 8, "num_images": 16}  # iterations
+  config.samples = {"every": 8, "num_samples": 16}  # iterations
   config.checkpoint = {"every": 5, "keep": 2}  # iterations
   config.log = {"wandb_project": ""}  # "" does not log there
 
@@ -139,8 +139,8 @@ def online(
   config: Config,
   source: str,
   *,
-  num_prompts: int,
-  images_per_prompt: int,
+  num_records: int,
+  group_size: int,
   microbatch: int,
   reward: str,
 ) -> None:
@@ -148,8 +148,8 @@ def online(
   config.data = {"source": source}  # one prompt a line, or .jsonl objects with a "prompt"
   # All sizes are global and per iteration.
   config.batch = {
-    "num_prompts": num_prompts,  # drawn in turn, so several times from a shorter file
-    "images_per_prompt": images_per_prompt,
+    "num_records": num_records,  # drawn in turn, so several times from a shorter file
+    "group_size": group_size,
     # Images per rollout program, and of a gradient slice the transitions (D3PO: the images in its
     # pairs), of all devices together.
     "microbatch": microbatch,
@@ -181,7 +181,7 @@ def stored(config: Config, source: str, *, num_examples: int, microbatch: int) -
     "source": source,  # .parquet or .jsonl; data/preference_files.py has the format
     "ties": "drop",  # or "half" to keep them, with p = 0.5: neither image is the winner
     "max_bad_fraction": 0.01,  # more unreadable rows than this stop the run
-    "prompt_dropout": 0.0,  # share of pairs that are trained with the empty prompt
+    "condition_dropout": 0.0,  # share of pairs that are trained with the empty prompt
     "resize": False,  # bring images to the size of the model, whatever their aspect ratio
   }
   # Pairs of one optimizer step, and of one gradient slice, of all devices together.
@@ -263,10 +263,10 @@ def quicktest(**batch: int) -> dict[str, Any]:
   return {
     "num_iterations": 2,
     "process.num_steps": 4,
-    "evaluation.num_images": 4,
+    "evaluation.num_samples": 4,
     "evaluation.microbatch": 2,
     "samples.every": 1,
-    "samples.num_images": 2,
+    "samples.num_samples": 2,
     "checkpoint.every": 1,
     **{f"batch.{size}": value for size, value in batch.items()},
   }
@@ -274,7 +274,7 @@ def quicktest(**batch: int) -> dict[str, Any]:
 
 def quicktest_sd15(**batch: int) -> dict[str, Any]:
   """Variant: `quicktest` for large models, evaluated at the end alone."""
-  return {**quicktest(**batch), "evaluation.num_images": 2, "evaluation.every": 0}
+  return {**quicktest(**batch), "evaluation.num_samples": 2, "evaluation.every": 0}
 
 
 def with_variants(

@@ -23,7 +23,7 @@ from configs import common
 def get_config(variant: str = "") -> config_dict.ConfigDict:
   config = common.shapes(num_iterations=18, learning_rate=1.5e-3)
   # Of the images of a prompt the best and the worst become a pair.
-  sizes = {"num_prompts": 64, "images_per_prompt": 4, "microbatch": 32}
+  sizes = {"num_records": 64, "group_size": 4, "microbatch": 32}
   common.online(config, "shapes/train", **sizes, reward="shapes")
   config.batch.timestep_range = (0.0, 0.7)  # for the reason given in configs/ddpo.py
   config.method = {
@@ -37,5 +37,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
 VARIANTS = {
   "lora": common.lora_shapes(),
-  "quicktest": common.quicktest(num_prompts=4, images_per_prompt=2, microbatch=4),
+  "quicktest": common.quicktest(num_records=4, group_size=2, microbatch=4),
 }

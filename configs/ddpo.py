@@ -27,7 +27,7 @@ from configs import common
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
   config = common.shapes(num_iterations=18, learning_rate=1.5e-3)
-  sizes = {"num_prompts": 32, "images_per_prompt": 8, "microbatch": 32}
+  sizes = {"num_records": 32, "group_size": 8, "microbatch": 32}
   common.online(config, "shapes/train", **sizes, reward="shapes")
   # The last steps decide little here, and their gradients, inversely proportional to the noise,
   # would drown the others'.
@@ -59,5 +59,5 @@ VARIANTS = {
     "method": {"name": "ddpo_sf", "kl_weight": 0.0},
     "batch.updates_per_epoch": 1,  # it has no ratio to correct a second update
   },
-  "quicktest": common.quicktest(num_prompts=2, images_per_prompt=2, microbatch=2),
+  "quicktest": common.quicktest(num_records=2, group_size=2, microbatch=2),
 }

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.optim.weight_decay = 1e-4
   config.lora.update({"rank": 4, "alpha": 4.0, "form": "merged"})
   config.guidance.scale = 5.0
-  sizes = {"num_prompts": 256, "images_per_prompt": 1, "microbatch": 8}
+  sizes = {"num_records": 256, "group_size": 1, "microbatch": 8}
   common.online(config, "prompts.txt", **sizes, reward="jpeg_compressibility")
   config.batch.updates_per_epoch = 4
   config.advantage = common.per_prompt(buffer_size=16)
@@ -44,5 +44,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
 VARIANTS = {
   "full": {"lora.rank": 0, "lora.targets": "", "optim.learning_rate": 1e-5},
-  "quicktest": common.quicktest_sd15(num_prompts=4, microbatch=2, updates_per_epoch=2),
+  "quicktest": common.quicktest_sd15(num_records=4, microbatch=2, updates_per_epoch=2),
 }

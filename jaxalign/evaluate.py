@@ -49,7 +49,7 @@ def evaluate_run(workdir: pathlib.Path) -> None:
 def evaluate_model() -> None:
   """Prints the mean rewards of a model."""
   defaults: dict = {
-    "num_images": 96, "seed": _SEED.value, "microbatch": _MICROBATCH.value, "features": "pixels"
+    "num_samples": 96, "seed": _SEED.value, "microbatch": _MICROBATCH.value, "features": "default"
   }
   if source.model_name() == "shapes":
     defaults |= {"rewards": ["shapes", "shapes_correct"], "source": "shapes/held_out"}
@@ -69,7 +69,7 @@ def evaluate_model() -> None:
 
 def _given() -> dict:
   """The parts of an evaluation that flags name."""
-  parts = {"rewards": _REWARDS.value, "source": _PROMPTS.value, "num_images": _NUM_IMAGES.value}
+  parts = {"rewards": _REWARDS.value, "source": _PROMPTS.value, "num_samples": _NUM_IMAGES.value}
   parts["kl"] = _KL.value
   return {name: value for name, value in parts.items() if value is not None}
 

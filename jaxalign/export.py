@@ -13,7 +13,6 @@ from absl import flags
 from jaxalign import files, system
 from jaxalign.cli import command, source
 from jaxalign.models.adapters import lora
-from jaxalign.models.families import stable_diffusion
 from jaxalign.models.weights import lora_files
 from jaxalign.types import Params
 
@@ -98,12 +97,12 @@ def write_lora(exported: Exported, folder: pathlib.Path) -> None:
 
 def write_diffusers(exported: Exported, folder: pathlib.Path) -> None:
   """Writes the whole pipeline as a folder, the denoiser's adapter merged into its weights."""
-  unet = exported.variables["params"]
+  denoiser = exported.variables["params"]
   if "lora" in exported.variables:
-    unet = lora.merge(unet, exported.variables["lora"])
+    denoiser = lora.merge(denoiser, exported.variables["lora"])
   model, frozen = exported.system.model, exported.system.frozen
   params = {name: frozen.get(name, tree) for name, tree in model.params.items()}
-  stable_diffusion.save(model.with_params({**params, "unet": unet}), folder)
+  model.files.save({**params, "denoiser": denoiser}, folder)
 
 
 if __name__ == "__main__":

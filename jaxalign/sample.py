@@ -1,24 +1,27 @@
-"""Samples images from a model, or from a run.
+"""Samples from a model, or from a run: images of prompts, plans of records.
 
   python -m jaxalign.sample --model=shapes --prompt="a red circle and a blue square"
   python -m jaxalign.sample --model=shapes --lora=runs/lora/export --prompt="a cross"
   python -m jaxalign.sample --workdir=runs/ddpo --prompt="two rings" --output=pictures
 """
 
+import json
 import pathlib
 
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from jaxalign import streams, system
 from jaxalign.cli import command, source
 from jaxalign.distributed import placement
-from jaxalign.modalities import pictures
-from jaxalign.types import Array, Key, Params
+from jaxalign.modalities.modality import Modality
+from jaxalign.types import Array, Key, Params, Record
 
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
+_RECORD = flags.DEFINE_multi_string(
+  "record", None, "A record as a JSON object, instead of a prompt; repeat it for several samples."
+)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Denoising steps; 20, or those of the run.")
 _GUIDANCE_SCALE = flags.DEFINE_float(
   "guidance_scale", None, "Classifier-free guidance; 1 is none. 5, or that of the run."
@@ -30,21 +33,33 @@ _LATENTS = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", "samples", "Folder to write to; made if needed.")
 _OUTPUT_TYPE = flags.DEFINE_enum(
-  "output_type", "png", ["png", "npy"], "One PNG an image, or one images.npy in [0, 1]."
+  "output_type", "files", ["files", "npy"], "A file each, PNG for images, or all in one .npy."
 )
 
 
 def main(argv):
   del argv
-  if not _PROMPT.value:
-    raise flags.Error('expected at least one --prompt="..."')
+  records = given_records()
   sys, params = load_system()
-  token_ids = sys.model.tokenize(_PROMPT.value)
-  x_T, key = initial_noise(sys, len(token_ids))
+  tokens = sys.model.tokenize(records)
+  x_T, key = initial_noise(sys, len(records))
   sample_fn = placement.jit(sys.sample, sys.mesh)
-  images = np.asarray(sample_fn(params, sys.frozen, token_ids, x_T, key).images)
-  for path in write(images, pathlib.Path(_OUTPUT.value)):
+  samples = np.asarray(sample_fn(params, sys.frozen, tokens, x_T, key).samples)
+  for path in write(samples, pathlib.Path(_OUTPUT.value), sys.model.modality):
     print(path)
+
+
+def given_records() -> list[Record]:
+  """What --prompt and --record ask for."""
+  records: list[Record] = [{"prompt": prompt} for prompt in _PROMPT.value or ()]
+  for text in _RECORD.value or ():
+    try:
+      records.append(dict(json.loads(text)))
+    except (ValueError, TypeError) as error:
+      raise flags.Error(f"--record: expected a JSON object, got {text!r}") from error
+  if not records:
+    raise flags.Error('expected at least one --prompt="...", or --record=\'{...}\'')
+  return records
 
 
 def load_system() -> tuple[system.System, Params]:
@@ -67,10 +82,10 @@ def _given_scale() -> dict:
   return {} if _GUIDANCE_SCALE.value is None else {"scale": _GUIDANCE_SCALE.value}
 
 
-def initial_noise(sys: system.System, num_images: int) -> tuple[Array, Key]:
-  """x_T `[num_images, h, w, C]` from --latents or --seed, and the key of the sampler's noise."""
+def initial_noise(sys: system.System, count: int) -> tuple[Array, Key]:
+  """x_T `[count, *D]` from --latents or --seed, and the key of the sampler's noise."""
   key_start, key_steps = jax.random.split(streams.stream(_SEED.value, "sample"))
-  shape = (num_images, *sys.model.latent_shape)
+  shape = (count, *sys.model.latent_shape)
   if _LATENTS.value is None:
     return jax.random.normal(key_start, shape), key_steps
   try:
@@ -79,22 +94,19 @@ def initial_noise(sys: system.System, num_images: int) -> tuple[Array, Key]:
     raise ValueError(f"--latents: could not read {_LATENTS.value} as .npy: {error}") from error
   if x_T.shape != shape or x_T.dtype != np.float32:
     raise ValueError(
-      f"--latents: expected float32 {list(shape)} (NHWC), got {x_T.dtype} {list(x_T.shape)}"
+      f"--latents: expected float32 {list(shape)} (images NHWC), got {x_T.dtype} {list(x_T.shape)}"
     )
   return x_T, key_steps
 
 
-def write(images: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
-  """Writes `[M, H, W, 3]` in [0, 1] as --output_type says, and returns the paths."""
+def write(samples: np.ndarray, folder: pathlib.Path, modality: Modality) -> list[pathlib.Path]:
+  """Writes samples `[M, ...]` as --output_type says, and returns the paths."""
   folder.mkdir(parents=True, exist_ok=True)
   if _OUTPUT_TYPE.value == "npy":
-    paths = [folder / "images.npy"]
-    np.save(paths[0], images)
-  else:
-    paths = [folder / f"{index:04d}.png" for index in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-      Image.fromarray(pictures.to_uint8(image)).save(path)
-  return paths
+    path = folder / f"{modality.unit}.npy"
+    np.save(path, samples)
+    return [path]
+  return modality.write(samples, folder)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,16 @@ if TYPE_CHECKING:  # JAX is imported where it is used: much that draws on the ho
 NAMES: dict[str, tuple[str, ...]] = {
   # A run.
   "policy": (),  # adapters as they are initialised
-  "prompts": ("iteration",),
+  "records": ("iteration",),
   "rollout": ("iteration", "microbatch"),
   "transitions": ("iteration",),  # the order in which they are trained
   "pair order": ("epoch",),
-  "prompt dropout": ("iteration",),
+  "condition dropout": ("iteration",),
   "encoding": ("iteration", "microbatch"),
   "loss": ("iteration", "update", "slice"),
   # What is sampled and judged outside of training.
   "evaluation": ("part", "microbatch"),
-  "evaluation prompts": ("part",),
+  "evaluation records": ("part",),
   "floor": (),  # of bfloat16, see precision.py
   "bootstrap": (),
   "sample": (),  # the command

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,14 @@ import numpy as np
 
 from jaxalign import checks, methods, streams
 from jaxalign.diffusion import guidance as guidance_lib
-from jaxalign.diffusion import log_ratios, schedulers, transitions
+from jaxalign.diffusion import log_ratios, transitions
 from jaxalign.diffusion import rollout as rollout_lib
 from jaxalign.distributed import placement, sharding
+from jaxalign.models import families
 from jaxalign.models.adapters import policy as policy_lib
-from jaxalign.models.families import stable_diffusion
+from jaxalign.models.model import Model, Tokens
 from jaxalign.rewards import combine
-from jaxalign.types import Array, Key, Params
+from jaxalign.types import Array, Key, Params, Record
 
 # The section `lora` of a model that is sampled as it is.
 NO_LORA = {"rank": 0, "alpha": 1.0, "targets": ""}
@@ -30,7 +31,7 @@ class Sampled:
 
   rollout: rollout_lib.Rollout
   cond: guidance_lib.Guided  # leaves [m, ...] and [1, ...]: what the policy saw
-  images: jax.Array  # [m, H, W, 3] in [0, 1]
+  samples: jax.Array  # [m, ...], as the model decodes them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,32 +40,32 @@ class System:
 
   Attributes:
     mesh: the devices; batches are cut over them and parameters lie there by rule (`sharding`).
-    model: networks, tokenizer and configs.
+    model: what is sampled, as it was opened.
     parts: what methods compose; its `denoise_fn` is the guided network.
     policy: the trained parameters as initialised, and how they enter the network.
-    frozen: `{"base", "reference", "vae"}` and the text encoders, an argument of every program.
-    sample: pure `(params, frozen, token_ids [m, ...], x_T [m, h, w, C], key) -> Sampled`, token ids
-      as from `model.tokenize`.
-    sample_fn: jitted `(params, frozen, token_ids [m, ...], seed, name, i, j, start=None) ->
-      Sampled`; all noise is `streams.stream(seed, name, i, j)`, whose name comes as its number.
-      Image k starts from the noise `start[k]` of the m that are drawn, from its own without
-      `start`.
-    condition_fn: jitted `(frozen, token_ids [m, ...]) -> Guided`, what the policy sees of prompts.
-    encode_fn: jitted `(frozen, images [m, ..., H, W, 3] in [0, 1] or uint8, seed, i, j) -> x_0`,
-      with the leading axes of the images; a sample of the autoencoder's posterior, whose noise is a
-      function of the three integers.
+    frozen: `{"base", "reference"}` and the model's components but for the denoiser, an argument of
+      every program.
+    sample: pure `(params, frozen, tokens [m, ...], x_T [m, *D], key) -> Sampled`, tokens as from
+      `model.tokenize`.
+    sample_fn: jitted `(params, frozen, tokens [m, ...], seed, name, i, j, start=None) -> Sampled`;
+      all noise is `streams.stream(seed, name, i, j)`, whose name comes as its number. Sample k
+      starts from the noise `start[k]` of the m that are drawn, from its own without `start`.
+    condition_fn: jitted `(frozen, tokens [m, ...]) -> Guided`, what the policy sees of records.
+    encode_fn: jitted `(frozen, samples [m, ..., *sample], seed, i, j) -> x_0`, with the leading
+      axes of the samples; of an autoencoder a sample of its posterior, whose noise is a function of
+      the three integers.
     kl_fn: jitted `(params, frozen, Sampled) -> [m]`, the KL to the reference of each trajectory, in
       nats, whole on every device.
   """
 
   mesh: jax.sharding.Mesh
-  model: stable_diffusion.StableDiffusion
+  model: Model
   parts: methods.Parts
   policy: policy_lib.Policy
   frozen: Mapping[str, Params]
-  sample: Callable[[Params, Mapping[str, Params], Array, Array, Key], Sampled]
+  sample: Callable[[Params, Mapping[str, Params], Tokens, Array, Key], Sampled]
   sample_fn: Callable[..., Sampled]
-  condition_fn: Callable[[Mapping[str, Params], Array], guidance_lib.Guided]
+  condition_fn: Callable[[Mapping[str, Params], Tokens], guidance_lib.Guided]
   encode_fn: Callable[[Mapping[str, Params], Array, int, int, int], Array]
   kl_fn: Callable[[Params, Mapping[str, Params], Sampled], Array]
 
@@ -80,43 +81,48 @@ class System:
     if device is None:
       return self.parts
     return self.parts._replace(
-      reward=lambda frozen, images, features: device.score(frozen["reward"], images, features)
+      reward=lambda frozen, samples, query: device.score(frozen["reward"], samples, query)
     )
 
-  def sample_images(
+  def sample_all(
     self,
     params: Params,
-    token_ids: np.ndarray,
+    records: Sequence[Record],
     *,
     microbatch: int,
     seed: int,
     part: int = 0,
     kl: bool = False,
   ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images `[M, H, W, 3]` of any number of prompts, and with `kl` the KL to the reference `[M]`.
+    """Samples `[M, ...]` of any number of records, and with `kl` the KL to the reference `[M]`.
 
     The KL costs the network twice over every trajectory, twice what sampling costs; where no step
     has noise it is None, and nothing is computed for it. The noise is that of evaluations, and
     comes from `seed`, `part` and the microbatch's size. The last microbatch is padded, so that no
     second program is compiled.
     """
-    if microbatch < 1 or len(token_ids) < 1:
+    if microbatch < 1 or len(records) < 1:
       raise ValueError(
-        f"expected at least one image in microbatches of at least 1, got {len(token_ids)} images "
+        f"expected at least one record in microbatches of at least 1, got {len(records)} records "
         f"in microbatches of {microbatch}"
       )
-    padding = -len(token_ids) % microbatch
-    padded = np.concatenate([token_ids, np.repeat(token_ids[-1:], padding, axis=0)])
-    images, nats = [], []
+    tokens = self.model.tokenize(records)
+    samples, nats = [], []
     kl = kl and bool(self.process.noisy_steps())
-    for j, rows in enumerate(np.split(padded, len(padded) // microbatch)):
+    for j, start in enumerate(range(0, len(records), microbatch)):
+      rows = np.minimum(np.arange(start, start + microbatch), len(records) - 1)
       noise = (seed, streams.number("evaluation"), part, j, None)
-      sampled = self.sample_fn(params, self.frozen, rows, *noise)
-      images.append(sharding.gather(sampled.images))
+      sampled = self.sample_fn(params, self.frozen, take(tokens, rows), *noise)
+      samples.append(sharding.gather(sampled.samples))
       if kl:
         nats.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))
-    found = np.concatenate(nats)[: len(token_ids)] if kl else None
-    return np.concatenate(images)[: len(token_ids)], found
+    found = np.concatenate(nats)[: len(records)] if kl else None
+    return np.concatenate(samples)[: len(records)], found
+
+
+def take(tokens: Tokens, rows: np.ndarray) -> Tokens:
+  """The tokens of some records, `[len(rows), ...]`."""
+  return jax.tree.map(lambda leaf: leaf[rows], tokens)
 
 
 def make_system(
@@ -133,14 +139,14 @@ def make_system(
   On one device, unless there is a `mesh`. On one that is only described no weights are needed.
   """
   shapes_only = mesh is not None and sharding.is_described(mesh)
-  loaded = checks.call_section(
-    {"model": model}, "model", stable_diffusion.open_model, shapes_only=shapes_only
+  opened = checks.call_section(
+    {"model": model}, "model", families.open_model, shapes_only=shapes_only
   )
-  return from_model(loaded, seed=seed, lora=lora, process=process, guidance=guidance, mesh=mesh)
+  return from_model(opened, seed=seed, lora=lora, process=process, guidance=guidance, mesh=mesh)
 
 
 def from_model(
-  loaded: stable_diffusion.StableDiffusion,
+  model: Model,
   *,
   seed: int,
   lora: Mapping[str, Any],
@@ -152,47 +158,53 @@ def from_model(
   mesh = mesh or sharding.one_device()
   sections = {"lora": lora, "process": process, "guidance": guidance}
   section = functools.partial(checks.call_section, sections)
+  if model.empty is None and guidance.get("scale", 1.0) != 1.0:
+    raise ValueError(
+      f"config.guidance.scale: expected 1, because this model has no input without a condition to "
+      f"guide away from; got {guidance['scale']}"
+    )
   policy = section(
     "lora",
     policy_lib.make_policy,
-    unet_params=loaded.params["unet"],
+    denoiser=model.params["denoiser"],
     key=streams.stream(seed, "policy"),
-    dtype=loaded.networks.dtype,
+    dtype=model.dtype,
   )
-  policy = place_policy(policy, loaded, mesh)
+  policy = place_policy(policy, model, mesh)
   parts = methods.Parts(
-    process=section("process", transitions.make_process, scheduler_config=loaded.scheduler_config),
-    denoise_fn=section("guidance", guidance_lib.classifier_free, denoise_fn=loaded.denoise),
-    conditional_fn=loaded.denoise,
-    levels=schedulers.training_table(loaded.scheduler_config),
-    prediction_type=schedulers.network_prediction_type(loaded.scheduler_config),
-    latent_shape=loaded.latent_shape,
-    decode=lambda frozen, x_0: loaded.decode(frozen["vae"], x_0),
+    process=section("process", model.make_process),
+    denoise_fn=section("guidance", guidance_lib.classifier_free, denoise_fn=model.denoise),
+    conditional_fn=model.denoise,
+    levels=model.levels,
+    prediction_type=model.prediction_type,
+    latent_shape=model.latent_shape,
+    decode=model.decode,
   )
   frozen = {
     "base": policy.base,
     "reference": policy.reference(),
     **{
       name: sharding.place_params(params, mesh)
-      for name, params in loaded.params.items()
-      if name != "unet"
+      for name, params in model.params.items()
+      if name != "denoiser"
     },
   }
-  condition = make_condition(loaded)
+  condition = make_condition(model)
   sample = make_sample(parts, condition, policy)
 
-  def sample_fn(params, frozen, token_ids, seed, name, i, j, start=None):
+  def sample_fn(params, frozen, tokens, seed, name, i, j, start=None):
     key_start, key_steps = jax.random.split(streams.stream(seed, name, i, j))
-    x_T = jax.random.normal(key_start, (len(token_ids), *loaded.latent_shape))
+    count = len(jax.tree.leaves(tokens)[0])
+    x_T = jax.random.normal(key_start, (count, *model.latent_shape))
     x_T = x_T if start is None else x_T[start]
-    token_ids, x_T = sharding.constrain_batch((token_ids, x_T), mesh)
-    return sample(params, frozen, token_ids, x_T, key_steps)
+    tokens, x_T = sharding.constrain_batch((tokens, x_T), mesh)
+    return sample(params, frozen, tokens, x_T, key_steps)
 
-  def encode_fn(frozen, images, seed, i, j):
+  def encode_fn(frozen, samples, seed, i, j):
     key = streams.stream(seed, "encoding", i, j)
-    images = images / 255.0 if images.dtype == jnp.uint8 else images
-    x_0 = loaded.encode_images(frozen["vae"], images.reshape(-1, *images.shape[-3:]), key)
-    return x_0.reshape(*images.shape[:-3], *x_0.shape[1:])
+    leading = samples.shape[: samples.ndim - len(model.sample_shape)]
+    x_0 = model.encode(frozen, samples.reshape(-1, *model.sample_shape), key)
+    return x_0.reshape(*leading, *x_0.shape[1:])
 
   def kl_fn(params, frozen, sampled):
     frozen = policy.ready(params, frozen)
@@ -209,7 +221,7 @@ def from_model(
   placed = sampled_shardings(mesh)
   return System(
     mesh=mesh,
-    model=loaded,
+    model=model,
     parts=parts,
     policy=policy,
     frozen=frozen,
@@ -228,46 +240,46 @@ def from_config(config: Mapping[str, Any], mesh: jax.sharding.Mesh | None = None
 
 
 def sampled_shardings(mesh: jax.sharding.Mesh) -> Any:
-  """Where a `Sampled` lies, in its own shape: cut along its images."""
+  """Where a `Sampled` lies, in its own shape: cut along its samples."""
   first: Any = sharding.batch(mesh)
   second: Any = sharding.batch(mesh, axis=1)
   cond = guidance_lib.Guided(first, sharding.replicated(mesh))
-  return Sampled(rollout_lib.Rollout(x=second, log_prob=second), cond, images=first)
+  return Sampled(rollout_lib.Rollout(x=second, log_prob=second), cond, samples=first)
 
 
 def place_policy(
-  made: policy_lib.Policy, loaded: stable_diffusion.StableDiffusion, mesh: jax.sharding.Mesh
+  made: policy_lib.Policy, model: Model, mesh: jax.sharding.Mesh
 ) -> policy_lib.Policy:
   """The policy with its arrays on the mesh, frozen ones as the model says that they are stored."""
+  dtypes = None if model.stored_dtypes is None else model.stored_dtypes(made.base)
   return made._replace(
     params=sharding.place_params(made.params, mesh),
-    base=sharding.place_params(made.base, mesh, loaded.stored_dtypes(made.base)),
+    base=sharding.place_params(made.base, mesh, dtypes),
   )
 
 
-def make_condition(
-  model: stable_diffusion.StableDiffusion,
-) -> Callable[[Mapping[str, Params], Array], guidance_lib.Guided]:
-  """The pure function from prompts to what the policy sees of them, and of the empty prompt."""
-  empty_ids = model.tokenize([""])
+def make_condition(model: Model) -> Callable[[Mapping[str, Params], Tokens], guidance_lib.Guided]:
+  """The pure function from tokens to what the policy sees of them, and of the empty condition."""
 
-  def condition(frozen, token_ids):
-    # Apart from the others: a batch of one more row is one that no devices share evenly.
-    uncond = jax.tree.map(placement.whole, model.encode_text(frozen, empty_ids))
-    return guidance_lib.Guided(model.encode_text(frozen, token_ids), uncond)
+  def condition(frozen, tokens):
+    uncond = None
+    if model.empty is not None:
+      # Apart from the others: a batch of one more row is one that no devices share evenly.
+      uncond = jax.tree.map(placement.whole, model.condition(frozen, model.empty))
+    return guidance_lib.Guided(model.condition(frozen, tokens), uncond)
 
   return condition
 
 
 def make_sample(
   parts: methods.Parts,
-  condition: Callable[[Mapping[str, Params], Array], guidance_lib.Guided],
+  condition: Callable[[Mapping[str, Params], Tokens], guidance_lib.Guided],
   policy: policy_lib.Policy,
-) -> Callable[[Params, Mapping[str, Params], Array, Array, Key], Sampled]:
-  """The pure function from prompts and initial noise to images and their whole trajectory."""
+) -> Callable[[Params, Mapping[str, Params], Tokens, Array, Key], Sampled]:
+  """The pure function from tokens and initial noise to samples and their whole trajectory."""
 
-  def sample(params, frozen, token_ids, x_T, key):
-    cond = condition(frozen, token_ids)
+  def sample(params, frozen, tokens, x_T, key):
+    cond = condition(frozen, tokens)
     frozen = policy.ready(params, frozen)
     rolled = rollout_lib.rollout(
       key,

@@ -1,7 +1,7 @@
 """The main job: draw what the method learns from, update; again.
 
 Read `train` from top to bottom. What an iteration draws, trajectories with rewards, stored pairs or
-prompts, is the business of the method's feed; everything else is the same for every method.
+records, is the business of the method's feed; everything else is the same for every method.
 """
 
 import contextlib
@@ -21,9 +21,8 @@ from jaxalign import checks, methods, system
 from jaxalign.distributed import hosts, sharding
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.evaluation import precision
-from jaxalign.modalities import pictures
 from jaxalign.rewards import combine
-from jaxalign.training import checkpoint, feeds, guard, metrics, optim, update
+from jaxalign.training import checkpoint, curve, feeds, guard, metrics, optim, update
 from jaxalign.training import dry_run as dry_run_lib
 from jaxalign.training import workdir as workdir_lib
 from jaxalign.training.state import TrainState, init_state
@@ -104,7 +103,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
         draw.save(step, sys, state)
       began = time.perf_counter()
 
-      # What this iteration learns from: prompts, samples, rewards, as the method wants them.
+      # What this iteration learns from: records, samples, rewards, as the method wants them.
       state, data, selections, record = feed.draw(state, step)
 
       # Loss and update. In the first one the parameters are still those that sampled.
@@ -116,7 +115,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
 
       # Log, check, save.
       record |= feed.summarize(jax.device_get(updates))
-      record["throughput/images_per_s"] = feed.num_images / (time.perf_counter() - began)
+      record[f"throughput/{feed.unit}_per_s"] = feed.num_samples / (time.perf_counter() - began)
       record["compile/count"] = compilations.count
       record |= floor.metrics() if floor is not None and step == 0 else {}
       evaluated = every > 0 and (step + 1) % every == 0
@@ -127,7 +126,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       problem = feed.check(record, step)
       if evaluated:
         verdict = watch.look(state, record)
-      iterations.set_postfix_str(progress_line(record))
+      iterations.set_postfix_str(progress_line(record, feed.unit))
       stopping = hosts.any_of_them(stop.is_set())
       ends = stopping or verdict.stop or step + 1 == last or problem is not None
       checkpoints.save(step + 1, state, force=ends)
@@ -137,7 +136,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       if ends:
         break
 
-  # The verdict: the test prompts, on which nothing was chosen, against the base model.
+  # The verdict: the test records, on which nothing was chosen, against the base model.
   checkpoints.close()
   if int(state.step) < last and not verdict.stop:
     print(f"stopped after iteration {int(state.step)}; the same command continues", flush=True)
@@ -151,7 +150,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     )
     if hosts.is_first():
       comparison.write(workdir)
-      pictures.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
+      curve.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
     print(comparison.table(), flush=True)
     print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
   watch.close()
@@ -159,20 +158,20 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
 
 
 def measure_floor(sys, evaluation, guidance) -> precision.Floor | None:
-  """What rounding makes log-ratios and KLs read, on the evaluation's first prompts; says it too."""
+  """What rounding makes log-ratios and KLs read, on the evaluation's first records; says it too."""
   ids = np.resize(evaluation.ids, evaluation.microbatch)
-  token_ids = sys.model.tokenize([record["prompt"] for record in evaluation.prompts[ids]])
-  floor = precision.measure(sys, token_ids, guidance=guidance, seed=evaluation.seed)
+  tokens = sys.model.tokenize(evaluation.records[ids])
+  floor = precision.measure(sys, tokens, guidance=guidance, seed=evaluation.seed)
   if floor is not None:
-    print(f"{sys.model.networks.dtype}: {floor}", flush=True)
+    print(f"{sys.model.dtype}: {floor}", flush=True)
   return floor
 
 
-def progress_line(record: dict[str, float]) -> str:
+def progress_line(record: dict[str, float], unit: str) -> str:
   """What the progress bar shows of an iteration."""
   shown = "reward/mean" if "reward/mean" in record else "loss/total"
-  images_per_s = record["throughput/images_per_s"]
-  return f"{shown.split('/')[0]} {record[shown]:.3f}, {images_per_s:.1f} images/s"
+  per_s = record[f"throughput/{unit}_per_s"]
+  return f"{shown.split('/')[0]} {record[shown]:.3f}, {per_s:.1f} {unit}/s"
 
 
 def check_numbers(config) -> None:
@@ -216,33 +215,34 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """Writes samples/step_NNNNNN.png: the same prompts and the same noise every time.
+  """Writes samples/step_NNNNNN.png: the same records and the same noise every time.
 
   Attributes:
     every: iterations between pictures; 0 draws the last one only.
-    num_images: in each picture.
+    num_samples: in each picture.
   """
 
   workdir: pathlib.Path
   evaluation: evaluation_lib.Evaluation
   writer: metrics.Writer
   every: int
-  num_images: int
+  num_samples: int
 
   def save(self, step: int, sys: system.System, state: TrainState) -> None:
     """Draws the picture of `step`. The first one is scored too.
 
-    So an evaluation whose rewards do not fit the images fails before the training, not after it.
+    So an evaluation whose rewards do not fit the samples fails before the training, not after it.
     """
-    prompts, images, _ = self.evaluation.sample(
-      sys, state.sampling_params, num_images=self.num_images
+    records, samples, _ = self.evaluation.sample(
+      sys, state.sampling_params, num_samples=self.num_samples
     )
     if step == 0:
-      self.evaluation.rewards.score(images, prompts)
+      self.evaluation.score(sys, samples, records)
     if not hosts.is_first():
       return
-    picture = pictures.grid(images, [record["prompt"] for record in prompts], columns=8)
+    captions = [sys.model.describe(record) for record in records]
+    picture = sys.model.modality.picture(samples, captions, 8)
     path = self.workdir / "samples" / f"step_{step:06d}.png"
     path.parent.mkdir(exist_ok=True)
     picture.save(path)
-    self.writer.image(step, "samples", np.asarray(picture))
+    self.writer.picture(step, "samples", np.asarray(picture))

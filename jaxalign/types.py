@@ -12,6 +12,8 @@ import numpy as np
 Array = jax.Array | np.ndarray
 Key = jax.Array  # a typed key, as made by jaxalign.streams
 Params = Mapping[str, Any]  # nested dict of arrays
+# A row of input: {"prompt": ...} where a model reads text, {"start": ..., "goal": ...} of a plan.
+Record = Mapping[str, Any]
 
 # denoise_fn(params, x_t [B, *D], t [B], cond) -> prediction [B, *D]
 DenoiseFn = Callable[[Params, Array, Array, Any], Array]

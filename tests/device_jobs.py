@@ -31,8 +31,8 @@ HOST_REWARD = ("--config.reward.names=('device_jobs:brightness',)",)
 ROLLOUTS = (
   *HOST_REWARD,
   *SHARDS,
-  "--config.batch.num_prompts=4",
-  "--config.batch.images_per_prompt=4",
+  "--config.batch.num_records=4",
+  "--config.batch.group_size=4",
   "--config.batch.microbatch=8",
   "--config.batch.updates_per_epoch=2",
 )
@@ -54,7 +54,7 @@ CASES = {
   "an adapter": ("ddpo.py:quicktest,lora", ROLLOUTS),
   "rollout pairs": (
     "d3po.py:quicktest",
-    (*HOST_REWARD, *SHARDS, "--config.batch.num_prompts=8", "--config.batch.microbatch=16"),
+    (*HOST_REWARD, *SHARDS, "--config.batch.num_records=8", "--config.batch.microbatch=16"),
   ),
   "stored pairs": ("dpo.py:quicktest,full", PAIRS),
   "stored pairs, an adapter": ("dpo.py:quicktest,lora", PAIRS),
@@ -171,8 +171,8 @@ def case_flags(name, workdir, model, *flags):
     f"--config.model.path={model}",
     "--config.num_iterations=5",
     "--config.samples.every=100",
-    "--config.samples.num_images=8",
-    "--config.evaluation.num_images=8",
+    "--config.samples.num_samples=8",
+    "--config.evaluation.num_samples=8",
     "--config.evaluation.microbatch=8",
     "--config.evaluation.rewards=('device_jobs:brightness',)",
     "--config.checkpoint.every=2",

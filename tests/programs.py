@@ -121,7 +121,7 @@ def update(work: workload.Workload, batch: int = 2) -> Program:
 def others(work: workload.Workload, batch: int = 2) -> list[Program]:
   """What else a run and its evaluation compile for the model."""
   sys, params = work.system, work.state.params
-  images = _array(batch, 2, *sys.model.image_size, 3, dtype=np.uint8)
+  images = _array(batch, 2, *sys.model.sample_shape, dtype=np.uint8)
   x_0 = _array(batch, *sys.model.latent_shape)
   decode = placement.jit(sys.parts.decode, sys.mesh)
   floor = precision.make_measure_fn(sys, {"scale": work.sections["guidance"]["scale"]})
@@ -152,7 +152,7 @@ def rollout(work: workload.Workload, batch: int = 2) -> Program:
 
 
 def _ids(work, batch):
-  return _array(batch, *work.system.model.networks.text.ids_shape, dtype=np.int32)
+  return jax.eval_shape(lambda: workload.tokens(work.system, batch))
 
 
 def _cond(work, batch):
@@ -168,7 +168,7 @@ def _sampled(work, batch):
   model = work.system.model
   x = _array(NUM_STEPS + 1, batch, *model.latent_shape)
   rolled = rollout_lib.Rollout(x=x, log_prob=_array(NUM_STEPS, batch))
-  return system.Sampled(rolled, _cond(work, batch), _array(batch, *model.image_size, 3))
+  return system.Sampled(rolled, _cond(work, batch), _array(batch, *model.sample_shape))
 
 
 # What an iteration holds, as a feed leaves it on the mesh, and which of it each slice takes.
@@ -206,11 +206,11 @@ def _pairs(work, batch):
   return _stacked(work, part), _array(SLICES, batch, dtype=np.int32)
 
 
-def _prompts(work, batch):
+def _records(work, batch):
   cond = _cond(work, batch)
-  features = work.rewards.device.encode([{"prompt": "a red circle"}] * batch)
-  own, features = _stacked(work, (cond.cond, features))
-  data = methods.Prompts(cond._replace(cond=own), features)
+  query = work.rewards.device.encode([{"prompt": "a red circle"}] * batch)
+  own, query = _stacked(work, (cond.cond, query))
+  data = methods.Records(cond._replace(cond=own), query)
   return data, _array(SLICES, batch, dtype=np.int32)
 
 
@@ -218,5 +218,5 @@ DATA = {
   "rollout": _rollouts,
   "rollout_pairs": _rollout_pairs,
   "pairs": _pairs,
-  "prompts": _prompts,
+  "records": _records,
 }

@@ -63,7 +63,7 @@ def test_exports_hold_what_is_applied_to_the_bit(trained, workdir, command, tmp_
   for form in ("lora", "diffusers"):
     flags = (f"--workdir={workdir}", f"--format={form}", f"--output={form}")
     finish(command("export", *flags, cwd=tmp_path))
-  policy, unet = trained.system.policy, trained.system.model.params["unet"]
+  policy, unet = trained.system.policy, trained.system.model.params["denoiser"]
   applied = policy.variables(trained.params, policy.base)["lora"]
   file = lora_files.read(tmp_path / "lora", {"unet": unet}).at_strength(1.0)["unet"]
   jax.tree.map(np.testing.assert_array_equal, file, applied)

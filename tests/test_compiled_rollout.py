@@ -16,7 +16,7 @@ def compiled(small_model):
     process={"transition": "ddim", "num_steps": 3, "eta": 1.0},
     guidance={"scale": 5.0},
   )
-  ids = sys.model.tokenize(["a red circle"] * 2)
+  ids = sys.model.tokenize([{"prompt": "a red circle"}] * 2)
   args = (sys.policy.params, sys.frozen, ids, 0, streams.number("rollout"), 0, 0, None)
   return sys.sample_fn.lower(*args).compile().as_text()
 

@@ -173,4 +173,4 @@ def test_a_config_of_a_published_model_runs(name, load_config, pairs_file, tmp_p
   assert [record["step"] for record in written] == [0, 1]
   assert all(record["grad/norm"] > 0 for record in written)
   assert written[0].get("policy/first_ratio_max_error", 0.0) == 0.0
-  assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["num_images"] == 2
+  assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["num_samples"] == 2

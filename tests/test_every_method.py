@@ -111,8 +111,8 @@ def test_a_chain_without_noise_has_no_kl_anywhere_and_pays_for_none(make_config,
   assert all("eval/kl_to_ref" not in record for record in records(tmp_path))
   found = workdir_lib.load(tmp_path)
   broken = dataclasses.replace(found.system, kl_fn=None)  # would fail if it were called
-  token_ids = found.system.model.tokenize(["a circle"])
-  assert broken.sample_images(found.params, token_ids, microbatch=2, seed=0, kl=True)[1] is None
+  record = {"prompt": "a circle"}
+  assert broken.sample_all(found.params, [record], microbatch=2, seed=0, kl=True)[1] is None
 
 
 @pytest.mark.slow  # tests/test_export.py trains an adapter of an XL by DDPO
@@ -162,7 +162,7 @@ def ended(make_config, tmp_path_factory):
   config.evaluation.rewards = (f"{__name__}:judged_once",)
   config.guard.gold = f"{__name__}:judged_once"
   config.samples.every = 0
-  config.evaluation.microbatch = config.evaluation.num_images  # one call for each evaluation
+  config.evaluation.microbatch = config.evaluation.num_samples  # one call for each evaluation
   train.train(config, workdir)
   return workdir
 
@@ -214,11 +214,11 @@ def test_a_run_whose_guard_found_nothing_better_than_the_base_model_gives_that(e
 @pytest.mark.parametrize("name,changes,message", [
   ("dpo", {"data__source": "nowhere.parquet"}, "found no such file"),
   ("dpo", {"data__max_bad_fraction": 0.0}, "missing image"),
-  ("dpo", {"data__prompt_dropout": 2.0}, "prompt_dropout: expected 0 to 1"),
+  ("dpo", {"data__condition_dropout": 2.0}, "condition_dropout: expected 0 to 1"),
   ("dpo", {"batch__microbatch": 3}, r"4 examples do not split .* microbatch can be one of"),
   ("dpo", {"method__time_weight": "snr"}, "expected one of half, elbo"),
-  ("d3po", {"batch__images_per_prompt": 1}, "images_per_prompt: expected at least 2"),
-  ("d3po", {"batch__microbatch": 2, "batch__images_per_prompt": 4}, "whole prompts"),
+  ("d3po", {"batch__group_size": 1}, "group_size: expected at least 2"),
+  ("d3po", {"batch__microbatch": 2, "batch__group_size": 4}, "whole prompts"),
   ("draft", {"reward__names": ("shapes",)}, "run on the device and can be differentiated"),
   ("draft", {"reward__normalize": "batch"}, "normalize 'none'"),
   ("draft", {"method__num_grad_steps": 5}, "expected 1 to 4 steps to differentiate through, or 0"),

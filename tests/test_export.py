@@ -132,9 +132,9 @@ def sample(latents, capsys):
       else:
         found = source.load_run(workdir, process=process, guidance=guidance)
         sys, params = found.system, found.params
-    token_ids, x_T = sys.model.tokenize(PROMPTS), np.load(latents)
+    token_ids, x_T = sys.model.tokenize([{"prompt": p} for p in PROMPTS]), np.load(latents)
     sampled = jax.jit(sys.sample)(params, sys.frozen, token_ids, x_T, jax.random.key(0))
-    return np.asarray(sampled.images), capsys.readouterr().err
+    return np.asarray(sampled.samples), capsys.readouterr().err
 
   return images
 

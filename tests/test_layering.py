@@ -158,7 +158,7 @@ def test_configs_never_import_jaxalign():
       ("losses", "methods", "labels.advantages", "diffusion.rollout", "diffusion.guidance"),
     ),
     # A reward of one's own needs no network, and prompts no judge.
-    (("flax", "optax", "orbax", "transformers", "scipy"), ("rewards.combine", "data.prompts")),
+    (("flax", "optax", "orbax", "transformers", "scipy"), ("rewards.combine", "data.records")),
   ],
   ids=["mathematics", "rewards"],
 )

@@ -25,7 +25,7 @@ def test_the_embedded_model_gives_the_same_image_in_diffusers(
     process={"transition": "ddim", "num_steps": num_steps, "eta": 0.0},
     guidance={"scale": guidance_scale},
   )
-  token_ids, key = sys_.model.tokenize(prompts), jax.random.key(0)
+  token_ids, key = sys_.model.tokenize([{"prompt": p} for p in prompts]), jax.random.key(0)
   ours = jax.jit(sys_.sample)(sys_.policy.params, sys_.frozen, token_ids, latents, key)
 
   pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
@@ -42,5 +42,5 @@ def test_the_embedded_model_gives_the_same_image_in_diffusers(
     width=64,
     output_type="np",
   ).images
-  assert np.abs(np.asarray(ours.images) - theirs).max() < 1e-3
-  assert np.asarray(ours.images).std() > 0.05  # two flat pictures would agree too
+  assert np.abs(np.asarray(ours.samples) - theirs).max() < 1e-3
+  assert np.asarray(ours.samples).std() > 0.05  # two flat pictures would agree too

@@ -133,7 +133,7 @@ def test_a_nan_reward_stops_the_run_and_saves_the_image(make_config, tmp_path):
   config = make_config(reward__names=(f"{__name__}:not_a_number",))
   with pytest.raises(ValueError, match=r"iteration 0: (.|\n)*rejected_step_0") as error:
     train.train(config, tmp_path)
-  assert (tmp_path / "rejected_step_000000.png").exists()
+  assert (tmp_path / "rejected_step_000000" / "0000.png").exists()
   assert len(str(error.value).splitlines()) <= 3
 
 
@@ -188,7 +188,7 @@ def test_a_gap_beyond_the_bound_ends_the_run_after_saving_it(make_config, tmp_pa
 
 
 @pytest.mark.parametrize("change,message", [
-  ({"batch__microbatch": 3}, r"config\.batch: 4 images .* microbatch can be one of \[1, 2\]"),
+  ({"batch__microbatch": 3}, r"config\.batch: 4 samples .* microbatch can be one of \[1, 2\]"),
   ({"method__name": "dppo"}, r"unknown method 'dppo'; did you mean .*(.|\n)*ddpo"),
   ({"reward__names": ("shape",)}, r'unknown reward "shape".*did you mean "shapes"'),
   ({"reward__names": ("no_such_module:f",)}, r"could not import module"),
@@ -203,7 +203,7 @@ def test_a_gap_beyond_the_bound_ends_the_run_after_saving_it(make_config, tmp_pa
   ({"seed": 2**31}, r"config\.seed: expected a seed from 0"),
   ({"num_iterations": 0}, "num_iterations: expected at least 1"),
   ({"ema_decay": 1.0}, "ema_decay: expected 0"),
-  ({"evaluation__num_images": 0}, "num_images: expected at least 1"),
+  ({"evaluation__num_samples": 0}, "num_samples: expected at least 1"),
 ])
 def test_a_wrong_config_is_refused_before_anything_is_written(
   make_config, tmp_path, change, message
@@ -217,8 +217,8 @@ def test_a_wrong_config_is_refused_before_anything_is_written(
 
 def test_one_image_a_prompt_is_refused_where_groups_are_compared(load_config, tmp_path):
   config = load_config("ddpo", "quicktest")
-  config.batch.update({"num_prompts": 4, "images_per_prompt": 1})
-  with pytest.raises(ValueError, match="compares the samples of one prompt"):
+  config.batch.update({"num_records": 4, "group_size": 1})
+  with pytest.raises(ValueError, match="compares the samples of one record"):
     train.train(config, tmp_path / "run")
 
 
@@ -233,7 +233,7 @@ def test_plain_reinforce_is_refused_for_several_updates(load_config, tmp_path):
 def test_a_dry_run_states_memory_and_speed_and_writes_nothing(make_config, tmp_path, capsys):
   train.train(make_config(), tmp_path / "run", dry_run=True)
   printed = capsys.readouterr().out
-  assert "4 images = 2 prompts x 2" in printed
+  assert "4 images = 2 records x 2" in printed
   assert "memory per device" in printed and "images/s" in printed
   assert list(pathlib.Path(tmp_path).iterdir()) == []
 

@@ -34,9 +34,9 @@ def denoise(params, x_t, t, cond):
 GUIDED = guidance.classifier_free(denoise, 1.5)
 
 
-def reward(frozen, samples, features):
+def reward(frozen, samples, query):
   """Smooth and concave: the samples' distance from the prompt's number."""
-  distance = samples - features[:, None, None, None]
+  distance = samples - query[:, None, None, None]
   return -frozen["reward"]["scale"] * jnp.mean(jnp.square(distance), axis=(1, 2, 3))
 
 
@@ -101,7 +101,7 @@ def make_batch(data):
   if data == "pairs":
     x_0 = jax.random.normal(jax.random.key(5), (3, 2, *SHAPE))
     return methods.Pairs(x_0, {"text": text}, jnp.array([1.0, 0.5, 0.8]))
-  if data == "prompts":
+  if data == "records":
     cond = guidance.Guided({"text": text}, {"text": jnp.zeros((1, 2))})
-    return methods.Prompts(cond, jnp.array([0.4, 0.6, 0.5]))
+    return methods.Records(cond, jnp.array([0.4, 0.6, 0.5]))
   raise ValueError(f"no batch of {data!r}: add one")

@@ -20,7 +20,7 @@ from jaxalign import methods
 from jaxalign.diffusion import guidance, rollout
 from jaxalign.distributed import sharding
 from jaxalign.training import batching, update
-from jaxalign.training.feeds import pairs, prompts, rollouts
+from jaxalign.training.feeds import records, rollouts
 from jaxalign.training.state import init_state
 
 MICROBATCH, MICROBATCHES, SLICES = 16, 2, 2
@@ -60,9 +60,9 @@ def data_of(kind, mesh):
     images = jax.ShapeDtypeStruct((J * m, 2), np.int32)
     return ((rolled, cond), images, array(J * m)), transitions, rollouts.RolloutPairs.select
   if kind == "pairs":
-    stored = methods.Pairs(array(J, m, 2, *LATENT, cut=1), text, array(J, m, cut=1))
-    return stored, examples, pairs.StoredPairs.select
-  return methods.Prompts(cond, array(J, m, cut=1)), examples, prompts.PromptBatches.select
+    pairs = methods.Pairs(array(J, m, 2, *LATENT, cut=1), text, array(J, m, cut=1))
+    return pairs, examples, stored.StoredPairs.select
+  return methods.Records(cond, array(J, m, cut=1)), examples, records.RecordBatches.select
 
 
 def collectives(compiled):

@@ -11,7 +11,7 @@ from jaxalign import system
 from jaxalign.aot import reading, topology
 from jaxalign.benchmarks import gpu, measure, models, workload
 from jaxalign.distributed import sharding
-from jaxalign.methods import Pairs, Prompts
+from jaxalign.methods import Pairs, Records
 from jaxalign.models.adapters import lora
 from jaxalign.models.networks import clip_vision
 from jaxalign.rewards import DeviceReward
@@ -76,7 +76,8 @@ def run(
     work = make_work(case, config, mesh)
     function, args, least = program(case, work, size, slices)
   steps = config.process.num_steps if case.program == "rollout" else slices
-  unknown = least_work.Programs(work.system, work.sections).unknown_trips()
+  tokens = workload.tokens(work.system, 1)
+  unknown = least_work.Programs(work.system, work.sections, tokens).unknown_trips()
   made = reading.compile_for(described, function, args)
   found = reading.read(made.executable, described, mesh, steps=steps, unknown_trips=unknown)
   examples = size * (1 if case.program == "rollout" else slices)
@@ -147,13 +148,13 @@ def program(
   """The jitted function, its arguments as shapes, and the least operations of all devices."""
   sys = work.system
   whole = sharding.replicated(sys.mesh)
-  least = least_work.Programs(sys, work.sections)
+  least = least_work.Programs(sys, work.sections, workload.tokens(sys, 1))
   if case.program == "rollout":
-    given = workload.rollout_args(sys, _ids(sys, size))
+    given = workload.rollout_args(sys, _tokens(sys, size))
     return sys.sample_fn, given, least.rollout(size)
   number = sharding.shaped(jax.ShapeDtypeStruct((slices, size), np.int32), whole)
   selection: Any = number
-  features = None
+  query = None
   if work.method.data == "rollout":
     data: Any = _trajectories(sys, size)
     fresh = sharding.shaped(jax.ShapeDtypeStruct((slices, size), np.bool_), whole)
@@ -162,25 +163,25 @@ def program(
     data = _pairs(sys, size, slices)
   else:
     assert work.rewards is not None and work.rewards.device is not None
-    features = work.rewards.device.encode([{"prompt": ""}])
-    data = _prompts(sys, work.rewards.device, size, slices)
+    query = work.rewards.device.encode([{"prompt": ""}])
+    data = _records(sys, work.rewards.device, size, slices)
   args = (work.state, work.frozen, data, selection, 0, 0, 0)
   device = work.rewards.device if work.rewards is not None else None
-  once = least.update(size, device, features)
+  once = least.update(size, device, query)
   return work.update_fn, args, None if once is None else slices * once
 
 
-def _ids(sys: system.System, count: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((count, *sys.model.networks.text.ids_shape), np.int32)
+def _tokens(sys: system.System, count: int) -> Any:
+  return jax.eval_shape(lambda: workload.tokens(sys, count))
 
 
 def _cond(sys: system.System, count: int) -> Any:
-  return jax.eval_shape(sys.condition_fn, sys.frozen, _ids(sys, count))
+  return jax.eval_shape(sys.condition_fn, sys.frozen, _tokens(sys, count))
 
 
 def _trajectories(sys: system.System, size: int) -> tuple[rollouts.Trajectories, Any]:
   """Those of an iteration, and their advantages."""
-  sampled = jax.eval_shape(sys.sample_fn, *workload.rollout_args(sys, _ids(sys, size)))
+  sampled = jax.eval_shape(sys.sample_fn, *workload.rollout_args(sys, _tokens(sys, size)))
   collected = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)] * HELD)
   advantages = jax.ShapeDtypeStruct((HELD * size,), jnp.float32)
   placed = rollouts.collected_shardings(sys.mesh), sharding.replicated(sys.mesh)
@@ -194,11 +195,11 @@ def _pairs(sys: system.System, size: int, slices: int) -> Pairs:
   return _stacked(sys, part, slices)
 
 
-def _prompts(sys: system.System, device: DeviceReward, size: int, slices: int) -> Prompts:
+def _records(sys: system.System, device: DeviceReward, size: int, slices: int) -> Records:
   cond = _cond(sys, size)
-  own, features = _stacked(sys, (cond.cond, device.encode([{"prompt": ""}] * size)), slices)
+  own, query = _stacked(sys, (cond.cond, device.encode([{"prompt": ""}] * size)), slices)
   uncond = sharding.shaped(cond.uncond, sharding.replicated(sys.mesh))
-  return Prompts(cond._replace(cond=own, uncond=uncond), features)
+  return Records(cond._replace(cond=own, uncond=uncond), query)
 
 
 def _stacked(sys: system.System, part: Any, slices: int) -> Any:

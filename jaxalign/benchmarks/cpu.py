@@ -87,8 +87,8 @@ def ddpo_epoch(name: str, folder: pathlib.Path) -> measure.Calls:
   config.guidance.scale = GUIDANCE
   config.reward.names = ("jpeg_compressibility",)
   config.batch.update({
-    "num_prompts": IMAGES,
-    "images_per_prompt": 1,
+    "num_records": IMAGES,
+    "group_size": 1,
     "microbatch": MICROBATCH,
     "timestep_range": (0.0, 1.0),
   })

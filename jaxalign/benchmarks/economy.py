@@ -49,16 +49,16 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
   """The rollout, and one slice of the update, both with guidance."""
   work = _workload("ddpo", variant, model_name)
   sys, networks = work.system, _networks(work)
-  args = workload.rollout_args(sys, workload.token_ids(sys, BATCH))
+  args = workload.rollout_args(sys, workload.tokens(sys, BATCH))
   sampled = jax.eval_shape(sys.sample_fn, *args)
-  forward = networks.unet(2 * BATCH).forward
-  least = forward + networks.decode(BATCH).forward + networks.text(BATCH + 1).forward
+  forward = networks.denoiser(2 * BATCH).forward
+  least = forward + networks.decode(BATCH).forward + networks.condition(BATCH + 1).forward
   slices = np.zeros((1, BATCH), np.int32)
   trajectories = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)])
   data = (trajectories, jax.ShapeDtypeStruct((BATCH,), jnp.float32))
   selection = Selection(slices, slices, slices == 0)
   update = (work.state, work.frozen, data, selection, 0, 0, 0)
-  gradient = networks.unet(2 * BATCH).gradient
+  gradient = networks.denoiser(2 * BATCH).gradient
   return [
     _row(f"DDPO {variant}: rollout", sys.sample_fn, args, least),
     _row(f"DDPO {variant}: update", work.update_fn, update, gradient),
@@ -69,10 +69,10 @@ def dpo(model_name: str, variant: str) -> list[Row]:
   """The encoding of stored pairs, and one slice of the update, reference included."""
   work = _workload("dpo", variant, model_name)
   sys, networks = work.system, _networks(work)
-  images = jax.ShapeDtypeStruct((BATCH, 2, *sys.model.image_size, 3), jnp.uint8)
+  images = jax.ShapeDtypeStruct((BATCH, 2, *sys.model.sample_shape), jnp.uint8)
   data, selection = workload.pairs(work, BATCH)
   update = (work.state, work.frozen, data, selection, 0, 0, 0)
-  least = networks.unet(2 * BATCH).gradient + networks.reference(2 * BATCH).forward
+  least = networks.denoiser(2 * BATCH).gradient + networks.reference(2 * BATCH).forward
   found = [_row(f"DPO {variant}: update", work.update_fn, update, least)]
   if variant == "lora":  # the same program whatever is trained
     encode = (work.frozen, images, 0, 0, 0)
@@ -85,19 +85,19 @@ def draft(model_name: str, variant: str) -> list[Row]:
   """One slice of the update: the chain, its last step, the decoder and the reward."""
   work = _workload("draft", variant, model_name)
   networks = _networks(work)
-  data, selection = workload.prompts(work, BATCH)
+  data, selection = workload.records(work, BATCH)
   update = (work.state, work.frozen, data, selection, 0, 0, 0)
-  unet = networks.unet(2 * BATCH)
+  denoiser = networks.denoiser(2 * BATCH)
   decode = networks.decode(BATCH, through_input=True)
   assert work.rewards is not None and work.rewards.device is not None
   device = work.rewards.device
-  images = jax.ShapeDtypeStruct((BATCH, *work.system.model.image_size, 3), jnp.float32)
-  features = jax.tree.map(lambda leaf: leaf[0], data.features)  # of the one microbatch
-  reward = networks.reward(device, features)
-  least = unet.forward + unet.gradient + decode.gradient + reward.gradient
+  images = jax.ShapeDtypeStruct((BATCH, *work.system.model.sample_shape), jnp.float32)
+  query = jax.tree.map(lambda leaf: leaf[0], data.query)  # of the one microbatch
+  reward = networks.reward(device, query)
+  least = denoiser.forward + denoiser.gradient + decode.gradient + reward.gradient
   found = [_row(f"DRaFT-1 {variant}: update", work.update_fn, update, least)]
   if variant == "lora":
-    score = (device.params, images, features)
+    score = (device.params, images, query)
     found.append(_row("reward", jax.jit(device.score), score, reward.forward))
   return found
 
@@ -111,7 +111,8 @@ def _workload(name: str, variant: str, model_name: str) -> workload.Workload:
 
 
 def _networks(work: workload.Workload) -> least_work.Networks:
-  return least_work.Networks(work.system, work.sections["lora"]["rank"])
+  rank, tokens = work.sections["lora"]["rank"], workload.tokens(work.system, 1)
+  return least_work.Networks(work.system, rank, tokens)
 
 
 def _row(name: str, function: Any, args: tuple, least: float) -> Row:

@@ -47,8 +47,8 @@ def rollout(name: str, folder: pathlib.Path) -> measure.Calls:
   )
 
   def sample(batch: int) -> float:
-    args = workload.rollout_args(sys, workload.token_ids(sys, batch))
-    return float(jnp.mean(sys.sample_fn(*args).images))
+    args = workload.rollout_args(sys, workload.tokens(sys, batch))
+    return float(jnp.mean(sys.sample_fn(*args).samples))
 
   return {
     **{f"batch {batch}": bound(sample, batch) for batch in ROLLOUT_BATCHES},
@@ -63,7 +63,7 @@ def ddpo(name: str, folder: pathlib.Path) -> measure.Calls:
   config.data.source = "shapes/train"
   config.reward.names = (f"{__name__}:aesthetic_size",)
   config.batch.update({
-    "num_prompts": DDPO_IMAGES,
+    "num_records": DDPO_IMAGES,
     "microbatch": DDPO_MICROBATCH,
     "updates_per_epoch": 1,
   })

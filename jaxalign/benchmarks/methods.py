@@ -164,9 +164,9 @@ def _gain(row) -> str:
 
 def _samples(config) -> str:
   batch, iterations = config["batch"], config["num_iterations"]
-  if "num_prompts" in batch:
-    return f"{iterations * batch['num_prompts'] * batch['images_per_prompt']} images"
-  unit = "pairs, stored" if "prompt_dropout" in config["data"] else "images"
+  if "num_records" in batch:
+    return f"{iterations * batch['num_records'] * batch['group_size']} images"
+  unit = "pairs, stored" if "condition_dropout" in config["data"] else "images"
   return f"{iterations * batch['num_examples']} {unit}"
 
 

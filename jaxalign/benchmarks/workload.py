@@ -49,7 +49,7 @@ def load_config(name: str, variant: str = "") -> Any:
 
 
 def make(
-  config: Any, model: stable_diffusion.StableDiffusion, mesh: jax.sharding.Mesh | None = None
+  config: Any, bundle: stable_diffusion.StableDiffusion, mesh: jax.sharding.Mesh | None = None
 ) -> Workload:
   """The workload of a config, on one device unless there is a mesh, which may be described only."""
   sections = config.to_dict()
@@ -59,13 +59,14 @@ def make(
 
   names = ("lora", "process", "guidance")
   own = {name: sections[name] for name in names}
+  model = stable_diffusion.as_model(bundle)
   sys = system.from_model(model, seed=config.seed, mesh=mesh, **own)
   rewards = section("reward", combine.make_total) if "reward" in sections else None
   method = section("method", methods.make, parts=sys.parts_with(rewards))
   tx = section("optim", optim.make)
   device = rewards.device if rewards is not None else None
   frozen = dict(sys.frozen)
-  if device is not None and method.data == "prompts":
+  if device is not None and method.data == "records":
     frozen["reward"] = sharding.place_params(device.params, sys.mesh)
   feed: Any = feeds.FEEDS[method.data]
   fresh = state.init_state(sys.policy.params, tx, None, with_ema=False, mesh=sys.mesh)
@@ -82,33 +83,33 @@ def make(
   return Workload(sections, sys, rewards, method, frozen, fresh, update_fn)
 
 
-def token_ids(sys: system.System, count: int) -> np.ndarray:
-  """The token ids of some prompts."""
-  return sys.model.tokenize(["a red circle above a blue square"] * count)
+def tokens(sys: system.System, count: int) -> Any:
+  """The tokens of some prompts."""
+  return sys.model.tokenize([{"prompt": "a red circle above a blue square"}] * count)
 
 
-def rollout_args(sys: system.System, ids: Any) -> tuple:
-  """The arguments of `sample_fn` for prompts of these token ids."""
+def rollout_args(sys: system.System, tokens: Any) -> tuple:
+  """The arguments of `sample_fn` for these tokens."""
   noise = (0, streams.number("rollout"), 0, 0, None)
-  return (sys.policy.params, sys.frozen, ids, *noise)
+  return (sys.policy.params, sys.frozen, tokens, *noise)
 
 
 def pairs(work: Workload, count: int) -> tuple[methods.Pairs, np.ndarray]:
   """Stored pairs of noise, encoded already, and the selection that takes them in one slice."""
   sys = work.system
-  cond = sys.condition_fn(sys.frozen, token_ids(sys, count)).cond
+  cond = sys.condition_fn(sys.frozen, tokens(sys, count)).cond
   key = streams.stream(0, "benchmark latents")
   x_0 = jax.random.normal(key, (count, 2, *sys.model.latent_shape))
   data = base.stack([methods.Pairs(x_0, cond, jnp.ones(count))])
   return data, np.arange(count, dtype=np.int32)[None]
 
 
-def prompts(work: Workload, count: int) -> tuple[methods.Prompts, np.ndarray]:
-  """Prompts for a reward on the device, and the selection that takes them in one slice."""
+def records(work: Workload, count: int) -> tuple[methods.Records, np.ndarray]:
+  """Records for a reward on the device, and the selection that takes them in one slice."""
   assert work.rewards is not None and work.rewards.device is not None
   sys = work.system
-  features = work.rewards.device.encode([{"prompt": "a red circle"}] * count)
-  cond = sys.condition_fn(sys.frozen, token_ids(sys, count))
-  own, features = base.stack([(cond.cond, features)])
-  data = methods.Prompts(cond._replace(cond=own), features)
+  query = work.rewards.device.encode([{"prompt": "a red circle"}] * count)
+  cond = sys.condition_fn(sys.frozen, tokens(sys, count))
+  own, query = base.stack([(cond.cond, query)])
+  data = methods.Records(cond._replace(cond=own), query)
   return data, np.arange(count, dtype=np.int32)[None]

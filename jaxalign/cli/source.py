@@ -85,7 +85,7 @@ def load_model(
   """
   loaded = system.make_system(
     seed=0,
-    model={"path": _MODEL.value, "tokenizer": _TOKENIZER.value, "configs": _CONFIGS.value},
+    model={"path": _MODEL.value, **_given(tokenizer=_TOKENIZER.value, configs=_CONFIGS.value)},
     lora=system.NO_LORA,
     process=process,
     guidance=guidance,
@@ -93,13 +93,24 @@ def load_model(
   params = loaded.policy.params
   if _LORA.value is None:
     return loaded, params
-  networks = {name: tree for name, tree in loaded.frozen.items() if name in loaded.model.params}
-  networks = {"unet": params["params"], **networks}
+  adapted = loaded.model.files.adapted
+  if not adapted:
+    raise ValueError("--lora: expected a model that other tools have adapters for, this has none")
+  networks = {
+    name: params["params"] if component == "denoiser" else loaded.frozen[component]
+    for component, name in adapted.items()
+  }
   file = lora_files.read(_LORA.value, networks)
   if file.unused:
     message = f"--lora: {len(file.unused)} tensors fit no layer and are not used, such as"
     print(message, file.unused[0], file=sys.stderr)
   adapters = file.at_strength(_STRENGTH.value)
   merged = {name: lora.merge(networks[name], adapter) for name, adapter in adapters.items()}
-  params = {"params": merged.pop("unet", networks["unet"])}
+  merged = {name: merged.get(adapted[name], networks[adapted[name]]) for name in adapted}
+  params = {"params": merged.pop("denoiser")}
   return dataclasses.replace(loaded, frozen={**loaded.frozen, **merged}), params
+
+
+def _given(**options: str) -> dict[str, str]:
+  """The options that were given: a family takes those that it knows."""
+  return {name: value for name, value in options.items() if value}

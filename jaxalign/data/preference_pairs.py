@@ -7,22 +7,23 @@ from PIL import Image
 
 from jaxalign import streams
 from jaxalign.data import preferences
+from jaxalign.types import Record
 
 
 class PreferencePairs:
   """The pairs of many records, the preferred image first.
 
-  Rows, `len` and what `images` takes count pairs; epochs and batches count records. A record is
+  Rows, `len` and what `samples` takes count pairs; epochs and batches count records. A record is
   what a person was shown and judged, and nine ranked images, which make 36 pairs, are one of them
   just as two images are: a step draws records, and of each of them one pair.
 
   Attributes:
-    prompts: the prompt of each of the `P` pairs.
+    records: of each of the `P` pairs, what it was made for, `{"prompt": str}`.
     p: float32 `[P]`, P(the first image is better), 1 for a plain choice and 0.5 for a tie.
     record: int32 `[P]`, from 0 and ascending, which record a pair is of. Records without a pair
       are not counted.
     num_records: how many there are.
-    size: (height, width) of the images that `images` returns.
+    size: (height, width) of the images that `samples` returns.
   """
 
   def __init__(
@@ -50,11 +51,11 @@ class PreferencePairs:
     self.num_records = len(counts)
     self.record = np.repeat(np.arange(self.num_records, dtype=np.int32), counts)
     self._counts, self._firsts = counts, np.cumsum(counts) - counts  # of the rows of each record
-    self.prompts: list[str] = []
+    self.records: list[Record] = []
     self._candidates: list[tuple[preferences.Candidate, preferences.Candidate]] = []
     for record, pairs in zip(records, found, strict=True):
       for w, l in zip(pairs.winner, pairs.loser, strict=True):
-        self.prompts.append(record.prompt)
+        self.records.append({"prompt": record.prompt})
         self._candidates.append((record.candidates[w], record.candidates[l]))
     if not self._candidates:
       raise ValueError(
@@ -98,7 +99,7 @@ class PreferencePairs:
     records = rng.permutation(self.num_records)
     return self._firsts[records] + rng.integers(self._counts[records])
 
-  def images(self, rows: np.ndarray) -> np.ndarray:
+  def samples(self, rows: np.ndarray) -> np.ndarray:
     """uint8 `[B, 2, H, W, 3]` of pairs `[B]`, the preferred image first."""
     pixels = [self._fit(c.pixels()) for row in rows for c in self._candidates[int(row)]]
     return np.stack(pixels).reshape(len(rows), 2, *self.size, 3)

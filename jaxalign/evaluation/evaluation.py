@@ -1,7 +1,7 @@
-"""Held-out evaluation: fixed prompts, fixed noise, rewards that the run need not have seen.
+"""Held-out evaluation: fixed records, fixed noise, rewards that the run need not have seen.
 
 What selects does not report. Scores during a run choose its checkpoint, and its hyper-parameters by
-whoever reads them: they are of the validation prompts. The final comparison is of test prompts,
+whoever reads them: they are of the validation records. The final comparison is of test records,
 from other noise, and nothing was chosen on them.
 """
 
@@ -13,29 +13,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign import checks, files, streams, system
-from jaxalign.data import prompts as prompts_lib
+from jaxalign.data import records as records_lib
 from jaxalign.distributed import hosts
 from jaxalign.evaluation import statistics
-from jaxalign.modalities import features as features_lib
-from jaxalign.modalities import pictures
+from jaxalign.modalities import modality as modality_lib
+from jaxalign.models.model import Model
 from jaxalign.rewards import combine
-from jaxalign.types import Params
+from jaxalign.types import Params, Record
 
-SHOWN = 24  # pairs of images in before_after.png
-PARTS = ("all", "validation", "test")  # each with prompts and noise of its own
+SHOWN = 24  # pairs of samples in before_after.png
+PARTS = ("all", "validation", "test")  # each with records and noise of its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """One set of parameters on the evaluation's prompts and noise.
+  """One set of parameters on the evaluation's records and noise.
 
-  images: `[N, H, W, 3]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base, or
+  samples: `[N, ...]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base, or
     None where it was not asked for, or no step has noise and it is not defined.
-  diversity: mean pairwise distance of the images of a prompt, None if no prompt has two; vendi: of
-    all images.
+  diversity: mean pairwise distance of the samples of a record, None if no record has two; vendi:
+    of all samples.
   """
 
-  images: np.ndarray
+  samples: np.ndarray
   rewards: Mapping[str, np.ndarray]
   kl: np.ndarray | None
   diversity: float | None
@@ -55,17 +55,17 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Fixed prompts, fixed noise, and the rewards to score them with.
+  """Fixed records, fixed noise, and the rewards to score them with.
 
   Attributes:
-    part: "validation", "test", or "all" of prompts that are not split.
-    source: where the prompts are from, in words.
-    prompts: the held-out set.
-    ids: `[N]`, the prompt of each image.
+    part: "validation", "test", or "all" of records that are not split.
+    source: where the records are from, in words.
+    records: the held-out set.
+    ids: `[N]`, the record of each sample.
     rewards: all of them are reported; their weights play no part.
-    features: for diversity, `[N, H, W, 3] -> [N, F]`.
+    features: for diversity, a name of `Modality.features`.
     seed: of the noise.
-    microbatch: images sampled and scored at once; with the seed and the part it decides the noise.
+    microbatch: samples made and scored at once; with the seed and the part it decides the noise.
     settings: all that decides the scores but the model and its sampler.
     kl: the trajectory KL of trained parameters to the base model is wanted too.
     validation: of a test, the source of what selected before it.
@@ -73,10 +73,10 @@ class Evaluation:
 
   part: str
   source: str
-  prompts: prompts_lib.PromptSet
+  records: records_lib.RecordSet
   ids: np.ndarray
   rewards: combine.WeightedRewards
-  features: features_lib.FeatureFn
+  features: str
   seed: int
   microbatch: int
   settings: Mapping[str, Any]
@@ -85,34 +85,40 @@ class Evaluation:
 
   @property
   def noise(self) -> dict[str, int]:
-    """Of `System.sample_images`: its seed, and a number that keeps the parts apart."""
+    """Of `System.sample_all`: its seed, and a number that keeps the parts apart."""
     return {"seed": self.seed, "part": PARTS.index(self.part)}
 
   def sample(
-    self, sys: system.System, params: Params, *, num_images: int, kl: bool = False
-  ) -> tuple[list[prompts_lib.Record], np.ndarray, np.ndarray | None]:
-    """The first `num_images` prompts, their images `[num_images, H, W, 3]` and, with `kl`, KLs."""
-    records = self.prompts[self.ids[:num_images]]
-    token_ids = sys.model.tokenize([record["prompt"] for record in records])
-    images, nats = sys.sample_images(
-      params, token_ids, microbatch=self.microbatch, kl=kl, **self.noise
+    self, sys: system.System, params: Params, *, num_samples: int, kl: bool = False
+  ) -> tuple[list[Record], np.ndarray, np.ndarray | None]:
+    """The first `num_samples` records, their samples `[num_samples, ...]` and, with `kl`, KLs."""
+    records = self.records[self.ids[:num_samples]]
+    samples, nats = sys.sample_all(
+      params, records, microbatch=self.microbatch, kl=kl, **self.noise
     )
-    return records, images, nats
+    return records, samples, nats
+
+  def score(
+    self, sys: system.System, samples: np.ndarray, records: Sequence[Record]
+  ) -> dict[str, np.ndarray]:
+    """Rewards `{name: [b]}` of samples `[b, ...]`, which are checked first."""
+    sys.model.modality.check(samples)
+    return self.rewards.score(samples, records)
 
   def run(self, sys: system.System, params: Params, *, kl: bool = False) -> Scores:
-    """Samples and scores every prompt; with `kl`, says how far `params` are from the base."""
-    records, images, nats = self.sample(sys, params, num_images=len(self.ids), kl=kl)
-    rewards = {reward.name: np.zeros(len(images), np.float32) for reward in self.rewards.rewards}
+    """Samples and scores every record; with `kl`, says how far `params` are from the base."""
+    records, samples, nats = self.sample(sys, params, num_samples=len(self.ids), kl=kl)
+    rewards = {reward.name: np.zeros(len(samples), np.float32) for reward in self.rewards.rewards}
     # In pieces, because a reward network that fits in training must fit here.
-    starts = range(0, len(images), self.microbatch)
+    starts = range(0, len(samples), self.microbatch)
     for start in hosts.share(starts):
       piece = slice(start, start + self.microbatch)
-      for name, values in self.rewards.score(images[piece], records[piece]).items():
+      for name, values in self.score(sys, samples[piece], records[piece]).items():
         rewards[name][piece] = values
     rewards = {name: hosts.sum_of(values) for name, values in rewards.items()}
-    found = self.features(images)
+    found = features_of(sys.model.modality, self.features)(samples)
     diversity = statistics.mean_pairwise_distance(found, self.ids)
-    return Scores(images, rewards, nats, diversity, statistics.vendi_score(found))
+    return Scores(samples, rewards, nats, diversity, statistics.vendi_score(found))
 
   def compare_with_base(
     self,
@@ -121,11 +127,19 @@ class Evaluation:
     *,
     kl_floor: float | None = None,
   ) -> "Comparison":
-    """The base model and `params` on the same prompts and noise."""
+    """The base model and `params` on the same records and noise."""
     base = self.run(sys, sys.policy.params)
     steps = len(sys.process.noisy_steps()), sys.process.table.num_steps
     aligned = self.run(sys, params, kl=self.kl)
-    return Comparison(self, base, aligned, steps, kl_floor)
+    return Comparison(self, sys.model, base, aligned, steps, kl_floor)
+
+
+def features_of(modality: modality_lib.Modality, name: str) -> modality_lib.FeatureFn:
+  """The features called `name`, or the modality's first of "default"; ValueError if unknown."""
+  if name == "default":
+    return next(iter(modality.features.values()))
+  checks.check_choice("config.evaluation.features", name, modality.features)
+  return modality.features[name]
 
 
 class Evaluations(NamedTuple):
@@ -150,60 +164,60 @@ def make_evaluations(
   """The evaluations of a run, from the section of its config.
 
   Args:
-    source: the prompts of the test.
+    source: the records of the test.
     validation: those of the validation, none of them in `source`. With "" and `every` above 0,
-      where scores select, a third of `source` is taken for it (`prompts.split`); and at 0 there is
+      where scores select, a third of `source` is taken for it (`records.split`); and at 0 there is
       no validation, and the end is judged on all of `source`.
     every: iterations between evaluations during the run; 0 evaluates at its end only.
     **settings: of both, see `make_evaluation`.
   """
-  prompts = prompts_lib.load(source)
+  records = records_lib.load(source)
   if validation:
-    apart = prompts_lib.load(validation)
-    _check_apart(validation, apart, source, prompts)
+    apart = records_lib.load(validation)
+    _check_apart(validation, apart, source, records)
     names = validation, source
   elif every > 0:
-    apart, prompts = prompts_lib.split(prompts)
+    apart, records = records_lib.split(records)
     names = f"a third of {source}", f"two thirds of {source}"
   else:
-    return Evaluations(None, _make("all", source, prompts, **settings))
+    return Evaluations(None, _make("all", source, records, **settings))
   first = _make("validation", names[0], apart, **settings)
-  test = _make("test", names[1], prompts, validation=names[0], **settings)
+  test = _make("test", names[1], records, validation=names[0], **settings)
   return Evaluations(first, test)
 
 
 def _check_apart(
-  validation: str, first: prompts_lib.PromptSet, source: str, second: prompts_lib.PromptSet
+  validation: str, first: records_lib.RecordSet, source: str, second: records_lib.RecordSet
 ) -> None:
-  """Raises ValueError if a prompt is on both sides."""
-  texts = {record["prompt"] for record in first.records}
-  both = [record["prompt"] for record in second.records if record["prompt"] in texts]
+  """Raises ValueError if a record is on both sides."""
+  there = {records_lib.identity(record) for record in first.records}
+  both = [record for record in second.records if records_lib.identity(record) in there]
   if both:
     raise ValueError(
-      f"config.evaluation.validation: expected other prompts than those of source, {source}; found "
-      f"{len(both)} of them in {validation}, such as {both[0]!r}\n"
+      f"config.evaluation.validation: expected other records than those of source, {source}; found "
+      f"{len(both)} of them in {validation}, such as {dict(both[0])}\n"
       'name a file without them, or "" to take a third of source'
     )
 
 
 def make_evaluation(*, source: str, **settings: Any) -> Evaluation:
-  """An evaluation on all prompts of the set `source`.
+  """An evaluation on all records of the set `source`.
 
   Args:
-    source: as in `prompts.load`.
-    **settings: `num_images`, drawn from the prompts with categories balanced; the names of
-      `rewards`, and their `kwargs`, none by default; `seed`, of prompts and noise; `microbatch`;
-      and `features`, a name of `features.FEATURES`.
+    source: as in `records.load`.
+    **settings: `num_samples`, drawn from the records with categories balanced; the names of
+      `rewards`, and their `kwargs`, none by default; `seed`, of records and noise; `microbatch`;
+      and `features`, a name of `Modality.features`.
   """
-  return _make("all", source, prompts_lib.load(source), **settings)
+  return _make("all", source, records_lib.load(source), **settings)
 
 
 def _make(
   part: str,
   source: str,
-  prompts: prompts_lib.PromptSet,
+  records: records_lib.RecordSet,
   *,
-  num_images: int,
+  num_samples: int,
   rewards: Sequence[str],
   seed: int,
   microbatch: int,
@@ -212,16 +226,14 @@ def _make(
   kwargs: Sequence[Mapping[str, Any]] | None = None,
   validation: str | None = None,
 ) -> Evaluation:
-  for name, value in (("num_images", num_images), ("microbatch", microbatch)):
+  for name, value in (("num_samples", num_samples), ("microbatch", microbatch)):
     if value < 1:
       raise ValueError(f"evaluation.{name}: expected at least 1, got {value}")
   checks.check_seed("evaluation.seed", seed)
-  ids = prompts.draw(
-    streams.generator(seed, "evaluation prompts", PARTS.index(part)), num_images
-  )
+  ids = records.draw(streams.generator(seed, "evaluation records", PARTS.index(part)), num_samples)
   settings = {
     "part": part,
-    "prompts": [record["prompt"] for record in prompts[ids]],
+    "records": [dict(record) for record in records[ids]],
     "rewards": rewards,
     "kwargs": kwargs,
     "seed": seed,
@@ -232,10 +244,10 @@ def _make(
   return Evaluation(
     part=part,
     source=source,
-    prompts=prompts,
+    records=records,
     ids=ids,
     rewards=combine.make_total(rewards, kwargs=kwargs),
-    features=features_lib.get(features),
+    features=features,
     seed=seed,
     microbatch=microbatch,
     settings=settings,
@@ -246,14 +258,16 @@ def _make(
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Base and aligned model on the same prompts and noise.
+  """Base and aligned model on the same records and noise.
 
-  evaluation: whose prompts and noise these are.
+  evaluation: whose records and noise these are.
+  model: what was sampled.
   kl_steps: how many steps of a trajectory have noise, over which alone its KL is, and all of them.
   kl_floor: what rounding alone makes the KL read, where that was measured (`precision`).
   """
 
   evaluation: Evaluation
+  model: Model
   base: Scores
   aligned: Scores
   kl_steps: tuple[int, int]
@@ -264,8 +278,8 @@ class Comparison:
     return self.evaluation.ids
 
   @property
-  def records(self) -> list[prompts_lib.Record]:
-    return self.evaluation.prompts[self.ids]
+  def records(self) -> list[Record]:
+    return self.evaluation.records[self.ids]
 
   def report(self) -> dict[str, Any]:
     """What evaluation.json holds."""
@@ -285,8 +299,8 @@ class Comparison:
       "part": self.evaluation.part,
       "source": self.evaluation.source,
       "validation": self.evaluation.validation,
-      "num_images": len(self.ids),
-      "num_prompts": len(np.unique(self.ids)),
+      "num_samples": len(self.ids),
+      "num_records": len(np.unique(self.ids)),
       "rewards": rewards,
       "kl_to_ref": self.aligned.kl_to_ref,
       "kl_steps": list(self.kl_steps),
@@ -299,14 +313,15 @@ class Comparison:
     """The report as text of a few lines."""
     report = self.report()
     lines = [
-      f"{report['part']}: {report['num_images']} images of {report['num_prompts']} prompts of "
+      f"{report['part']}: {report['num_samples']} {self.model.modality.unit} of "
+      f"{report['num_records']} records of "
       f"{report['source']}, same noise",
       *self._validation_in_words(),
       f"{'':24}{'base':>8}{'aligned':>9}{'gain':>8}  95 % interval      wins",
     ]
     for name, row in report["rewards"].items():
       interval = row["interval_95"]
-      shown = "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "none: one prompt"
+      shown = "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "none: one record"
       lines.append(
         f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['difference']:+8.3f}"
         f"  {shown}  {row['win_rate']:6.1%}"
@@ -340,8 +355,8 @@ class Comparison:
   def write(self, workdir: pathlib.Path) -> None:
     """Writes evaluation.json and before_after.png."""
     files.write_json(workdir / "evaluation.json", self.report())
-    captions = [record["prompt"] for record in self.records[:SHOWN]]
-    picture = pictures.before_and_after(
-      self.base.images[:SHOWN], self.aligned.images[:SHOWN], captions, columns=8
+    captions = [self.model.describe(record) for record in self.records[:SHOWN]]
+    picture = modality_lib.before_and_after(
+      self.model.modality, self.base.samples[:SHOWN], self.aligned.samples[:SHOWN], captions, 8
     )
     picture.save(workdir / "before_after.png")

@@ -5,7 +5,6 @@ that compare the policy with it. The true figures are 0. Policy and reference ro
 their weights differ at all, so a figure of a run that is not well above this floor says nothing.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from jaxalign import streams
 from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import log_ratios
 from jaxalign.distributed import placement, sharding
+from jaxalign.models.model import Tokens
 from jaxalign.system import Sampled, System
 from jaxalign.training import metrics
 from jaxalign.types import Array, DenoiseFn, Key, Params
@@ -45,16 +45,16 @@ class Floor(NamedTuple):
 
 
 def measure(
-  sys: System, token_ids: np.ndarray, *, guidance: Mapping[str, Any], seed: int
+  sys: System, tokens: Tokens, *, guidance: Mapping[str, Any], seed: int
 ) -> Floor | None:
-  """The floor on one microbatch of prompts, for three times the cost of sampling it.
+  """The floor on one microbatch of records, for three times the cost of sampling it.
 
   None where the network computes in float32. `guidance` is the section of the config.
   """
-  if sys.model.networks.dtype is None:
+  if sys.model.exact is None or sys.model.dtype is None:
     return None
   noise = (seed, streams.number("evaluation"), 0, 0, None)
-  sampled = sys.sample_fn(sys.policy.params, sys.frozen, token_ids, *noise)
+  sampled = sys.sample_fn(sys.policy.params, sys.frozen, tokens, *noise)
   measure_fn = make_measure_fn(sys, guidance)
   kl, log_ratio = measure_fn(sys.policy.params, sys.frozen, sampled, streams.stream(seed, "floor"))
   log_ratio = float(np.sqrt(np.mean(np.square(log_ratio))))
@@ -69,7 +69,7 @@ def recorded_kl(workdir: pathlib.Path) -> float | None:
 
 def make_measure_fn(sys: System, guidance: Mapping[str, Any]) -> Callable[..., tuple]:
   """Jitted `(params, frozen, sampled, key) -> (kl [B], log_ratio [B])`."""
-  exact = dataclasses.replace(sys.model.networks, dtype=None).denoise
+  exact = sys.model.exact
   guided = guidance_lib.classifier_free(exact, **guidance)
 
   def measure(

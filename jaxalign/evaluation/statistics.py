@@ -1,4 +1,4 @@
-"""Paired comparison of two models on the same prompts and noise, and the diversity of one."""
+"""Paired comparison of two models on the same records and noise, and the diversity of one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,23 +11,23 @@ NUM_RESAMPLES = 10_000
 
 
 def compare(
-  base: np.ndarray, aligned: np.ndarray, prompt_ids: np.ndarray
+  base: np.ndarray, aligned: np.ndarray, record_ids: np.ndarray
 ) -> dict[str, Any]:
   """Means, their paired difference with a 95 % bootstrap interval, and the win rate.
 
-  Images of one prompt are not independent, so prompts are resampled, not images. A tie counts half
-  a win.
+  Samples of one record are not independent, so records are resampled, not samples. A tie counts
+  half a win.
 
   Args:
-    base, aligned: `[N]` rewards of the two models on the same prompts and noise.
-    prompt_ids: `[N]`, which prompt each belongs to.
+    base, aligned: `[N]` rewards of the two models on the same records and noise.
+    record_ids: `[N]`, which record each belongs to.
   """
   difference = np.asarray(aligned, np.float64) - np.asarray(base, np.float64)
   return {
     "base": float(np.mean(base)),
     "aligned": float(np.mean(aligned)),
     "difference": float(difference.mean()),
-    "interval_95": bootstrap_interval(difference, prompt_ids),
+    "interval_95": bootstrap_interval(difference, record_ids),
     "win_rate": float(np.mean((difference > 0) + 0.5 * (difference == 0))),
   }
 
@@ -44,7 +44,7 @@ def bootstrap_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float,
     return None
   rng = streams.generator(0, "bootstrap")
   means = []
-  for _ in range(NUM_RESAMPLES // 100):  # in pieces: ten thousand prompts at once take gigabytes
+  for _ in range(NUM_RESAMPLES // 100):  # in pieces: ten thousand records at once take gigabytes
     drawn = rng.integers(len(totals), size=(100, len(totals)))
     means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
   low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
@@ -58,13 +58,13 @@ def by_category(values: np.ndarray, categories: list[str]) -> Mapping[str, float
 
 
 def mean_pairwise_distance(features: np.ndarray, clusters: np.ndarray) -> float | None:
-  """Mean of 1 - cosine over the pairs of images of one prompt, prompts with a pair counted alike.
+  """Mean of 1 - cosine over the pairs of samples of one record, records with a pair counted alike.
 
-  0 if all images of each prompt are the same, 1 if they are orthogonal; None if no prompt has two.
+  0 if all samples of each record are the same, 1 if they are orthogonal; None if no record has two.
 
   Args:
     features: `[N, F]`, rows of norm 1.
-    clusters: `[N]`, the prompt of each.
+    clusters: `[N]`, the record of each.
   """
   means = []
   for cluster in np.unique(clusters):
@@ -78,7 +78,7 @@ def mean_pairwise_distance(features: np.ndarray, clusters: np.ndarray) -> float 
 
 
 def vendi_score(features: np.ndarray) -> float:
-  """The effective number of different images, 1 (all the same) to N (orthogonal).
+  """The effective number of different samples, 1 (all the same) to N (orthogonal).
 
     exp(-sum_i lambda_i log lambda_i),     lambda the eigenvalues of K / N, K the cosines
 

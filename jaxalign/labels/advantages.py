@@ -1,6 +1,6 @@
 """Advantage estimators: rewards `[B]` in, advantages `[B]` out, no gradient through either.
 
-One function per estimator, all jit-able. `group [B]` int32 says which prompt of the batch each
+One function per estimator, all jit-able. `group [B]` int32 says which record of the batch each
 sample belongs to, in `[0, num_groups)`; an id outside that range gives NaN rather than borrowing
 another group's statistics. Equal rewards give advantages of exactly zero: deviations are taken
 from a member of the set first, so that no rounding error is divided by a tiny epsilon.
@@ -38,7 +38,7 @@ def group_normalize(
   epsilon: float,
   ddof: int,
 ) -> Array:  # [B]
-  """`(r - mean_g) / (std_g + epsilon)`, both over the samples of one prompt.
+  """`(r - mean_g) / (std_g + epsilon)`, both over the samples of one record.
 
   GRPO (Shao et al. 2024, arXiv:2402.03300); for diffusion DanceGRPO (Xue et al. 2025,
   arXiv:2505.07818), which uses ddof 1. A group of one has advantage zero.
@@ -56,10 +56,10 @@ def group_mean_global_std(
   num_groups: int,
   epsilon: float,
 ) -> Array:  # [B]
-  """`(r - mean_g) / (std + epsilon)`: mean per prompt, std (ddof 0) of the whole batch's rewards.
+  """`(r - mean_g) / (std + epsilon)`: mean per record, std (ddof 0) of the whole batch's rewards.
 
   Flow-GRPO (Liu et al. 2025, arXiv:2505.05470), with epsilon 1e-4 in its code. Dividing by one
-  number keeps a prompt whose samples hardly differ from shouting.
+  number keeps a record whose samples hardly differ from shouting.
   """
   deviation, _ = _group_deviation(rewards, group, num_groups)
   _, std = _batch_moments(rewards)
@@ -92,10 +92,10 @@ def clip_advantages(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PromptStats:
-  """The last N rewards of each of P prompts. Part of the training state, so it is checkpointed.
+class RecordStats:
+  """The last N rewards of each of P records. Part of the training state, so it is checkpointed.
 
-  buffer: `[P, N]` float32, one ring per prompt; slots never written are zero.
+  buffer: `[P, N]` float32, one ring per record; slots never written are zero.
   count:  `[P]` int32, rewards ever seen; `min(count, N)` of them are stored.
   """
 
@@ -103,40 +103,40 @@ class PromptStats:
   count: jax.Array
 
 
-def init_prompt_stats(num_prompts: int, buffer_size: int) -> PromptStats:
-  """Empty statistics for prompt ids in `[0, num_prompts)`."""
-  return PromptStats(
-    buffer=jnp.zeros((num_prompts, buffer_size), jnp.float32),
-    count=jnp.zeros((num_prompts,), jnp.int32),
+def init_record_stats(num_records: int, buffer_size: int) -> RecordStats:
+  """Empty statistics for record ids in `[0, num_records)`."""
+  return RecordStats(
+    buffer=jnp.zeros((num_records, buffer_size), jnp.float32),
+    count=jnp.zeros((num_records,), jnp.int32),
   )
 
 
-def per_prompt_normalize(
-  stats: PromptStats,
+def per_record_normalize(
+  stats: RecordStats,
   rewards: Array,  # [B]
-  prompt_ids: Array,  # [B] int32
+  record_ids: Array,  # [B] int32
   *,
   min_count: int,
   epsilon: float,
-) -> tuple[PromptStats, Array]:  # stats, [B]
-  """`(r - mean) / (std + epsilon)` with the running statistics of each sample's prompt.
+) -> tuple[RecordStats, Array]:  # stats, [B]
+  """`(r - mean) / (std + epsilon)` with the running statistics of each sample's record.
 
   The batch's rewards are appended first, then mean and std (ddof 0) are taken over what is stored.
-  While fewer than `min_count` rewards of a prompt are stored, its samples use the mean and std of
+  While fewer than `min_count` rewards of a record are stored, its samples use the mean and std of
   the current batch. The per-prompt tracking of DDPO (Black et al. 2023, arXiv:2305.13301), with the
   semantics of its PyTorch code, where epsilon is 1e-6.
   """
-  check_same_shape(rewards=rewards, prompt_ids=prompt_ids)
+  check_same_shape(rewards=rewards, record_ids=record_ids)
   buffer_size = stats.buffer.shape[1]
   if min_count > buffer_size:
     raise ValueError(
       f"expected min_count <= buffer_size, got {min_count} > {buffer_size}: per-prompt statistics "
       "would never be used"
     )
-  stats = _append(stats, rewards, prompt_ids)
+  stats = _append(stats, rewards, record_ids)
   stored = jnp.minimum(stats.count, buffer_size).astype(stats.buffer.dtype)
-  num_stored = _take(stored, prompt_ids)  # [B]
-  rows = _take(stats.buffer, prompt_ids)  # [B, N]
+  num_stored = _take(stored, record_ids)  # [B]
+  rows = _take(stats.buffer, record_ids)  # [B, N]
   is_stored = jnp.arange(buffer_size) < num_stored[:, None]
 
   origin = rows[:, :1]
@@ -152,19 +152,19 @@ def per_prompt_normalize(
   return stats, jax.lax.stop_gradient(advantages)
 
 
-def _append(stats: PromptStats, rewards: Array, prompt_ids: Array) -> PromptStats:
-  """Appends in batch order; of more than N rewards of one prompt in a batch the last N stay."""
-  num_prompts, buffer_size = stats.buffer.shape
-  same = prompt_ids[:, None] == prompt_ids[None, :]  # [B, B]
+def _append(stats: RecordStats, rewards: Array, record_ids: Array) -> RecordStats:
+  """Appends in batch order; of more than N rewards of one record in a batch the last N stay."""
+  num_records, buffer_size = stats.buffer.shape
+  same = record_ids[:, None] == record_ids[None, :]  # [B, B]
   num_earlier = jnp.sum(jnp.tril(same, -1), axis=1)
   is_kept = jnp.sum(same, axis=1) - num_earlier <= buffer_size
-  slot = (_take(stats.count, prompt_ids) + num_earlier) % buffer_size
+  slot = (_take(stats.count, record_ids) + num_earlier) % buffer_size
   # Overtaken rewards go to a row that does not exist: two writes to one slot have no order.
-  row = jnp.where(is_kept, prompt_ids, num_prompts)
+  row = jnp.where(is_kept, record_ids, num_records)
   rewards = rewards.astype(stats.buffer.dtype)
-  return PromptStats(
+  return RecordStats(
     buffer=stats.buffer.at[row, slot].set(rewards, mode="drop", wrap_negative_indices=False),
-    count=stats.count.at[prompt_ids].add(1, mode="drop", wrap_negative_indices=False),
+    count=stats.count.at[record_ids].add(1, mode="drop", wrap_negative_indices=False),
   )
 
 
@@ -191,14 +191,14 @@ def _take(per_row: jax.Array, index: Array) -> Array:
 class Estimator(NamedTuple):
   """An advantage estimator as a pair of pure functions over explicit state.
 
-  init: `num_prompts -> state`; None for the estimators that remember nothing.
-  estimate: `(state, rewards [B], prompt_ids [B], group [B]) -> (state, advantages [B])`.
-    `prompt_ids` name prompts for the whole run, `group` the prompts of this batch.
+  init: `num_records -> state`; None for the estimators that remember nothing.
+  estimate: `(state, rewards [B], record_ids [B], group [B]) -> (state, advantages [B])`.
+    `record_ids` name records for the whole run, `group` the records of this batch.
   """
 
-  init: Callable[[int], PromptStats | None]
+  init: Callable[[int], RecordStats | None]
   estimate: Callable[
-    [PromptStats | None, Array, Array, Array], tuple[PromptStats | None, Array]
+    [RecordStats | None, Array, Array, Array], tuple[RecordStats | None, Array]
   ]
 
 
@@ -207,7 +207,7 @@ def make(
 ) -> Estimator:
   """The estimator called `name`, an entry of `ESTIMATORS`, clipped to `[-limit, limit]`.
 
-  `num_groups` is the number of prompts in a batch and `group_size` the samples of each; `kwargs`
+  `num_groups` is the number of records in a batch and `group_size` the samples of each; `kwargs`
   are the estimator's own.
   """
   if name not in ESTIMATORS:
@@ -217,13 +217,13 @@ def make(
   check_call(f"config.advantage {name!r}", ESTIMATORS[name], num_groups=num_groups, **kwargs)
   if group_size == 1 and name in _WITHIN_GROUPS:
     raise ValueError(
-      f"config.advantage.name: {name!r} compares the samples of one prompt, and there is one of "
-      "each; raise config.batch.images_per_prompt, or use 'batch' or 'per_prompt'"
+      f"config.advantage.name: {name!r} compares the samples of one record, and there is one of "
+      "each; raise config.batch.group_size, or use 'batch' or 'per_prompt'"
     )
   estimator = ESTIMATORS[name](num_groups=num_groups, **kwargs)
 
-  def estimate(state, rewards, prompt_ids, group):
-    state, advantages = estimator.estimate(state, rewards, prompt_ids, group)
+  def estimate(state, rewards, record_ids, group):
+    state, advantages = estimator.estimate(state, rewards, record_ids, group)
     return state, clip_advantages(advantages, limit=limit)
 
   return Estimator(estimator.init, estimate)
@@ -264,17 +264,17 @@ def _make_per_prompt(
       f"buffer_size={buffer_size}"
     )
 
-  def estimate(stats, rewards, prompt_ids, group):
+  def estimate(stats, rewards, record_ids, group):
     del group
-    return per_prompt_normalize(stats, rewards, prompt_ids, min_count=min_count, epsilon=epsilon)
+    return per_record_normalize(stats, rewards, record_ids, min_count=min_count, epsilon=epsilon)
 
-  return Estimator(lambda num_prompts: init_prompt_stats(num_prompts, buffer_size), estimate)
+  return Estimator(lambda num_records: init_record_stats(num_records, buffer_size), estimate)
 
 
 def _stateless(function: Callable[[Array, Array], Array]) -> Estimator:
   return Estimator(
-    lambda num_prompts: None,
-    lambda state, rewards, prompt_ids, group: (state, function(rewards, group)),
+    lambda num_records: None,
+    lambda state, rewards, record_ids, group: (state, function(rewards, group)),
   )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from jaxalign.checks import check_call, closest, load_function
 from jaxalign.methods import d3po, ddpo, diffusion_dpo, direct
-from jaxalign.methods.base import Method, Pairs, Parts, Prompts, StepPairs, Transitions
+from jaxalign.methods.base import Method, Pairs, Parts, Records, StepPairs, Transitions
 
 __all__ = [
   "METHODS",
   "Method",
   "Pairs",
   "Parts",
-  "Prompts",
+  "Records",
   "StepPairs",
   "Transitions",
   "make",

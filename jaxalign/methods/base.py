@@ -19,9 +19,9 @@ class Method(NamedTuple):
     `frozen["reference"]` are the complete variables of the reference.
   data: what `batch` is:
     "rollout": `Transitions` of trajectories that the policy just sampled, with their advantages;
-    "rollout_pairs": `StepPairs` of two such trajectories of one prompt and one initial noise;
+    "rollout_pairs": `StepPairs` of two such trajectories of one record and one initial noise;
     "pairs": `Pairs` of finished samples, stored before the run;
-    "prompts": `Prompts`, from which the loss itself samples.
+    "records": `Records`, from which the loss itself samples.
   on_policy: whether the loss is right for one update per rollout only.
   kl_weight: what a nat of trajectory KL to the reference costs; it is taken off the reward before
     advantages are estimated. The loss adds the part of the gradient that goes through the KL.
@@ -45,8 +45,8 @@ class Parts(NamedTuple):
   levels: every noise level that the network was trained on, row 0 nearest to the data.
   prediction_type: what the network predicts, as `diffusion.predictions` names it.
   latent_shape: D of `[B, *D]`.
-  decode: `(frozen, x_0 [B, *D]) -> samples`, images `[B, H, W, 3]` in [0, 1] for image models.
-  reward: `(frozen, samples, features) -> [B]`, differentiable in the samples; None where the run
+  decode: `(frozen, x_0 [B, *D]) -> samples`.
+  reward: `(frozen, samples, query) -> [B]`, differentiable in the samples; None where the run
     has no such reward.
   """
 
@@ -103,7 +103,7 @@ class StepPairs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """Two finished samples of one prompt, the preferred one first.
+  """Two finished samples of one record, the preferred one first.
 
   x_0:  `[B, 2, *D]` float32.
   cond: conditioning without guidance, every leaf `[B, ...]`.
@@ -117,15 +117,15 @@ class Pairs:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prompts:
-  """Prompts to sample for.
+class Records:
+  """Records to sample for.
 
-  cond:     a `Guided`, leaves `[B, ...]`.
-  features: what the reward wants to know of the prompts, leaves `[B, ...]`.
+  cond:  a `Guided`, leaves `[B, ...]`.
+  query: what the reward wants to know of them, leaves `[B, ...]`.
   """
 
   cond: Any
-  features: Any
+  query: Any
 
 
 def unpair(tree: Any) -> Any:

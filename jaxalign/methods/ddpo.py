@@ -1,7 +1,7 @@
 """Denoising diffusion policy optimisation (Black et al. 2023, arXiv:2305.13301).
 
-Denoising is a Markov decision process: the state is (prompt, t, x_t), the action x_s, its
-probability the Gaussian of the sampler's step, and the only reward comes with the finished image.
+Denoising is a Markov decision process: the state is (condition, t, x_t), the action x_s, its
+probability the Gaussian of the sampler's step, and the only reward comes with the finished sample.
 Log-probabilities are means over the D latent dimensions, so the ratio is the D-th root of the true
 one: a clip range of 1e-4 allows a log-ratio of 1.6 nats at D = 16384, and of 0.05 at D = 512.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxalign import losses
 from jaxalign.diffusion import backprop, rollout
-from jaxalign.methods.base import Method, Parts, Prompts
+from jaxalign.methods.base import Method, Parts, Records
 
 
 def make_draft(parts: Parts, *, num_grad_steps: int, kl_weight: float) -> Method:
@@ -76,7 +76,7 @@ def make_draft_lv(parts: Parts, *, num_noises: int) -> Method:
     x_0 = backprop.noised_last_step(
       key_noises, params, parts.denoise_fn, parts.process, repeat(rolled.x_0), cond
     )
-    return x_0, Prompts(cond, repeat(batch.features)), jnp.zeros(len(x_0))
+    return x_0, Records(cond, repeat(batch.query)), jnp.zeros(len(x_0))
 
   return _make(parts, sample, 0.0)
 
@@ -132,19 +132,19 @@ def _make(parts: Parts, sample, kl_weight: float, target: float | None = None) -
       "normalize 'none'\nuse a learned one, such as 'shapes_learned'"
     )
 
-  def loss(params, frozen, batch: Prompts, key):
+  def loss(params, frozen, batch: Records, key):
     key_start, key_sample = jax.random.split(key)
-    num_prompts = len(jax.tree.leaves(batch.cond.cond)[0])
-    x_T = jax.random.normal(key_start, (num_prompts, *parts.latent_shape))
+    num_records = len(jax.tree.leaves(batch.cond.cond)[0])
+    x_T = jax.random.normal(key_start, (num_records, *parts.latent_shape))
     reference = frozen["reference"] if kl_weight else None
     x_0, scored, kl = sample(params, reference, batch, x_T, key_sample)
-    reward = reward_fn(frozen, parts.decode(frozen, x_0), scored.features)
+    reward = reward_fn(frozen, parts.decode(frozen, x_0), scored.query)
     value = losses.reward_loss(reward, target=target) + kl_weight * kl
     values = {"reward/mean": reward} | ({"kl/window": kl} if kl_weight else {})
 
-    def per_prompt(leaf):  # several samples of one prompt are one example
-      return leaf.reshape(num_prompts, -1).mean(axis=1)
+    def per_record(leaf):  # several samples of one record are one example
+      return leaf.reshape(num_records, -1).mean(axis=1)
 
-    return per_prompt(value), jax.tree.map(per_prompt, values)
+    return per_record(value), jax.tree.map(per_record, values)
 
-  return Method(loss, data="prompts")
+  return Method(loss, data="records")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxalign import files
+from jaxalign.types import Record
 
 _FILES = (
   "vocab.json",
@@ -24,6 +25,16 @@ _truncation_warned = False
 # Each call of a tokenizer switches its padding and truncation on or off for good, so of two threads
 # in it one would get the rows that the other asked for.
 _calls = threading.Lock()
+
+
+def texts(records: Sequence[Record]) -> list[str]:
+  """The field "prompt" of each record; ValueError names the first that has none."""
+  for number, record in enumerate(records):
+    text = record.get("prompt")
+    if not isinstance(text, str):
+      found = "none" if text is None else repr(text)
+      raise ValueError(f'record {number}: expected a text "prompt", found {found}')
+  return [record["prompt"] for record in records]
 
 
 def tokenize(

@@ -22,8 +22,8 @@ from PIL import Image
 from jaxalign import checks, files, streams, system
 from jaxalign.cli import command
 from jaxalign.data import preference_files
-from jaxalign.data import prompts as prompts_lib
-from jaxalign.modalities import pictures
+from jaxalign.data import records as records_lib
+from jaxalign.modalities import image
 from jaxalign.worlds.shapes import judge
 
 
@@ -58,7 +58,7 @@ def generate(
   folder = pathlib.Path(output)
   folder.mkdir(parents=True, exist_ok=True)
 
-  prompt_set = prompts_lib.load(f"shapes/{split}")
+  prompt_set = records_lib.load(f"shapes/{split}")
   drawn = prompt_set.draw(streams.generator(seed, "preference prompts"), num_pairs)
   prompts = [record["prompt"] for record in prompt_set[drawn]]
   process = {"transition": "ddim", "num_steps": num_steps, "eta": eta}
@@ -110,12 +110,13 @@ def _sample(
   for j, start in enumerate(range(0, len(prompts), microbatch)):
     part = prompts[start : start + microbatch]
     # The last microbatch is filled up, so that no second program is compiled.
-    token_ids = sys.model.tokenize([*part, *[part[-1]] * (microbatch - len(part))])
+    filled = [*part, *[part[-1]] * (microbatch - len(part))]
+    tokens = sys.model.tokenize([{"prompt": prompt} for prompt in filled])
     first, second = (
-      np.asarray(sys.sample_fn(sys.policy.params, sys.frozen, token_ids, seed, name, i, j).images)
+      np.asarray(sys.sample_fn(sys.policy.params, sys.frozen, tokens, seed, name, i, j).samples)
       for i in range(2)
     )
-    yield from pictures.to_uint8(np.stack([first, second], axis=1)[: len(part)])
+    yield from image.to_uint8(np.stack([first, second], axis=1)[: len(part)])
 
 
 def _judge(pair: np.ndarray, prompt: str) -> list[float]:

@@ -1,7 +1,8 @@
-"""Rewards by name. `REWARDS[name](**kwargs)` returns `fn(images, prompts) -> [B]`.
+"""Rewards by name. `REWARDS[name](**kwargs)` returns `fn(samples, records) -> [B]`.
 
-images: float32 `[B, H, W, 3]` in [0, 1]. prompts: B records `{"prompt": str, **metadata}`.
-Higher is better. A name with a colon, "package.module:function", is a user's own: see `user.load`.
+samples: float32 `[B, ...]`, images `[B, H, W, 3]` in [0, 1]. records: B of what they were made for,
+such as `{"prompt": str, **metadata}`. Higher is better. A name with a colon,
+"package.module:function", is a user's own: see `user.load`.
 
 `DEVICE_REWARDS[name](**kwargs)` returns a `DeviceReward`, which methods can differentiate; `make`
 gives it the form of a reward on the host too. A user's own is a function annotated
@@ -17,7 +18,7 @@ from jaxalign.checks import check_call, closest
 from jaxalign.rewards import jpeg, learned, shapes, user
 from jaxalign.rewards.contract import (
   DeviceReward,
-  Prompt,
+  Record,
   Reward,
   RewardError,
   RewardFn,
@@ -28,7 +29,7 @@ __all__ = [
   "DEVICE_REWARDS",
   "REWARDS",
   "DeviceReward",
-  "Prompt",
+  "Record",
   "Reward",
   "RewardError",
   "RewardFn",
@@ -62,7 +63,7 @@ def make(name: str, /, *, shapes_only: bool = False, **kwargs: Any) -> Reward:
     device = make_device(name, **kwargs)
     return Reward(name, learned.on_host(device), device)
   if ":" in name:
-    check_call(f'reward "{name}"', function, "images", "prompts", **kwargs)
+    check_call(f'reward "{name}"', function, "samples", "records", **kwargs)
     return Reward(name, functools.partial(function, **kwargs))
   check_call(f'reward "{name}"', function, **kwargs)
   return Reward(name, function(**kwargs))

@@ -1,6 +1,6 @@
 """Several rewards by weight, in two stages.
 
-`score` runs on the images of one microbatch and returns raw rewards by name; `total` runs once per
+`score` runs on the samples of one microbatch and returns raw rewards by name; `total` runs once per
 iteration on the rewards of the whole batch, because a normalisation over a microbatch would depend
 on how the batch was cut. Everything here is numpy: a device computation would queue behind the
 rollout that is under way.
@@ -18,7 +18,7 @@ from jaxalign import rewards as rewards_lib
 from jaxalign.checks import closest
 from jaxalign.rewards.contract import (
   DeviceReward,
-  Prompt,
+  Record,
   Reward,
   RewardError,
   check_rewards,
@@ -46,12 +46,14 @@ class WeightedRewards:
   weights: tuple[float, ...]
   normalize: str
 
-  def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-    """Raw rewards `{name: [b]}` of images `[b, H, W, 3]` in [0, 1]. Safe to call from threads."""
-    if len(images) != len(prompts):
-      raise ValueError(f"expected one prompt per image, got {len(prompts)} for {len(images)}")
-    _check_images(images)
-    return {reward.name: _call(reward, images, prompts) for reward in self.rewards}
+  def score(self, samples: np.ndarray, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Raw rewards `{name: [b]}` of samples `[b, ...]`. Safe to call from threads.
+
+    Whoever calls it has checked the samples (`Modality.check`): a NaN must not be scored.
+    """
+    if len(samples) != len(records):
+      raise ValueError(f"expected one record per sample, got {len(records)} for {len(samples)}")
+    return {reward.name: _call(reward, samples, records) for reward in self.rewards}
 
   @property
   def device(self) -> DeviceReward | None:
@@ -63,12 +65,12 @@ class WeightedRewards:
     if len(parts) < len(self.rewards) or self.normalize != "none":
       return None
 
-    def encode(prompts):
-      return {part.name: part.encode(prompts) for part in parts}
+    def encode(records):
+      return {part.name: part.encode(records) for part in parts}
 
-    def score(params, images, features):
+    def score(params, samples, query):
       return sum(
-        weight * part.score(params[part.name], images, features[part.name])
+        weight * part.score(params[part.name], samples, query[part.name])
         for weight, part in zip(self.weights, parts, strict=True)
       )
 
@@ -148,23 +150,12 @@ def _one_each(what: str, values: Sequence | None, names: Sequence[str], default:
   return values
 
 
-def _check_images(images: np.ndarray) -> None:
-  """Without this a NaN image becomes a black one, which the JPEG reward loves."""
-  bad = ~np.isfinite(images).all(axis=(1, 2, 3))
-  if bad.any():
-    index = int(bad.argmax())
-    message = f"expected finite images, got {bad.sum()} of {len(images)} with NaN or inf"
-    error = RewardError(f"{message}; the first is at index {index}", index=index)
-    error.image = images[index]
-    raise error
-
-
-def _call(reward: Reward, images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+def _call(reward: Reward, samples: np.ndarray, records: Sequence[Record]) -> np.ndarray:
   try:
-    return check_rewards(reward.name, reward.fn(images, prompts), len(images))
+    return check_rewards(reward.name, reward.fn(samples, records), len(samples))
   except RewardError as error:
     if error.index is not None:
-      error.image = images[error.index]
+      error.sample = samples[error.index]
     raise
   except Exception as error:  # the user's code may raise anything
     reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -8,30 +8,32 @@ import numpy as np
 if TYPE_CHECKING:  # they pull in jax, which a reward on the host does without
   from jaxalign.types import Array, Params
 
-Prompt = Mapping[str, Any]  # {"prompt": str, **metadata}
-# fn(images, prompts) -> [B]; images [B, H, W, 3] float32 in [0, 1]; higher is better
-RewardFn = Callable[[np.ndarray, Sequence[Prompt]], np.ndarray]
+Record = Mapping[str, Any]  # what a sample was made for, such as {"prompt": str, **metadata}
+# fn(samples, records) -> [B]; samples [B, ...] float32, images [B, H, W, 3] in [0, 1]; higher is
+# better
+RewardFn = Callable[[np.ndarray, Sequence[Record]], np.ndarray]
 
 
 class DeviceReward(NamedTuple):
-  """A reward that is part of a program: pure, and differentiable in the images.
+  """A reward that is part of a program: pure, and differentiable in the samples.
 
   name:   what messages call it.
   params: its parameters, an argument of every program that uses it.
-  encode: `(prompts) -> features`, on the host; a tree of numpy arrays `[B, ...]`.
-  score:  `(params, images [B, H, W, 3] in [0, 1], features) -> [B]`; higher is better.
+  encode: `(records) -> query`, on the host: what the score wants to know of each record, a tree of
+    numpy arrays `[B, ...]`.
+  score:  `(params, samples [B, ...], query) -> [B]`; higher is better.
   """
 
   name: str
   params: "Params"
-  encode: Callable[[Sequence[Prompt]], Any]
+  encode: Callable[[Sequence[Record]], Any]
   score: "Callable[[Params, Array, Any], Array]"
 
 
 class Reward(NamedTuple):
   """A named reward. `name` is what metrics and messages call it.
 
-  fn: on the host, `(images, prompts) -> [B]`.
+  fn: on the host, `(samples, records) -> [B]`.
   device: the same reward as part of a program, if it has that form.
   """
 
@@ -41,17 +43,17 @@ class Reward(NamedTuple):
 
 
 class RewardError(ValueError):
-  """A reward or an image that must not reach the update.
+  """A reward that must not reach the update.
 
   index: the first offending example of the batch, or None if the whole batch is at fault.
-  image: that example's image `[H, W, 3]`, once the batch of images is known, so that the run can
-    save it before it stops.
+  sample: that example's sample, once the batch is known, so that the run can save it before it
+    stops.
   """
 
   def __init__(self, message: str, *, index: int | None = None):
     super().__init__(message)
     self.index = index
-    self.image: np.ndarray | None = None
+    self.sample: np.ndarray | None = None
 
 
 def check_rewards(name: str, values: Any, batch_size: int) -> np.ndarray:
@@ -66,7 +68,7 @@ def check_rewards(name: str, values: Any, batch_size: int) -> np.ndarray:
     )
   if array.shape != (batch_size,):
     raise RewardError(
-      f'reward "{name}": expected shape ({batch_size},), one number per image, got {array.shape}'
+      f'reward "{name}": expected shape ({batch_size},), one number per sample, got {array.shape}'
     )
   with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is reported below
     array = array.astype(np.float32)

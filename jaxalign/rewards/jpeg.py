@@ -11,14 +11,14 @@ from concurrent import futures
 import numpy as np
 from PIL import Image
 
-from jaxalign.rewards.contract import Prompt, RewardFn
+from jaxalign.rewards.contract import Record, RewardFn
 
 QUALITY = 95
 
 
 def make_compressibility() -> RewardFn:
   """The negative of the file size in kB: smooth images score high."""
-  return lambda images, prompts: -_sizes(images, prompts)
+  return lambda images, records: -_sizes(images, records)
 
 
 def make_incompressibility() -> RewardFn:
@@ -26,8 +26,8 @@ def make_incompressibility() -> RewardFn:
   return _sizes
 
 
-def _sizes(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-  del prompts  # the size does not depend on what was asked for
+def _sizes(images: np.ndarray, records: Sequence[Record]) -> np.ndarray:
+  del records  # the size does not depend on what was asked for
   with futures.ThreadPoolExecutor() as pool:  # Pillow lets go of the GIL while it encodes
     return np.array(list(pool.map(_size_in_kb, images)), np.float32)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.rewards.contract import DeviceReward, Prompt, RewardFn
+from jaxalign.rewards.contract import DeviceReward, Record, RewardFn
 
 _SHAPES = pathlib.Path(__file__).resolve().parents[1] / "worlds" / "assets" / "shapes_reward"
 
@@ -22,12 +22,13 @@ def make(path: str | os.PathLike = "shapes", *, shapes_only: bool = False) -> De
       embedded world (see `configs/reward_model.py`).
     shapes_only: parameters are shapes, for programs that are compiled and not run.
   """
+  from jaxalign.models import tokenization
   from jaxalign.models.families import clip_dual
 
   model = clip_dual.load(_SHAPES if path == "shapes" else path, shapes_only=shapes_only)
 
-  def encode(prompts: Sequence[Prompt]) -> np.ndarray:  # int32 [B, N]
-    return model.tokenize([prompt["prompt"] for prompt in prompts])
+  def encode(records: Sequence[Record]) -> np.ndarray:  # int32 [B, N]
+    return model.tokenize(tokenization.texts(records))
 
   return DeviceReward("clip", model.params, encode, model.score)
 
@@ -40,7 +41,7 @@ def make_shapes(*, shapes_only: bool = False) -> DeviceReward:
 def on_host(reward: DeviceReward) -> RewardFn:
   """The same reward as a function of numpy arrays, for evaluation.
 
-  Each call runs on the device, one program per shape of the images, and waits its turn there. The
+  Each call runs on the device, one program per shape of the samples, and waits its turn there. The
   parameters go there with the first one.
   """
   import jax
@@ -48,7 +49,7 @@ def on_host(reward: DeviceReward) -> RewardFn:
   score = jax.jit(reward.score)
   params = functools.cache(lambda: jax.device_put(reward.params))
 
-  def fn(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    return np.asarray(score(params(), images, reward.encode(prompts)), np.float32)
+  def fn(samples: np.ndarray, records: Sequence[Record]) -> np.ndarray:
+    return np.asarray(score(params(), samples, reward.encode(records)), np.float32)
 
   return fn

@@ -1,12 +1,13 @@
-"""Scores images on host threads while the device goes on with the next rollout."""
+"""Scores samples on host threads while the device goes on with the next rollout."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
 
+from jaxalign.modalities.modality import SampleError
 from jaxalign.rewards.combine import WeightedRewards
-from jaxalign.rewards.contract import Prompt
+from jaxalign.rewards.contract import Record, RewardError
 from jaxalign.types import Array
 
 # {name: [b]} of what this process scored -> {name: [B]} of what all processes did
@@ -16,28 +17,31 @@ Exchange = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 class RewardPool:
   """`submit` each microbatch as it is decoded, then `gather` the iteration.
 
-    with RewardPool(total, num_threads=2) as pool:
-      pending = [pool.submit(decode(rollout(...)), prompts) for prompts in microbatches]
+    with RewardPool(total, modality.check, num_threads=2) as pool:
+      pending = [pool.submit(decode(rollout(...)), records) for records in microbatches]
       rewards, named = pool.gather(pending)
 
-  `submit` returns at once even when the images are still being computed: a worker waits for them
+  `submit` returns at once even when the samples are still being computed: a worker waits for them
   and copies them to the host. They must not be donated meanwhile. Rewards are called from
-  `num_threads` threads at once; take 1 for a reward that cannot bear that.
+  `num_threads` threads at once; take 1 for a reward that cannot bear that. `check` refuses samples
+  that must not be scored, see `Modality.check`.
   """
 
-  def __init__(self, total: WeightedRewards, num_threads: int):
+  def __init__(
+    self, total: WeightedRewards, check: Callable[[np.ndarray], None], num_threads: int
+  ):
     if num_threads < 1:
       raise ValueError(f"config.reward_pool.num_threads: expected at least 1, got {num_threads}")
-    self._total = total
+    self._total, self._check = total, check
     self._executor = futures.ThreadPoolExecutor(num_threads, thread_name_prefix="reward")
 
   def submit(
     self,
-    images: Array,  # [b, H, W, 3] in [0, 1]
-    prompts: Sequence[Prompt],
+    samples: Array,  # [b, ...]
+    records: Sequence[Record],
   ) -> futures.Future[dict[str, np.ndarray]]:
     """The future of the raw rewards `{name: [b]}`; an error in a reward comes out of `result`."""
-    return self._executor.submit(self._score, images, prompts)
+    return self._executor.submit(self._score, samples, records)
 
   def gather(
     self, pending: Sequence[futures.Future[dict[str, np.ndarray]]], exchange: Exchange = dict
@@ -57,5 +61,12 @@ class RewardPool:
   def __exit__(self, *_) -> None:
     self.close()
 
-  def _score(self, images: Array, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-    return self._total.score(np.asarray(images, np.float32), prompts)
+  def _score(self, samples: Array, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    held = np.asarray(samples, np.float32)
+    try:
+      self._check(held)
+    except SampleError as error:
+      raised = RewardError(str(error), index=error.index)
+      raised.sample = None if error.index is None else held[error.index]
+      raise raised from error
+    return self._total.score(held, records)

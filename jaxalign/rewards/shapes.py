@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.rewards.contract import Prompt, RewardFn
+from jaxalign.rewards.contract import Record, RewardFn
 
 
 def make_score() -> RewardFn:
@@ -20,9 +20,9 @@ def make_correct() -> RewardFn:
 def _make(field: str) -> RewardFn:
   from jaxalign.worlds.shapes import judge
 
-  def fn(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+  def fn(images: np.ndarray, records: Sequence[Record]) -> np.ndarray:
     verdicts = [
-      judge.judge(image, prompt["prompt"]) for image, prompt in zip(images, prompts, strict=True)
+      judge.judge(image, record["prompt"]) for image, record in zip(images, records, strict=True)
     ]
     return np.array([getattr(verdict, field) for verdict in verdicts], np.float32)
 

@@ -1,4 +1,4 @@
-"""The batch algebra of a run, solved once: images, microbatches, updates, slices."""
+"""The batch algebra of a run, solved once: samples, microbatches, updates, slices."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from jaxalign.types import Array
 class BatchPlan(NamedTuple):
   """Every count that follows from the config. All are global and per iteration.
 
-  images:            sampled images, `num_prompts * images_per_prompt`.
-  num_prompts:       different prompts among them.
-  images_per_prompt: the group size.
-  microbatch:        images in one call of the rollout.
+  samples:           what is sampled, `num_records * group_size`.
+  num_records:       different records among them.
+  group_size:        samples of one record.
+  microbatch:        samples in one call of the rollout.
   microbatches:      rollout calls.
-  examples:          what updates count: images, or one pair of images for each prompt.
-  slice_size:        examples' steps in one gradient slice; it holds `microbatch` images.
+  examples:          what updates count: samples, or one pair of samples for each record.
+  slice_size:        examples' steps in one gradient slice; it holds `microbatch` samples.
   examples_per_update: examples whose trajectories one optimizer step sees.
   steps:             the steps of a trajectory that are trained.
   timesteps:         how many of them are drawn for each example.
@@ -29,9 +29,9 @@ class BatchPlan(NamedTuple):
   shards:            parts of every microbatch that examples are shuffled within.
   """
 
-  images: int
-  num_prompts: int
-  images_per_prompt: int
+  samples: int
+  num_records: int
+  group_size: int
   microbatch: int
   microbatches: int
   examples: int
@@ -44,13 +44,13 @@ class BatchPlan(NamedTuple):
   updates: int
   shards: int
 
-  def describe(self) -> str:
-    """Two lines for the start of a run."""
-    unit = "images" if self.examples == self.images else "pairs"
+  def describe(self, unit: str) -> str:
+    """Two lines for the start of a run; samples are called `unit` (`Modality.unit`)."""
+    examples = unit if self.examples == self.samples else f"pairs of {unit}"
     return (
-      f"rollout: {self.images} images = {self.num_prompts} prompts x {self.images_per_prompt}, "
+      f"rollout: {self.samples} {unit} = {self.num_records} records x {self.group_size}, "
       f"in {self.microbatches} microbatches of {self.microbatch}\n"
-      f"update:  {self.updates} optimizer steps, each on {self.examples_per_update} {unit} x "
+      f"update:  {self.updates} optimizer steps, each on {self.examples_per_update} {examples} x "
       f"{self.timesteps} of {len(self.steps)} timesteps, in {self.slices} slices of "
       f"{self.slice_size}"
     )
@@ -58,8 +58,8 @@ class BatchPlan(NamedTuple):
 
 def solve(
   *,
-  num_prompts: int,
-  images_per_prompt: int,
+  num_records: int,
+  group_size: int,
   microbatch: int,
   updates_per_epoch: int,
   num_epochs: int,
@@ -74,17 +74,17 @@ def solve(
 
   `steps` are the steps of a trajectory that could be trained: those with noise, for policy
   gradients. `timestep_range` cuts a window out of them, from 0 (the first, at the highest noise
-  level) to 1, and `timestep_fraction` is the share of the window that is drawn for each image.
-  With `pairs`, each prompt's images become one pair, and a gradient slice holds half as many pairs
-  as a microbatch holds images.
+  level) to 1, and `timestep_fraction` is the share of the window that is drawn for each sample.
+  With `pairs`, each record's samples become one pair, and a gradient slice holds half as many pairs
+  as a microbatch holds samples.
 
   `shards` is the number of parts of a microbatch that examples are shuffled within, 0 for as many
   as there are `devices`: each then takes its part of every slice from what it has sampled itself.
   A run whose `shards` is stated is the same on any number of devices that divides it.
   """
   _check_counts(
-    num_prompts=num_prompts,
-    images_per_prompt=images_per_prompt,
+    num_records=num_records,
+    group_size=group_size,
     microbatch=microbatch,
     updates_per_epoch=updates_per_epoch,
     num_epochs=num_epochs,
@@ -94,25 +94,25 @@ def solve(
       f"config.batch.timestep_fraction: expected a fraction in (0, 1], got {timestep_fraction}"
     )
   window = _window(steps, timestep_range)
-  images = num_prompts * images_per_prompt
-  if images % (microbatch * updates_per_epoch):
+  samples = num_records * group_size
+  if samples % (microbatch * updates_per_epoch):
     raise ValueError(
-      f"config.batch: {images} images ({num_prompts} prompts x {images_per_prompt}) do not split "
+      f"config.batch: {samples} samples ({num_records} records x {group_size}) do not split "
       f"into {updates_per_epoch} updates of whole microbatches of {microbatch}; "
-      f"{_fitting(images, microbatch, updates_per_epoch)}"
+      f"{_fitting(samples, microbatch, updates_per_epoch)}"
     )
-  examples, slice_size = images, microbatch
+  examples, slice_size = samples, microbatch
   if pairs:
-    examples, slice_size = num_prompts, max(1, microbatch // 2)
-    _check_pairs(num_prompts, images_per_prompt, microbatch, updates_per_epoch)
+    examples, slice_size = num_records, max(1, microbatch // 2)
+    _check_pairs(num_records, group_size, microbatch, updates_per_epoch)
   examples_per_update = examples // updates_per_epoch
   timesteps = max(1, round(timestep_fraction * len(window)))
   return BatchPlan(
-    images=images,
-    num_prompts=num_prompts,
-    images_per_prompt=images_per_prompt,
+    samples=samples,
+    num_records=num_records,
+    group_size=group_size,
     microbatch=microbatch,
-    microbatches=images // microbatch,
+    microbatches=samples // microbatch,
     examples=examples,
     slice_size=slice_size,
     examples_per_update=examples_per_update,
@@ -121,7 +121,7 @@ def solve(
     slices=examples_per_update // slice_size * timesteps,
     num_epochs=num_epochs,
     updates=updates_per_epoch * num_epochs,
-    shards=_solve_shards(shards, devices, microbatch, images_per_prompt if pairs else 1),
+    shards=_solve_shards(shards, devices, microbatch, group_size if pairs else 1),
   )
 
 
@@ -132,13 +132,13 @@ def _check_counts(**counts: int) -> None:
 
 
 def _solve_shards(shards: int, devices: int, microbatch: int, together: int) -> int:
-  """The number of shards, whose images come in groups of `together` that no device shares."""
+  """The number of shards, whose samples come in groups of `together` that no device shares."""
   count = shards or devices
   if microbatch % (count * together):
     raise ValueError(
       f"config.batch.microbatch: expected a multiple of {count * together}, "
       f"{count} {'shards' if shards else 'devices'}"
-      f"{f' x {together} images of a prompt' if together > 1 else ''}, got {microbatch}"
+      f"{f' x {together} samples of a record' if together > 1 else ''}, got {microbatch}"
     )
   if count < 1 or count % devices:
     raise ValueError(
@@ -165,39 +165,39 @@ def _window(steps: Sequence[int], timestep_range: tuple[float, float]) -> Sequen
 
 
 def _check_pairs(
-  num_prompts: int, images_per_prompt: int, microbatch: int, updates_per_epoch: int
+  num_records: int, group_size: int, microbatch: int, updates_per_epoch: int
 ) -> None:
-  if images_per_prompt < 2:
+  if group_size < 2:
     raise ValueError(
-      f"config.batch.images_per_prompt: expected at least 2, to compare, got {images_per_prompt}"
+      f"config.batch.group_size: expected at least 2, to compare, got {group_size}"
     )
-  if microbatch % images_per_prompt:
+  if microbatch % group_size:
     raise ValueError(
-      f"config.batch.microbatch: expected whole prompts, a multiple of images_per_prompt = "
-      f"{images_per_prompt}, got {microbatch}"
+      f"config.batch.microbatch: expected whole groups, a multiple of group_size = "
+      f"{group_size}, got {microbatch}"
     )
   pairs = microbatch // 2
-  if num_prompts % (pairs * updates_per_epoch):
+  if num_records % (pairs * updates_per_epoch):
     raise ValueError(
-      f"config.batch: {num_prompts} pairs, one for each prompt, do not split into "
+      f"config.batch: {num_records} pairs, one for each record, do not split into "
       f"{updates_per_epoch} updates of slices of {pairs} (half of microbatch)\n"
-      f"num_prompts can be a multiple of {pairs * updates_per_epoch}"
+      f"num_records can be a multiple of {pairs * updates_per_epoch}"
     )
 
 
-def _fitting(images: int, microbatch: int, updates_per_epoch: int) -> str:
+def _fitting(samples: int, microbatch: int, updates_per_epoch: int) -> str:
   """Values that do split: of the microbatch if any, else of the updates with one microbatch."""
-  microbatches = _factors(images, updates_per_epoch)
+  microbatches = _factors(samples, updates_per_epoch)
   if microbatches:
     return f"microbatch can be one of {microbatches}"
-  nearest = math.gcd(images, microbatch)
-  updates = _factors(images, nearest)
+  nearest = math.gcd(samples, microbatch)
+  updates = _factors(samples, nearest)
   also = "" if nearest == microbatch else f" with microbatch {nearest}"
   return f"updates_per_epoch can be one of {updates}{also}"
 
 
-def _factors(images: int, other: int) -> list[int]:
-  return [value for value in range(1, images + 1) if images % (value * other) == 0]
+def _factors(count: int, other: int) -> list[int]:
+  return [value for value in range(1, count + 1) if count % (value * other) == 0]
 
 
 class Selection(NamedTuple):
@@ -246,7 +246,7 @@ def _shuffled(plan: BatchPlan, rng: np.random.Generator) -> np.ndarray:  # [exam
 
 
 class ExamplePlan(NamedTuple):
-  """The counts of an iteration whose examples are independent: pairs, or prompts.
+  """The counts of an iteration whose examples are independent: stored pairs, or records.
 
   examples:   of one optimizer step, of which an iteration has one.
   microbatch: in one gradient slice.

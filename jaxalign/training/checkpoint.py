@@ -93,6 +93,6 @@ def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.StandardR
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ValueError(
       f"checkpoint {manager.directory / str(step)} does not fit this run: {first_line}\n"
-      "Its prompts or code have changed, or it is damaged; if it is damaged, move that folder away "
+      "Its data or code have changed, or it is damaged; if it is damaged, move that folder away "
       "to use the one before."
     ) from error

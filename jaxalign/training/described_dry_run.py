@@ -25,7 +25,7 @@ _UNITS = {
   "rollout": "transition",
   "rollout_pairs": "transition pair",
   "pairs": "pair",
-  "prompts": "prompt",
+  "records": "record",
 }
 
 
@@ -86,9 +86,9 @@ def _jobs(sections: Mapping[str, Any], mesh: Mesh, workdir: pathlib.Path) -> tup
     rewards = section("reward", combine.make_total, shapes_only=True)
   sys = system.from_config(sections, mesh)
   method = section("method", methods.make, parts=sys.parts_with(rewards))
-  least = least_work.Programs(sys, sections)
   tx = section("optim", optim.make)
   with feeds.make(method, sections, sys, rewards, workdir) as feed:
+    least = least_work.Programs(sys, sections, feed.tokens)
     fresh = state.init_state(
       sys.policy.params, tx, feed.init_stats(), with_ema=sections["ema_decay"] > 0, mesh=mesh
     )
@@ -116,10 +116,10 @@ def _feed_job(
   program = feed.program(fresh, feed.microbatch)
   if program.name == "rollout":
     count, floor = feed.microbatch, least.rollout(feed.microbatch)
-    return Job(*program, num_steps, "step", count, "image", floor)
+    return Job(*program, num_steps, "step", count, "sample", floor)
   if program.name == "encoding":
     return Job(*program, 1, "", feed.microbatch, "pair", least.encoding(feed.microbatch))
-  return Job(*program, 1, "", feed.microbatch, "prompt", least.conditioning(feed.microbatch))
+  return Job(*program, 1, "", feed.microbatch, "record", least.conditioning(feed.microbatch))
 
 
 def _update_job(
@@ -132,12 +132,12 @@ def _update_job(
   """An optimizer step, whose main loop is that over gradient slices."""
   data, selection = args[2:4]
   slices, size = jax.tree.leaves(selection)[0].shape
-  features = None
-  if method.data == "prompts":  # of stacked microbatches, those of one
-    features = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data.features
+  query = None
+  if method.data == "records":  # of stacked microbatches, those of one
+    query = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data.query
     )
-  once = least.update(size, device, features)
+  once = least.update(size, device, query)
   return Job(
     "update",
     update_fn,

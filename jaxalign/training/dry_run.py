@@ -23,7 +23,7 @@ class Need(NamedTuple):
 
 
 def rehearse(feed: Feed, update_fn: Any, state: TrainState, frozen: Any) -> None:
-  """Prints memory per device, the largest microbatch, and images per second of one iteration."""
+  """Prints memory per device, the largest microbatch, and samples per second of one iteration."""
   name = feed.program(state, feed.microbatch).name
   drawn = jax.block_until_ready(feed.draw(state, 0))  # compiles
   began = time.perf_counter()
@@ -46,9 +46,9 @@ def rehearse(feed: Feed, update_fn: Any, state: TrainState, frozen: Any) -> None
   began = time.perf_counter()
   jax.block_until_ready(update_fn(state, *args))
   update_seconds = (time.perf_counter() - began) * len(drawn.selections)
-  images_per_s = feed.num_images / (feed_seconds + update_seconds)
+  per_s = feed.num_samples / (feed_seconds + update_seconds)
   print(
-    f"expected: {images_per_s:.1f} images/s with rewards "
+    f"expected: {per_s:.1f} {feed.unit}/s with rewards "
     f"({name} {feed_seconds:.1f} s, update {update_seconds:.1f} s an iteration)",
     flush=True,
   )
@@ -58,7 +58,7 @@ def describe_memory(
   needs: dict[str, Need], microbatch: int, resident: float, limit: float, source: str
 ) -> str:
   """Lines on what the programs take of `limit` bytes, and the largest microbatch, in all devices'
-  images or examples, at which every program fits.
+  samples or examples, at which every program fits.
   """
   mib = {name: f"{(resident + need.at(microbatch)) / 2**20:.0f}" for name, need in needs.items()}
   lines = [

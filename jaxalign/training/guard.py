@@ -2,7 +2,7 @@
 
 The verdict is a function of the evaluations that the guard has seen, in `guard.json` of the
 workdir, so a run that was killed comes to the same one. Only those made as the next ones will be,
-on the same prompts, noise, rewards and sampler, can be compared with them, and only of what the
+on the same records, noise, rewards and sampler, can be compared with them, and only of what the
 guard has seen is the best state kept: nothing else counts.
 """
 
@@ -190,8 +190,8 @@ class Watch:
     if guard is not None:
       if guard.diversity_floor and base.get("eval/diversity") is None:
         raise ValueError(
-          "config.guard.diversity_floor: expected several images of a prompt in the evaluation, "
-          "found one of each\nraise config.evaluation.num_images, or set the floor to 0"
+          "config.guard.diversity_floor: expected several samples of a record in the evaluation, "
+          "found one of each\nraise config.evaluation.num_samples, or set the floor to 0"
         )
       self._best = checkpoint.Manager(workdir, every=0, keep=1, folder=checkpoint.BEST)
       self._settings = _digest({**settings, "gold": guard.gold})

@@ -48,9 +48,9 @@ class Writer:
       self._wandb.log(values, step=step)
     check_finite(step, values)
 
-  def image(self, step: int, name: str, image: np.ndarray) -> None:
-    """Logs a uint8 image `[H, W, 3]`."""
-    self._events.add_image(name, image, step, dataformats="HWC")
+  def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """Logs a uint8 picture `[H, W, 3]`."""
+    self._events.add_image(name, picture, step, dataformats="HWC")
 
   def close(self) -> None:
     self._file.close()
@@ -65,7 +65,7 @@ class Silent:
   def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
     check_finite(step, {name: value for name, value in metrics.items() if value is not None})
 
-  def image(self, step: int, name: str, image: np.ndarray) -> None:
+  def picture(self, step: int, name: str, picture: np.ndarray) -> None:
     pass
 
   def close(self) -> None:

@@ -16,6 +16,7 @@ from jaxalign import files, streams
 from jaxalign.data import preference_files, preference_pairs
 from jaxalign.losses import implicit_accuracy
 from jaxalign.losses import reward_model as losses
+from jaxalign.models import tokenization
 from jaxalign.models.families import clip_dual
 from jaxalign.training import fit as fit_lib
 from jaxalign.training import workdir as workdir_lib
@@ -38,6 +39,7 @@ def fit(config, workdir: pathlib.Path, warm_start: WarmStart) -> pathlib.Path:
   pairs = load_pairs(**config.data)  # first, because it may be missing
   model = clip_dual.load(config.init_from) if config.init_from else warm_start(config, workdir)
   # CLIP's own scale tells one caption from a thousand; between two images it is far too sure.
+  token_ids = model.tokenize(tokenization.texts(pairs.records))
   start = {**model.params, "logit_scale": jnp.float32(config.preferences.logit_scale)}
   trained = fit_lib.fit(
     "preferences",
@@ -46,7 +48,7 @@ def fit(config, workdir: pathlib.Path, warm_start: WarmStart) -> pathlib.Path:
     make_preference_loss(model),
     pair_batches(
       pairs,
-      np.asarray(jax.jit(model.text_features)(model.params, model.tokenize(pairs.prompts))),
+      np.asarray(jax.jit(model.text_features)(model.params, token_ids)),
       seed=config.seed,
       **config.preferences.batches,
     ),
@@ -119,7 +121,7 @@ def pair_batches(
   def batches(step):
     rng = streams.generator(seed, "pair shifts", step)
     rows = pairs.draw_for_step(seed, step, batch_size)
-    images = [[_shifted(rng, image, max_shift) for image in pair] for pair in pairs.images(rows)]
+    images = [[_shifted(rng, image, max_shift) for image in pair] for pair in pairs.samples(rows)]
     return np.array(images), of_prompts[rows], pairs.p[rows]
 
   return batches
@@ -143,11 +145,11 @@ def accuracy(
   Equal scores count as half. Labels are noisy, so even the judge that made them does not reach 1.
   """
   score = jax.jit(model.score)
-  token_ids = model.tokenize(pairs.prompts)
+  token_ids = model.tokenize(tokenization.texts(pairs.records))
   rows = np.flatnonzero(pairs.p != 0.5)
   hits = []
   for chunk in np.split(rows, range(batch_size, len(rows), batch_size)):
-    images = pairs.images(chunk).astype(np.float32) / 255.0
+    images = pairs.samples(chunk).astype(np.float32) / 255.0
     reward_w, reward_l = (score(model.params, images[:, i], token_ids[chunk]) for i in (0, 1))
     hits.append((1.0 + np.sign(reward_w - reward_l)) / 2)
   _, record = np.unique(pairs.record[rows], return_inverse=True)

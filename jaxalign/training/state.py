@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.distributed import sharding
-from jaxalign.labels.advantages import PromptStats
+from jaxalign.labels.advantages import RecordStats
 from jaxalign.types import Array, Params
 
 
@@ -25,7 +25,7 @@ class TrainState:
   params: Params  # the trained tree
   opt_state: Any
   ema_params: Params | None  # None without an average
-  stats: PromptStats | None  # running reward statistics; None for estimators without memory
+  stats: RecordStats | None  # running reward statistics; None for estimators without memory
 
   @property
   def sampling_params(self) -> Params:
@@ -36,7 +36,7 @@ class TrainState:
 def init_state(
   params: Params,
   tx: optax.GradientTransformation,
-  stats: PromptStats | None,
+  stats: RecordStats | None,
   *,
   with_ema: bool,
   mesh: jax.sharding.Mesh | None = None,

@@ -116,7 +116,7 @@ def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
 def data_digests(config: Mapping[str, Any]) -> dict[str, str]:
   """`{field: SHA-256}` of the data files that a config names.
 
-  Of a table that names images it is that of the table alone: the images may be many gigabytes.
+  Of a table that names other files it is that of the table alone: they may be many gigabytes.
   """
   named = {field: _value(config, field) for field in DATA_FIELDS}
   return {

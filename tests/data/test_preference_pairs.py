@@ -23,15 +23,16 @@ def test_pairs_of_all_records_with_the_winner_first():
     record(prompt="c", prob=[[np.nan, 0.25], [0.75, np.nan]]),
   ]
   pairs = preference_pairs.PreferencePairs(records, size=(4, 6))
-  assert pairs.prompts == ["a", "a", "a", "c"] and len(pairs) == 4
+  assert [r["prompt"] for r in pairs.records] == ["a", "a", "a", "c"] and len(pairs) == 4
   np.testing.assert_allclose(pairs.p, [1, 1, 1, 0.75])
   assert pairs.record.tolist() == [0, 0, 0, 1] and pairs.num_records == 2  # that of "b" is none
-  images = pairs.images(np.array([3, 0, 1, 2, 3], np.int32))
+  images = pairs.samples(np.array([3, 0, 1, 2, 3], np.int32))
   assert images.shape == (5, 2, 4, 6, 3) and images.dtype == np.uint8
   # The grey of an image is its index.
   assert images[:, :, 0, 0, 0].tolist() == [[1, 0], [0, 1], [2, 0], [2, 1], [1, 0]]
   with_ties = preference_pairs.PreferencePairs(records, size=(4, 6), ties="half")
-  assert with_ties.prompts == ["a", "a", "a", "b", "c"] and with_ties.p[3] == 0.5
+  assert [r["prompt"] for r in with_ties.records] == ["a", "a", "a", "b", "c"]
+  assert with_ties.p[3] == 0.5
 
 
 def test_records_without_any_pair_are_an_error():
@@ -46,7 +47,7 @@ def test_images_of_another_size_are_refused_or_resized(tmp_path):
   with pytest.raises(ValueError, match=r"\(4, 6\), found one of \(8, 8\); .*resize=True"):
     preference_pairs.PreferencePairs([label], size=(4, 6))
   pairs = preference_pairs.PreferencePairs([label], size=(4, 6), resize=True)
-  images = pairs.images(np.array([0]))
+  images = pairs.samples(np.array([0]))
   assert images.shape == (1, 2, 4, 6, 3)
   assert (images[0, 0] == RED).all() and (images[0, 1] == BLUE).all()
 
@@ -59,10 +60,10 @@ def test_an_image_that_changed_after_reading_is_noticed(tmp_path):
   pairs = preference_pairs.PreferencePairs([label], size=(4, 6))
   path.write_bytes(solid(RED, (4, 7)))
   with pytest.raises(ValueError, match=r"found one of \(4, 7\)"):
-    pairs.images(np.array([0]))
+    pairs.samples(np.array([0]))
   path.unlink()
   with pytest.raises(ValueError, match=r"unreadable image.*a\.png"):
-    pairs.images(np.array([0]))
+    pairs.samples(np.array([0]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 11, 25])

@@ -8,6 +8,7 @@ import pytest
 
 from jaxalign import streams, system
 from jaxalign.evaluation import evaluation
+from jaxalign.modalities.image import IMAGES
 
 NUM_IMAGES, MICROBATCH = 6, 4
 
@@ -18,7 +19,11 @@ class Stub:
   def __init__(self):
     self.noise, self.kls = [], []
     self.system = object.__new__(system.System)
-    model = types.SimpleNamespace(tokenize=lambda prompts: np.zeros((len(prompts), 3), np.int32))
+    model = types.SimpleNamespace(
+      tokenize=lambda records: np.zeros((len(records), 3), np.int32),
+      describe=lambda record: record["prompt"],
+      modality=IMAGES,
+    )
     policy = types.SimpleNamespace(params=0.25)
     table = types.SimpleNamespace(num_steps=2)
     process = types.SimpleNamespace(table=table, noisy_steps=lambda: [0, 1])
@@ -30,11 +35,11 @@ class Stub:
   def sample(self, params, frozen, token_ids, seed, name, i, j, start):
     self.noise.append((seed, name, i, j))
     images = jnp.full((len(token_ids), 8, 8, 3), params).at[:, :4].add(0.1)
-    return types.SimpleNamespace(images=images)
+    return types.SimpleNamespace(samples=images)
 
   def kl(self, params, frozen, sampled):
     self.kls.append(params)
-    return np.full(len(sampled.images), 3.0, np.float32)
+    return np.full(len(sampled.samples), 3.0, np.float32)
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def stub():
 def make(**changes):
   return evaluation.make_evaluation(**{
     "source": "shapes/held_out",
-    "num_images": NUM_IMAGES,
+    "num_samples": NUM_IMAGES,
     "rewards": [f"{__name__}:brightness"],
     "seed": 5,
     "microbatch": MICROBATCH,
@@ -74,7 +79,7 @@ def test_it_is_computed_of_the_trained_parameters_alone(stub):
 
 
 def test_pictures_cost_no_kl(stub):
-  records, images, kl = make(kl=True).sample(stub.system, 0.5, num_images=3)
+  records, images, kl = make(kl=True).sample(stub.system, 0.5, num_samples=3)
   assert len(records) == len(images) == 3 and kl is None and not stub.kls
 
 

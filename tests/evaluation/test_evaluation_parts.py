@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from jaxalign.evaluation import evaluation
+from jaxalign.modalities.image import IMAGES
 
 SECTION = {
-  "num_images": 24,
+  "num_samples": 24,
   "rewards": ("jpeg_compressibility",),
   "seed": 7,
   "microbatch": 8,
   "features": "pixels",
 }
+
+MODEL = types.SimpleNamespace(modality=IMAGES)
 
 
 def make(**changes):
@@ -21,7 +24,7 @@ def make(**changes):
 
 
 def texts(part):
-  return {record["prompt"] for record in part.prompts.records}
+  return {record["prompt"] for record in part.records.records}
 
 
 @pytest.fixture
@@ -36,11 +39,11 @@ class Stub:
 
   def __init__(self):
     self.asked = []
-    self.model = types.SimpleNamespace(tokenize=lambda prompts: np.array(prompts))
+    self.model = types.SimpleNamespace(modality=IMAGES)
 
-  def sample_images(self, params, token_ids, *, microbatch, seed, part, kl):
-    self.asked.append((tuple(token_ids), seed, part))
-    return np.full((len(token_ids), 8, 8, 3), params, np.float32), None
+  def sample_all(self, params, records, *, microbatch, seed, part, kl):
+    self.asked.append((tuple(record["prompt"] for record in records), seed, part))
+    return np.full((len(records), 8, 8, 3), params, np.float32), None
 
 
 def test_named_parts_are_what_they_say():
@@ -74,7 +77,7 @@ def test_the_noise_of_the_parts_differs(file):
 def test_a_prompt_on_both_sides_is_refused(file, tmp_path):
   other = tmp_path / "other.txt"
   other.write_text("prompt 3\nanother\n")
-  with pytest.raises(ValueError, match=r"validation: expected other prompts .* found 1 of them"):
+  with pytest.raises(ValueError, match=r"validation: expected other records .* found 1 of them"):
     make(source=file, validation=str(other))
   with pytest.raises(ValueError, match="found 57 of them in shapes/validation, such as"):
     make(source="shapes/held_out", validation="shapes/validation")
@@ -85,7 +88,7 @@ def test_the_report_and_the_table_say_which_part_they_are_of(file):
     np.zeros((24, 8, 8, 3)), {"jpeg_compressibility": np.zeros(24)}, None, 0.5, 1.0
   )
   parts = make(source="shapes/test", validation="shapes/validation")
-  comparison = evaluation.Comparison(parts.test, scores, scores, (0, 8))
+  comparison = evaluation.Comparison(parts.test, MODEL, scores, scores, (0, 8))
   report = comparison.report()
   assert [report[name] for name in ("part", "source", "validation")] == [
     "test", "shapes/test", "shapes/validation"
@@ -94,7 +97,7 @@ def test_the_report_and_the_table_say_which_part_they_are_of(file):
   lines = comparison.table().splitlines()
   assert lines[0].startswith("test: 24 images of ") and "shapes/test" in lines[0]
   assert "validation during the run, shapes/validation" in lines[1]
-  whole = evaluation.Comparison(make(source=file).test, scores, scores, (0, 8))
+  whole = evaluation.Comparison(make(source=file).test, MODEL, scores, scores, (0, 8))
   assert whole.report()["part"] == "all" and whole.report()["validation"] is None
   assert "validation" not in whole.table()
 
@@ -103,7 +106,7 @@ def test_a_kl_goes_with_the_steps_that_it_is_over_and_with_its_floor():
   scores = evaluation.Scores(
     np.zeros((24, 8, 8, 3)), {"jpeg_compressibility": np.zeros(24)}, np.full(24, 9.3), 0.5, 1.0
   )
-  comparison = evaluation.Comparison(make().test, scores, scores, (7, 8), 0.019)
+  comparison = evaluation.Comparison(make().test, MODEL, scores, scores, (7, 8), 0.019)
   assert "9.300 nats over 7 of 8 steps; 0.019 are rounding" in comparison.table()
   assert comparison.report()["kl_floor"] == 0.019
 
@@ -111,19 +114,19 @@ def test_a_kl_goes_with_the_steps_that_it_is_over_and_with_its_floor():
 def test_of_one_prompt_there_is_no_interval_and_the_report_says_null(tmp_path):
   path = tmp_path / "one.txt"
   path.write_text("a circle\n")
-  one = make(source=str(path), num_images=4).test
+  one = make(source=str(path), num_samples=4).test
   scores = evaluation.Scores(
     np.zeros((4, 8, 8, 3)), {"jpeg_compressibility": np.zeros(4)}, np.ones(4), 0.5, 1.0
   )
-  comparison = evaluation.Comparison(one, scores, scores, (8, 8))
+  comparison = evaluation.Comparison(one, MODEL, scores, scores, (8, 8))
   assert comparison.report()["rewards"]["jpeg_compressibility"]["interval_95"] is None
-  assert "none: one prompt" in comparison.table()
+  assert "none: one record" in comparison.table()
 
 
 def test_the_settings_change_with_all_that_changes_the_scores():
   base = make(source="shapes/test", validation="shapes/validation").validation.settings
   for changes in (
-    {"num_images": 23}, {"seed": 8}, {"microbatch": 4}, {"rewards": ("jpeg_incompressibility",)}
+    {"num_samples": 23}, {"seed": 8}, {"microbatch": 4}, {"rewards": ("jpeg_incompressibility",)}
   ):  # fmt: skip
     other = make(source="shapes/test", validation="shapes/validation", **changes)
     assert other.validation.settings != base

@@ -109,7 +109,7 @@ def run_preset(load_config, tmp_path):
     config.model.update({"path": str(model), **changes})
     config.lora.form = form
     config.data.source = config.evaluation.source = str(tmp_path / "prompts.txt")
-    config.batch.update({"num_prompts": 16, "microbatch": 8, "updates_per_epoch": 2})
+    config.batch.update({"num_records": 16, "microbatch": 8, "updates_per_epoch": 2})
     config.process.num_steps = 6
     config.samples.every = config.checkpoint.every = 0
     workdir = tmp_path / "_".join([name, *changes.values()])
@@ -193,7 +193,7 @@ def test_what_is_not_trained_is_stored_in_half_the_memory_but_for_norms(small_mo
     "process": {"transition": "ddim", "num_steps": 2, "eta": 1.0}, "guidance": {"scale": 1.0}
   }  # fmt: skip
   lora = {"rank": 2, "alpha": 2.0, "targets": "to_q$"}
-  sys = system.from_model(model, seed=0, lora=lora, **sections)
+  sys = system.from_model(stable_diffusion.as_model(model), seed=0, lora=lora, **sections)
   for path, leaf in jax.tree_util.tree_leaves_with_path(sys.frozen["base"]):
     norm = path[-1].key == "scale" or "norm" in path[-2].key
     assert leaf.dtype == (jnp.float32 if norm else jnp.bfloat16), path

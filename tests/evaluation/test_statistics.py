@@ -87,3 +87,27 @@ def test_coverage_with_prompts_whose_images_are_alike(monkeypatch):
 def test_by_category_in_order_of_appearance():
   means = statistics.by_category(np.array([1.0, 0.0, 5.0, 2.0]), ["b", "a", "b", "a"])
   assert list(means.items()) == [("b", 3.0), ("a", 1.0)]
+
+
+def test_pairwise_distance_by_hand():
+  rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]])
+  assert statistics.mean_pairwise_distance(rows[:2], np.array([7, 7])) == pytest.approx(0.0)
+  assert statistics.mean_pairwise_distance(rows[1:3], np.array([7, 7])) == pytest.approx(1.0)
+  # Record 0: cosines 1, 0, 0 -> 2/3; record 1: cosine -0.6 -> 1.6; record 2 has one sample.
+  prompts = np.array([0, 0, 0, 1, 1, 2])
+  rows = np.concatenate([rows, [[1.0, 0.0]]])
+  expected = (2 / 3 + 1.6) / 2
+  assert statistics.mean_pairwise_distance(rows, prompts) == pytest.approx(expected)
+  assert statistics.mean_pairwise_distance(rows[:3], np.arange(3)) is None
+
+
+def test_vendi_counts_different_images():
+  eye = np.eye(6)
+  assert statistics.vendi_score(eye[:4]) == pytest.approx(4.0)
+  assert statistics.vendi_score(np.repeat(eye[:1], 5, axis=0)) == pytest.approx(1.0)
+  assert statistics.vendi_score(np.repeat(eye[:3], 2, axis=0)) == pytest.approx(3.0)
+  # Two images at cosine c: eigenvalues (1 +- c) / 2.
+  c = 0.6
+  rows = np.array([[1.0, 0.0], [c, np.sqrt(1 - c**2)]])
+  expected = np.exp(-sum(p * np.log(p) for p in ((1 + c) / 2, (1 - c) / 2)))
+  assert statistics.vendi_score(rows) == pytest.approx(expected)

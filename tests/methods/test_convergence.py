@@ -44,8 +44,8 @@ def toy(name):
   """The compiled rollout and update of a method, its plan and its optimizer."""
   kwargs, updates = CONVERGENCE[name]
   plan = batching.solve(
-    num_prompts=1,
-    images_per_prompt=BATCH,
+    num_records=1,
+    group_size=BATCH,
     microbatch=BATCH // updates,
     updates_per_epoch=updates,
     num_epochs=1,

@@ -19,7 +19,7 @@ from jaxalign import methods
 from jaxalign.diffusion import backprop, guidance, log_ratios, rollout, schedules, transitions
 from jaxalign.labels import advantages
 from jaxalign.training import optim, update
-from jaxalign.training.feeds import base, pairs, rollouts
+from jaxalign.training.feeds import base, rollouts, stored
 from jaxalign.training.state import init_state
 from jaxalign.worlds import gaussian
 
@@ -181,7 +181,7 @@ def test_dpo_recovers_the_reward_that_labelled_its_pairs(beta):
     data = base.stack([methods.Pairs(x[rows], {}, np.ones(batch, np.float32))])
     return data, np.arange(batch, dtype=np.int32)[None]
 
-  params = trained(method, pairs.StoredPairs.select, draw, learning_rate=0.02, num_updates=120)
+  params = trained(method, stored.StoredPairs.select, draw, learning_rate=0.02, num_updates=120)
   new = (MEAN + STD * rng.normal(size=(2000, 2, 2))).astype(np.float32)
   true = np.diff(np.asarray(REWARD(new.reshape(-1, 2))).reshape(-1, 2))[:, 0]
   log_ratio = log_density(params, new) - log_density(REFERENCE, new)
@@ -240,7 +240,7 @@ def test_the_gradient_of_draft_equals_the_analytic_one(num_grad_steps):
   parts = make_parts(12)
   S, table = 12, parts.process.table
   method = methods.make("draft", parts, num_grad_steps=num_grad_steps, kl_weight=0.0)
-  batch = methods.Prompts(guidance.Guided({"row": jnp.zeros((5, 1))}, {}), jnp.zeros(5))
+  batch = methods.Records(guidance.Guided({"row": jnp.zeros((5, 1))}, {}), jnp.zeros(5))
   key = jax.random.key(4)
   params = {"mean": jnp.array([0.2, 0.1]), "log_std": jnp.array([0.1, -0.2])}
   fn = jax.jit(jax.grad(lambda p: method.loss(p, FROZEN, batch, key)[0].mean()))
@@ -279,7 +279,7 @@ def test_draft_climbs_where_the_reward_is_and_the_kl_holds_it_back():
   """More weight on the KL, less of a shift; none, the maximum of the reward, b / A."""
   parts = make_parts(12, eta=0.5)
   best = np.asarray(REWARD.slope) / np.diagonal(REWARD.curvature)
-  batch = methods.Prompts(guidance.Guided({"row": jnp.zeros((128, 1))}, {}), jnp.zeros(128))
+  batch = methods.Records(guidance.Guided({"row": jnp.zeros((128, 1))}, {}), jnp.zeros(128))
   shifts = []
   for kl_weight in (0.0, 0.2, 1.0):
     method = methods.make("draft", parts, num_grad_steps=0, kl_weight=kl_weight)

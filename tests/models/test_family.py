@@ -134,8 +134,12 @@ def test_images_match_diffusers(kind, size, saved, oracle):
   )
   latents = np.random.default_rng(3).standard_normal((2, *sys_.model.latent_shape), np.float32)
   found = jit(sys_.sample)(
-    sys_.policy.params, sys_.frozen, sys_.model.tokenize(PROMPTS), latents, jax.random.key(0)
-  ).images
+    sys_.policy.params,
+    sys_.frozen,
+    sys_.model.tokenize([{"prompt": prompt} for prompt in PROMPTS]),
+    latents,
+    jax.random.key(0),
+  ).samples
   expected = oracle(kind)(
     PROMPTS,
     latents=nchw(latents),

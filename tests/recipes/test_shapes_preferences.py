@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxalign.data import preference_files, preference_pairs, prompts
+from jaxalign.data import preference_files, preference_pairs, records
 from jaxalign.recipes import shapes_preferences
 from jaxalign.worlds.shapes import judge
 
@@ -51,7 +51,7 @@ def test_one_file_of_pairs_and_one_about_it(folder, rows):
   assert {path.name for path in folder.iterdir()} == {"pairs.parquet", "about.json"}
   assert len(rows) == 5
   assert set(rows[0]) == {"prompt", "images", "label_0", "judge"}
-  known = {record["prompt"] for record in prompts.load("shapes/held_out").records}
+  known = {record["prompt"] for record in records.load("shapes/held_out").records}
   assert {row["prompt"] for row in rows} <= known
   assert {row["label_0"] for row in rows} <= {0.0, 0.5, 1.0}
 
@@ -89,7 +89,7 @@ def test_the_reader_takes_the_label_and_not_the_judge(folder, rows):
   records, report = preference_files.load(folder / "pairs.parquet", max_bad_fraction=0.0)
   assert not report.bad
   pairs = preference_pairs.PreferencePairs(records, size=(64, 64), ties="half")
-  assert pairs.prompts == [row["prompt"] for row in rows]
+  assert [record["prompt"] for record in pairs.records] == [row["prompt"] for row in rows]
   images = pairs.images(np.arange(5))
   for row, (winner, loser) in zip(rows, images, strict=True):
     expected = pixels(row)[::-1] if row["label_0"] == 0 else pixels(row)

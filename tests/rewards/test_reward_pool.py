@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.modalities.image import IMAGES
 from jaxalign.rewards import combine, contract, pool
 
 MICROBATCH = 2
@@ -39,7 +40,7 @@ def test_order_is_kept_under_random_delays(num_threads, normalize):
     return read_index(images, prompts)
 
   total = total_of(slow, normalize)
-  with pool.RewardPool(total, num_threads) as workers:
+  with pool.RewardPool(total, IMAGES.check, num_threads) as workers:
     pending = [workers.submit(*microbatch(i)) for i in range(12)]
     rewards, named = workers.gather(pending)
   if num_threads > 1:
@@ -55,7 +56,7 @@ def test_submit_returns_while_the_reward_is_running():
     assert release.wait(10)
     return read_index(images, prompts)
 
-  with pool.RewardPool(total_of(waits), num_threads=1) as workers:
+  with pool.RewardPool(total_of(waits), IMAGES.check, num_threads=1) as workers:
     pending = [workers.submit(*microbatch(i)) for i in range(3)]
     assert not any(future.done() for future in pending)
     release.set()
@@ -70,7 +71,7 @@ def test_the_copy_to_the_host_is_made_in_the_worker():
       return microbatch(0)[0].astype(dtype)
 
   copied_in = []
-  with pool.RewardPool(total_of(read_index), num_threads=1) as workers:
+  with pool.RewardPool(total_of(read_index), IMAGES.check, num_threads=1) as workers:
     workers.gather([workers.submit(Images(), microbatch(0)[1])])
   assert copied_in and threading.main_thread() not in copied_in
 
@@ -82,7 +83,7 @@ def test_device_arrays_arrive_as_float32_numpy(dtype):
     return images.mean(axis=(1, 2, 3))
 
   images = jnp.full((2, 4, 4, 3), 0.25, dtype)
-  with pool.RewardPool(total_of(checks), num_threads=2) as workers:
+  with pool.RewardPool(total_of(checks), IMAGES.check, num_threads=2) as workers:
     rewards, _ = workers.gather([workers.submit(images, [{"prompt": "x"}] * 2)])
   np.testing.assert_array_equal(rewards, [0.5, 0.5])
 
@@ -93,7 +94,7 @@ def test_an_exception_comes_out_of_result_and_of_gather():
       raise RuntimeError("server is gone")
     return read_index(images, prompts)
 
-  with pool.RewardPool(total_of(fails), num_threads=2) as workers:
+  with pool.RewardPool(total_of(fails), IMAGES.check, num_threads=2) as workers:
     pending = [workers.submit(*microbatch(i)) for i in range(3)]
     with pytest.raises(contract.RewardError, match="RuntimeError: server is gone"):
       workers.gather(pending)
@@ -105,12 +106,12 @@ def test_an_exception_comes_out_of_result_and_of_gather():
 def test_a_non_finite_reward_brings_its_image_across_the_thread():
   images, prompts = microbatch(3)
   bad = total_of(lambda i, p: np.array([0.0, np.inf]))
-  with pool.RewardPool(bad, num_threads=1) as workers:
+  with pool.RewardPool(bad, IMAGES.check, num_threads=1) as workers:
     future = workers.submit(images, prompts)
     with pytest.raises(contract.RewardError, match='"mine": 1 of 2') as caught:
       future.result()
   assert caught.value.index == 1
-  np.testing.assert_array_equal(caught.value.image, images[1])
+  np.testing.assert_array_equal(caught.value.sample, images[1])
 
 
 def test_leaving_the_block_drops_what_waits_and_ends_the_threads():
@@ -122,7 +123,8 @@ def test_leaving_the_block_drops_what_waits_and_ends_the_threads():
     return read_index(images, prompts)
 
   threads_before = threading.active_count()
-  with pytest.raises(KeyError), pool.RewardPool(total_of(waits), num_threads=1) as workers:
+  workers = pool.RewardPool(total_of(waits), IMAGES.check, num_threads=1)
+  with pytest.raises(KeyError), workers:
     pending = [workers.submit(*microbatch(i)) for i in range(3)]
     assert started.wait(10)
     threading.Timer(0.05, release.set).start()
@@ -132,3 +134,14 @@ def test_leaving_the_block_drops_what_waits_and_ends_the_threads():
   assert threading.active_count() <= threads_before + 1  # the timer may still be on its way out
   with pytest.raises(RuntimeError):
     workers.submit(*microbatch(0))
+
+
+def test_a_nan_image_is_refused_rather_than_scored_as_black():
+  images, records = microbatch(3)
+  images = images.copy()
+  images[1, 3, 2, 0] = np.nan
+  with pool.RewardPool(total_of(read_index), IMAGES.check, num_threads=1) as workers:
+    future = workers.submit(images, records)
+    with pytest.raises(contract.RewardError, match=r"1 of 2 with NaN or inf.*index 1") as caught:
+      future.result()
+  np.testing.assert_array_equal(caught.value.sample, images[1])

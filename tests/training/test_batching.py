@@ -11,8 +11,8 @@ from jaxalign.training import batching
 
 STEPS = (0, 1, 2, 3, 5)  # step 4 is not trained
 FITTING = dict(
-  num_prompts=4,
-  images_per_prompt=6,
+  num_records=4,
+  group_size=6,
   microbatch=3,
   updates_per_epoch=2,
   num_epochs=3,
@@ -29,9 +29,9 @@ def solve(**changes):
 def test_a_plan_by_hand():
   # 24 images; 8 rollout calls; 12 images and 0.6 * 5 = 3 timesteps an update, 36 / 3 slices.
   assert solve() == batching.BatchPlan(
-    images=24,
-    num_prompts=4,
-    images_per_prompt=6,
+    samples=24,
+    num_records=4,
+    group_size=6,
     microbatch=3,
     microbatches=8,
     examples=24,
@@ -73,14 +73,14 @@ def test_a_range_without_steps_is_an_error():
 
 
 def test_describe_says_the_counts():
-  first, second = solve().describe().splitlines()
-  assert "24 images = 4 prompts x 6" in first and "8 microbatches of 3" in first
+  first, second = solve().describe("images").splitlines()
+  assert "24 images = 4 records x 6" in first and "8 microbatches of 3" in first
   assert "6 optimizer steps" in second and "12 images x 3 of 5 timesteps" in second
   assert "12 slices of 3" in second
 
 
 @pytest.mark.parametrize(
-  "field", ["num_prompts", "images_per_prompt", "microbatch", "updates_per_epoch", "num_epochs"]
+  "field", ["num_records", "group_size", "microbatch", "updates_per_epoch", "num_epochs"]
 )
 @pytest.mark.parametrize("value", [0, -2])
 def test_a_count_below_one_is_named_and_one_works(field, value):
@@ -103,7 +103,7 @@ def test_a_fraction_outside_is_named_and_the_bound_works(value):
   [(5, 2), (24, 2), (7, 1), (100, 3), (3, 5), (5, 7), (9, 16), (3, 24), (1, 25)],
 )
 def test_what_does_not_split_is_told_with_values_that_do(microbatch, updates):
-  with pytest.raises(ValueError, match=r"config\.batch: 24 images \(4 prompts x 6\)") as caught:
+  with pytest.raises(ValueError, match=r"config\.batch: 24 samples \(4 records x 6\)") as caught:
     solve(microbatch=microbatch, updates_per_epoch=updates)
   message = str(caught.value)
   assert len(message.splitlines()) <= 3
@@ -162,7 +162,7 @@ def test_one_image_is_in_one_update_and_at_most_once_in_a_slice():
 
 
 def test_all_timesteps_are_trained_equally_often():
-  plan = solve(num_prompts=100, num_epochs=1)  # 600 images, 3 of 5 steps each
+  plan = solve(num_records=100, num_epochs=1)  # 600 images, 3 of 5 steps each
   counts = sum(
     np.bincount(s.i.ravel(), minlength=6)[list(STEPS)]
     for s in batching.selections(plan, seed=1, iteration=0)
@@ -208,7 +208,7 @@ def test_each_column_of_a_slice_is_drawn_from_its_own_shard():
 
 
 def test_pairs_of_a_prompt_stay_in_the_shard_of_its_images():
-  fitting = dict(num_prompts=8, images_per_prompt=2, microbatch=8, updates_per_epoch=1)
+  fitting = dict(num_records=8, group_size=2, microbatch=8, updates_per_epoch=1)
   plan = solve(**fitting, pairs=True, shards=2)
   for s in batching.selections(plan, seed=0, iteration=0):
     # Four prompts a microbatch, two of them in each shard; two pairs of a slice are each shard's.
@@ -229,8 +229,8 @@ def test_the_shards_are_the_devices_unless_stated():
   (dict(microbatch=6, shards=4), "microbatch: expected a multiple of 4, 4 shards, got 6"),
   (dict(microbatch=6, shards=3, devices=2), "shards: expected 0, or a multiple of 2, the number"),
   (
-    dict(num_prompts=8, images_per_prompt=2, microbatch=4, devices=4, pairs=True),
-    "microbatch: expected a multiple of 8, 4 devices x 2 images of a prompt, got 4",
+    dict(num_records=8, group_size=2, microbatch=4, devices=4, pairs=True),
+    "microbatch: expected a multiple of 8, 4 devices x 2 samples of a record, got 4",
   ),
 ])
 def test_what_shards_cannot_share_is_refused(changes, message):

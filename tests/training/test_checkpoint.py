@@ -27,7 +27,7 @@ def make_state(*, with_ema=True, with_stats=True, rank=2, step=0):
     return jnp.asarray(rng.normal(size=leaf.shape) * 100).astype(leaf.dtype)
 
   params = {"lora": {"a": np.zeros((5, rank), np.float32), "b": np.zeros((rank, 3), np.float32)}}
-  stats = advantages.init_prompt_stats(3, 4) if with_stats else None
+  stats = advantages.init_record_stats(3, 4) if with_stats else None
   state = jax.eval_shape(lambda: state_lib.init_state(params, TX, stats, with_ema=with_ema))
   return dataclasses.replace(jax.tree.map(draw, state), step=jnp.int32(step))
 

@@ -30,12 +30,12 @@ def described(monkeypatch):
 
 
 @pytest.mark.parametrize("name, programs", [
-  ("ddpo", ["rollout: 2 images, 4 steps", "transitions"]),
+  ("ddpo", ["rollout: 2 samples, 4 steps", "transitions"]),
   pytest.param(
-    "d3po", ["rollout: 4 images, 4 steps", "transition pairs"], marks=pytest.mark.slow
+    "d3po", ["rollout: 4 samples, 4 steps", "transition pairs"], marks=pytest.mark.slow
   ),
   ("dpo", ["encoding: 2 pairs", "pairs"]),
-  pytest.param("draft", ["prompts: 2 prompts", "prompts"], marks=pytest.mark.slow),
+  pytest.param("draft", ["conditioning: 2 records", "records"], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_every_feed(
   name, programs, load_config, without_weights, small_model, described, tmp_path, capsys

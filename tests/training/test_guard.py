@@ -219,5 +219,5 @@ def test_a_kept_state_that_is_not_the_one_of_the_verdict_is_refused(tmp_path):
 
 def test_a_floor_of_diversity_wants_several_images_of_a_prompt(tmp_path):
   base = {**BASE, "eval/diversity": None}
-  with pytest.raises(ValueError, match="expected several images of a prompt"):
+  with pytest.raises(ValueError, match="expected several samples of a record"):
     guard.Watch(make(diversity_floor=0.5), base, tmp_path, 0, SETTINGS)

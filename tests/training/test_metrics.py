@@ -42,7 +42,7 @@ def test_what_is_not_defined_is_null_and_no_value(tmp_path):
 def test_events_are_written_too(tmp_path):
   writer = metrics.Writer(tmp_path, start_step=0)
   writer.write(0, {"reward/mean": 0.25})
-  writer.image(0, "samples", np.zeros((4, 6, 3), np.uint8))
+  writer.picture(0, "samples", np.zeros((4, 6, 3), np.uint8))
   writer.close()
   (events,) = (tmp_path / "events").iterdir()
   content = events.read_bytes()

@@ -223,7 +223,7 @@ def test_shifts_are_small_and_change_with_the_step(pairs_file):
     for shift in (0, 3)
   )
   images, of_prompts, p = still(0)
-  np.testing.assert_array_equal(images, pairs.images(pairs.draw_for_step(0, 0, 12)))
+  np.testing.assert_array_equal(images, pairs.samples(pairs.draw_for_step(0, 0, 12)))
   again, of_prompts_again, p_again = moved(0)
   np.testing.assert_array_equal(of_prompts_again, of_prompts)
   np.testing.assert_array_equal(p_again, p)

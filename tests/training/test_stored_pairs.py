@@ -11,7 +11,8 @@ from PIL import Image
 from jaxalign import methods
 from jaxalign.diffusion import guidance
 from jaxalign.distributed import sharding
-from jaxalign.training.feeds import pairs
+from jaxalign.modalities.image import IMAGES
+from jaxalign.training.feeds import stored
 
 LABELS = [1.0, 0.0, 0.5, 0.6, 0.25, 1.0]  # of the first image
 METHOD = methods.Method(lambda params, frozen, batch, key: (batch.p, {}), "pairs", soft_labels=True)
@@ -26,8 +27,10 @@ SYSTEM = types.SimpleNamespace(
   mesh=sharding.one_device(),
   frozen={},
   model=types.SimpleNamespace(
-    image_size=(4, 4),
-    tokenize=lambda texts: np.array([[len(text)] for text in texts], np.int32),
+    modality=IMAGES,
+    sample_shape=(4, 4, 3),
+    tokenize=lambda records: np.array([[len(record["prompt"])] for record in records], np.int32),
+    empty=np.zeros((1, 1), np.int32),
   ),
   encode_fn=encode,
   condition_fn=lambda frozen, ids: guidance.Guided({"text": ids}, {}),
@@ -46,13 +49,13 @@ def make_feed(tmp_path):
   (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
 
   def make(method=METHOD, **data):
-    given = {"ties": "half", "max_bad_fraction": 0.0, "prompt_dropout": 0.0, "resize": False}
+    given = {"ties": "half", "max_bad_fraction": 0.0, "condition_dropout": 0.0, "resize": False}
     sections = {
       "seed": 3,
       "batch": {"num_examples": 6, "microbatch": 2},
       "data": {"source": str(tmp_path / "pairs.jsonl"), **given, **data},
     }
-    return pairs.StoredPairs(sections, SYSTEM, method, None, tmp_path)
+    return stored.StoredPairs(sections, SYSTEM, method, None, tmp_path)
 
   return make
 
@@ -83,7 +86,7 @@ def test_every_pair_comes_with_its_own_prompt_and_label(make_feed):
 
 
 def test_dropped_prompts_are_empty_and_keep_their_pair_and_label(make_feed):
-  plain, dropped = make_feed(), make_feed(prompt_dropout=0.5)
+  plain, dropped = make_feed(), make_feed(condition_dropout=0.5)
   shares = []
   for step in range(20):
     shades, lengths, p = examples(plain, step)
@@ -93,7 +96,7 @@ def test_dropped_prompts_are_empty_and_keep_their_pair_and_label(make_feed):
     assert ((shorter == lengths) | (shorter == 0)).all()
     shares.append(np.mean(shorter == 0))
   assert 0.3 < np.mean(shares) < 0.7  # of 120 with standard deviation 0.046
-  assert (examples(make_feed(prompt_dropout=1.0), 0)[1] == 0).all()
+  assert (examples(make_feed(condition_dropout=1.0), 0)[1] == 0).all()
 
 
 def test_a_loss_without_soft_labels_refuses_ties_alone(make_feed):

@@ -49,7 +49,7 @@ class Policy(NamedTuple):
 
 
 def make_policy(
-  unet_params: Params,
+  denoiser: Params,
   key: Key,
   *,
   rank: int,
@@ -61,7 +61,7 @@ def make_policy(
   """LoRA adapters of `rank` on the layers that match `targets`, or at rank 0 those layers' weights.
 
   Args:
-    unet_params: the pretrained denoiser, which the result shares its arrays with.
+    denoiser: its pretrained parameters, which the result shares its arrays with.
     key: initialises the adapters.
     rank: of the adapters; 0 trains the weights of the layers instead.
     alpha: the adapter is applied times `alpha / rank` (arXiv:2106.09685, section 4.1); without
@@ -75,9 +75,9 @@ def make_policy(
   """
   check_choice("config.lora.form", form, FORMS)
   if rank == 0:
-    return _make_full(unet_params, targets, dtype)
+    return _make_full(denoiser, targets, dtype)
   scale = alpha / rank
-  lora = lora_lib.init(key, unet_params, rank=rank, targets=targets)
+  lora = lora_lib.init(key, denoiser, rank=rank, targets=targets)
 
   def variables(params: Params, base: Params) -> Params:
     return {**base, "lora": lora_lib.scaled(params["lora"], scale)}
@@ -88,11 +88,11 @@ def make_policy(
     made = preparation.ready({}, scaled, kernels, dtype, merged=form == "merged")
     return _with_base(frozen, {"params": kernels}, made, dtype)
 
-  return Policy({"lora": lora}, {"params": unet_params}, variables, ready)
+  return Policy({"lora": lora}, {"params": denoiser}, variables, ready)
 
 
-def _make_full(unet_params: Params, targets: str, dtype: Any) -> Policy:
-  leaves = traverse_util.flatten_dict(unet_params)
+def _make_full(denoiser: Params, targets: str, dtype: Any) -> Policy:
+  leaves = traverse_util.flatten_dict(denoiser)
   layers = dict.fromkeys("/".join(path[:-1]) for path in leaves)
   matching = lora_lib.match(list(layers), targets)
   trained, frozen = {}, {}

@@ -5,10 +5,11 @@ diffusers' pipeline of the same kind reads and writes.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import checks, files
+from jaxalign.diffusion import schedulers, transitions
+from jaxalign.modalities.image import IMAGES
 from jaxalign.models import tokenization
 from jaxalign.models.adapters import preparation
 from jaxalign.models.families import initialization, model_index, stable_diffusion_networks
+from jaxalign.models.model import Model, ModelFiles
 from jaxalign.models.networks import unet_blocks, vae
 from jaxalign.models.weights import hub, safetensors_io, single_file
-from jaxalign.types import Key, Params
+from jaxalign.types import Array, Key, Params
 
 _WEIGHTS = {
   "unet": safetensors_io.WEIGHTS,
@@ -307,6 +311,42 @@ def _tokenizers(where: str | os.PathLike, two: bool) -> dict[str, Any]:
     "tokenizer_folder": folder / "tokenizer",
     "tokenizer_2_folder": folder / "tokenizer_2",
   }
+
+
+def as_model(bundle: StableDiffusion) -> Model:
+  """The bundle as every family of models is seen from above."""
+  others = {name: tree for name, tree in bundle.params.items() if name != "unet"}
+  scheduler = bundle.scheduler_config
+
+  def encode(params: Mapping[str, Params], images: Array, key: Key) -> Array:
+    images = images / 255.0 if images.dtype == jnp.uint8 else images
+    return bundle.encode_images(params["vae"], images, key)
+
+  def write(params: Mapping[str, Params], folder: pathlib.Path) -> None:
+    named = {name: tree for name, tree in params.items() if name != "denoiser"}
+    save(bundle.with_params({**named, "unet": params["denoiser"]}), folder)
+
+  text_encoders = [name for name in _WEIGHTS if name.startswith("text") and name in bundle.configs]
+  return Model(
+    params={**others, **({"denoiser": bundle.params["unet"]} if "unet" in bundle.params else {})},
+    tokenize=lambda records: bundle.tokenize(tokenization.texts(records)),
+    empty=bundle.tokenize([""]),
+    condition=bundle.encode_text,
+    denoise=bundle.denoise,
+    encode=encode,
+    decode=lambda params, x_0: bundle.decode(params["vae"], x_0),
+    describe=lambda record: record["prompt"],
+    latent_shape=bundle.latent_shape,
+    sample_shape=(*bundle.image_size, 3),
+    prediction_type=schedulers.network_prediction_type(scheduler),
+    levels=schedulers.training_table(scheduler),
+    make_process=functools.partial(transitions.make_process, scheduler),
+    modality=IMAGES,
+    files=ModelFiles(write, {"denoiser": "unet", **{name: name for name in text_encoders}}),
+    dtype=bundle.networks.dtype,
+    exact=dataclasses.replace(bundle.networks, dtype=None).denoise,
+    stored_dtypes=bundle.stored_dtypes,
+  )
 
 
 def save(model: StableDiffusion, folder: str | os.PathLike) -> None:

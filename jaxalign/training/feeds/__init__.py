@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxalign import methods, system
 from jaxalign.rewards.combine import WeightedRewards
-from jaxalign.training.feeds import pairs, prompts, rollouts
+from jaxalign.training.feeds import records, rollouts, stored
 from jaxalign.training.feeds.base import Drawn, Feed, Program
 
 __all__ = ["FEEDS", "Drawn", "Feed", "Program", "make"]
@@ -14,8 +14,8 @@ __all__ = ["FEEDS", "Drawn", "Feed", "Program", "make"]
 FEEDS: dict[str, Callable[..., Feed]] = {
   "rollout": rollouts.Rollouts,
   "rollout_pairs": rollouts.RolloutPairs,
-  "pairs": pairs.StoredPairs,
-  "prompts": prompts.PromptBatches,
+  "pairs": stored.StoredPairs,
+  "records": records.RecordBatches,
 }
 
 

@@ -1,4 +1,4 @@
-"""What a feed is: it turns prompts, models and stored data into the batches of an iteration."""
+"""What a feed is: it turns records, models and stored data into the batches of an iteration."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.distributed import sharding
-from jaxalign.labels.advantages import PromptStats
+from jaxalign.labels.advantages import RecordStats
 from jaxalign.training.state import TrainState
 from jaxalign.types import Array, Params
 
@@ -39,12 +39,16 @@ class Program(NamedTuple):
 class Feed(Protocol):
   """The source of a run's batches; a context manager, for threads it may hold.
 
-  num_images: an iteration's samples, which throughput counts.
+  num_samples: an iteration's samples, which throughput counts.
+  unit: what they are called, `Modality.unit`.
+  tokens: of all records.
   microbatch: what one call of its program takes, and a gradient slice.
   frozen: trees that the loss wants beside those of the system.
   """
 
-  num_images: int
+  num_samples: int
+  unit: str
+  tokens: Any
   microbatch: int
   frozen: Mapping[str, Params]
 
@@ -52,7 +56,7 @@ class Feed(Protocol):
     """The batch algebra, in a few lines."""
     ...
 
-  def init_stats(self) -> PromptStats | None:
+  def init_stats(self) -> RecordStats | None:
     """The statistics that a new run starts with."""
     ...
 

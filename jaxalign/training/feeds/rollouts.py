@@ -10,15 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from jaxalign import checks, methods, streams, system
-from jaxalign.data import prompts as prompts_lib
+from jaxalign.data import records as records_lib
 from jaxalign.diffusion import guidance
 from jaxalign.diffusion.rollout import Rollout
 from jaxalign.distributed import sharding
 from jaxalign.labels import advantages
-from jaxalign.modalities import pictures
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.rewards.contract import RewardError
 from jaxalign.rewards.pool import Exchange, RewardPool
@@ -28,16 +26,16 @@ from jaxalign.training.feeds.base import Drawn, Program, averages, stack
 from jaxalign.training.state import TrainState
 from jaxalign.types import Array, Params
 
-# Of all images of an iteration, and their conditioning, as stacked microbatches: leaves of the
+# Of all samples of an iteration, and their conditioning, as stacked microbatches: leaves of the
 # rollout are [S + 1 or S, J, m, ...] and those of the conditioning [J, m, ...], cut along m.
 Trajectories = tuple[Rollout, Any]
 
 
 class Sampling:
-  """Prompts in, scored trajectories out: the half of an iteration that methods share.
+  """Records in, scored trajectories out: the half of an iteration that methods share.
 
   One microbatch is scored on the host while the device samples the next, by the process whose
-  devices hold the images; then every process learns all rewards.
+  devices hold the samples; then every process learns all rewards.
   """
 
   frozen: Mapping[str, Params] = {}
@@ -57,35 +55,37 @@ class Sampling:
       raise ValueError("config.reward is missing; a method that samples needs one")
     section = functools.partial(checks.call_section, sections)
     self.plan = plan
-    self.num_images, self.microbatch = plan.images, plan.microbatch
-    self.prompts = section("data", prompts_lib.load)
-    self.pool = section("reward_pool", RewardPool, total=rewards)
+    self.num_samples, self.microbatch = plan.samples, plan.microbatch
+    self.unit = sys.model.modality.unit
+    self.records = section("data", records_lib.load)
+    check = sys.model.modality.check
+    self.pool = section("reward_pool", RewardPool, total=rewards, check=check)
     self._rewards = rewards
-    self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
+    self.tokens = sys.model.tokenize(self.records.records)
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     self._exactness = section("exactness", exactness.make)
     self._kl_weight = method.kl_weight
-    self._group = plan.images_per_prompt if shared_noise else None
+    self._group = plan.group_size if shared_noise else None
     self._start = self._starts(plan.microbatch)
     self._collect_fn = jax.jit(collect, out_shardings=collected_shardings(sys.mesh))
 
   def describe(self) -> str:
-    return self.plan.describe()
+    return self.plan.describe(self.unit)
 
   def sample(
     self, state: TrainState, step: int
   ) -> tuple[Trajectories, np.ndarray, np.ndarray, dict[str, float]]:
-    """`(trajectories, prompt ids [B], rewards [B], record)` of one iteration."""
+    """`(trajectories, record ids [B], rewards [B], metrics)` of one iteration."""
     plan, sys = self.plan, self._sys
-    chosen = self.prompts.draw_for_step(self._seed, step, plan.num_prompts)
-    prompt_ids = np.repeat(chosen, plan.images_per_prompt)
+    chosen = self.records.draw_for_step(self._seed, step, plan.num_records)
+    record_ids = np.repeat(chosen, plan.group_size)
     parts, pending, kl = [], [], []
-    for j, ids in enumerate(np.split(prompt_ids, plan.microbatches)):
+    for j, ids in enumerate(np.split(record_ids, plan.microbatches)):
       noise = (self._seed, streams.number("rollout"), step, j, self._start)
-      sampled = sys.sample_fn(state.params, sys.frozen, self._token_ids[ids], *noise)
+      sampled = sys.sample_fn(state.params, sys.frozen, system.take(self.tokens, ids), *noise)
       parts.append((sampled.rollout, sampled.cond))
-      rows, images = sharding.held_rows(sampled.images)
-      pending.append(self.pool.submit(images, self.prompts[ids[rows]]))
+      rows, held = sharding.held_rows(sampled.samples)
+      pending.append(self.pool.submit(held, self.records[ids[rows]]))
       if self._kl_weight:
         kl.append(sys.kl_fn(state.params, sys.frozen, sampled))
     trajectories = self._collect_fn(parts)
@@ -95,7 +95,7 @@ class Sampling:
       whole = sharding.exchange(held, rows, plan.microbatch, sys.mesh)
       return dict(zip(named, whole.reshape(len(named), -1), strict=True))
 
-    total, named = gather_rewards(self.pool, pending, exchange, self._workdir, step)
+    total, named = self._gather(pending, exchange, step)
     raw = self._rewards.raw(named)
     record = {"reward/mean": float(raw.mean()), "reward/std": float(raw.std())}
     record |= {f"reward/{name}": float(values.mean()) for name, values in named.items()}
@@ -103,17 +103,31 @@ class Sampling:
       nats = np.concatenate(jax.device_get(kl))
       record["kl/to_ref"] = float(nats.mean())
       total = total - self._kl_weight * nats
-    return trajectories, prompt_ids, total, record
+    return trajectories, record_ids, total, record
+
+  def _gather(
+    self, pending: Sequence[futures.Future], exchange: Exchange, step: int
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """`RewardPool.gather`, saving the sample that cannot be used before its error goes on."""
+    try:
+      return self.pool.gather(pending, exchange)
+    except RewardError as error:
+      if error.sample is None:
+        raise
+      rejected = self._workdir / f"rejected_step_{step:06d}"
+      rejected.mkdir(exist_ok=True)
+      (path,) = self._sys.model.modality.write(np.nan_to_num(error.sample)[None], rejected)
+      raise RewardError(f"iteration {step}: {error}\nits sample is in {path}") from error
 
   def _starts(self, microbatch: int) -> np.ndarray | None:
-    """Which noise each image of a microbatch starts from: its group's first, if they share it."""
-    images = np.arange(microbatch, dtype=np.int32)
-    return images // self._group * self._group if self._group else None
+    """Which noise each of a microbatch starts from: its group's first, if they share it."""
+    samples = np.arange(microbatch, dtype=np.int32)
+    return samples // self._group * self._group if self._group else None
 
   def program(self, state: TrainState, microbatch: int) -> Program:
-    rows = np.resize(np.arange(len(self._token_ids)), microbatch)
+    rows = np.resize(np.arange(len(self.records)), microbatch)
     noise = (self._seed, streams.number("rollout"), 0, 0, self._starts(microbatch))
-    args = (state.params, self._sys.frozen, self._token_ids[rows], *noise)
+    args = (state.params, self._sys.frozen, system.take(self.tokens, rows), *noise)
     return Program("rollout", self._sys.sample_fn, args)
 
   def trajectory_shapes(self, state: TrainState) -> Trajectories:
@@ -157,33 +171,33 @@ class Rollouts(Sampling):
       sections,
       "advantage",
       advantages.make,
-      num_groups=plan.num_prompts,
-      group_size=plan.images_per_prompt,
+      num_groups=plan.num_records,
+      group_size=plan.group_size,
     )
     placed = (sharding.params(self.init_stats(), sys.mesh), sharding.replicated(sys.mesh))
     self._estimate_fn = jax.jit(self._estimator.estimate, out_shardings=placed)
 
   def init_stats(self):
-    return self._estimator.init(len(self.prompts))
+    return self._estimator.init(len(self.records))
 
   def draw(self, state: TrainState, step: int) -> Drawn:
-    trajectories, prompt_ids, total, record = self.sample(state, step)
-    group = np.unique(prompt_ids, return_inverse=True)[1].astype(np.int32)
-    stats, advantage = self._estimate_fn(state.stats, total, prompt_ids, group)
+    trajectories, record_ids, total, record = self.sample(state, step)
+    group = np.unique(record_ids, return_inverse=True)[1].astype(np.int32)
+    stats, advantage = self._estimate_fn(state.stats, total, record_ids, group)
     state = dataclasses.replace(state, stats=stats)
     selections = batching.selections(self.plan, self._seed, step)
     return Drawn(state, (trajectories, advantage), selections, record)
 
   def shapes(self, state: TrainState) -> tuple[Any, batching.Selection]:
-    advantage = np.zeros(self.plan.images, np.float32)
+    advantage = np.zeros(self.plan.samples, np.float32)
     selection = batching.selections(self.plan, self._seed, 0)[0]
     return (self.trajectory_shapes(state), advantage), selection
 
   @staticmethod
   def select(data, selected: batching.Selection) -> methods.Transitions:
     (rollout, cond), advantages = data
-    image, i, fresh = selected
-    (x_t, x_s, old_log_prob), own = pick_steps(rollout, cond.cond, image, i)
+    sample, i, fresh = selected
+    (x_t, x_s, old_log_prob), own = pick_steps(rollout, cond.cond, sample, i)
     return methods.Transitions(
       x_t=x_t,
       x_s=x_s,
@@ -191,7 +205,7 @@ class Rollouts(Sampling):
       cond=cond._replace(cond=own),
       old_log_prob=old_log_prob,
       fresh=jnp.asarray(fresh),
-      advantages=advantages[image],
+      advantages=advantages[sample],
     )
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -205,9 +219,9 @@ class Rollouts(Sampling):
 
 
 class RolloutPairs(Sampling):
-  """The best and the worst trajectory of each prompt, all from one noise (`methods.StepPairs`).
+  """The best and the worst trajectory of each record, all from one noise (`methods.StepPairs`).
 
-  Prompts whose images all earn the same have no better one: they count 0, and the others as much
+  Records whose samples all earn the same have no better one: they count 0, and the others as much
   more, so that the mean over the batch is the mean over pairs.
   """
 
@@ -228,21 +242,21 @@ class RolloutPairs(Sampling):
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     trajectories, _, total, record = self.sample(state, step)
-    images, weight = best_and_worst(total.reshape(-1, self.plan.images_per_prompt))
+    chosen, weight = best_and_worst(total.reshape(-1, self.plan.group_size))
     record["preference/ties"] = float(np.mean(weight == 0))
     selections = batching.selections(self.plan, self._seed, step)
-    return Drawn(state, (trajectories, images, weight), selections, record)
+    return Drawn(state, (trajectories, chosen, weight), selections, record)
 
   def shapes(self, state: TrainState) -> tuple[Any, batching.Selection]:
-    images, weight = best_and_worst(np.zeros((self.plan.num_prompts, self.plan.images_per_prompt)))
+    chosen, weight = best_and_worst(np.zeros((self.plan.num_records, self.plan.group_size)))
     selection = batching.selections(self.plan, self._seed, 0)[0]
-    return (self.trajectory_shapes(state), images, weight), selection
+    return (self.trajectory_shapes(state), chosen, weight), selection
 
   @staticmethod
   def select(data, selected: batching.Selection) -> methods.StepPairs:
-    (rollout, cond), images, weight = data
+    (rollout, cond), chosen, weight = data
     pair, i, _ = selected
-    (x_t, x_s, _), both = pick_steps(rollout, cond.cond, jnp.asarray(images)[pair], i[:, None])
+    (x_t, x_s, _), both = pick_steps(rollout, cond.cond, jnp.asarray(chosen)[pair], i[:, None])
     return methods.StepPairs(
       x_t=x_t,
       x_s=x_s,
@@ -256,22 +270,22 @@ class RolloutPairs(Sampling):
 
 
 def best_and_worst(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """From rewards `[P, K]`: images `[P, 2]` int32, the best first, and weights `[P]` float32.
+  """From rewards `[P, K]`: samples `[P, 2]` int32, the best first, and weights `[P]` float32.
 
   Among several best (or worst) it takes the first. A weight is 0 where all K are equal, and else
-  P divided by the number of prompts where they are not.
+  P divided by the number of records where they are not.
   """
   P, K = rewards.shape
-  images = np.stack([rewards.argmax(axis=1), rewards.argmin(axis=1)], axis=1)
-  images = (images + K * np.arange(P)[:, None]).astype(np.int32)
+  samples = np.stack([rewards.argmax(axis=1), rewards.argmin(axis=1)], axis=1)
+  samples = (samples + K * np.arange(P)[:, None]).astype(np.int32)
   untied = rewards.max(axis=1) > rewards.min(axis=1)
-  return images, (untied * (P / max(1, untied.sum()))).astype(np.float32)
+  return samples, (untied * (P / max(1, untied.sum()))).astype(np.float32)
 
 
-def pick_steps(rollout: Rollout, cond: Any, image: Array, i: Array) -> tuple[Any, Any]:
-  """`((x_t, x_s, log_prob), cond)` of steps `i` of images, each from the device that sampled it.
+def pick_steps(rollout: Rollout, cond: Any, sample: Array, i: Array) -> tuple[Any, Any]:
+  """`((x_t, x_s, log_prob), cond)` of steps `i` of samples, each from the device that sampled it.
 
-  `image` is `[b]` or `[b, 2]`, and `i` goes with it; so do the leading axes of what is returned.
+  `sample` is `[b]` or `[b, 2]`, and `i` goes with it; so do the leading axes of what is returned.
   """
 
   def pick(stacked, place, i):
@@ -279,7 +293,7 @@ def pick_steps(rollout: Rollout, cond: Any, image: Array, i: Array) -> tuple[Any
     steps = rollout.x[i, j, row], rollout.x[i + 1, j, row], rollout.log_prob[i, j, row]
     return steps, jax.tree.map(lambda leaf: leaf[j, row], cond)
 
-  return sharding.pick_own_rows(pick, (rollout, cond), (2, 1), image, i)
+  return sharding.pick_own_rows(pick, (rollout, cond), (2, 1), sample, i)
 
 
 def collect(parts: list[Trajectories]) -> Trajectories:
@@ -293,21 +307,3 @@ def collected_shardings(mesh: jax.sharding.Mesh) -> Any:
   """Where `collect` leaves trajectories, in the shape of a prefix of them."""
   cond = guidance.Guided(sharding.batch(mesh, axis=1), sharding.replicated(mesh))
   return sharding.batch(mesh, axis=2), cond
-
-
-def gather_rewards(
-  pool: RewardPool,
-  pending: Sequence[futures.Future],
-  exchange: Exchange,
-  workdir: pathlib.Path,
-  step: int,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """`pool.gather`, saving the image that a reward could not score before its error goes on."""
-  try:
-    return pool.gather(pending, exchange)
-  except RewardError as error:
-    if error.image is None:
-      raise
-    path = workdir / f"rejected_step_{step:06d}.png"
-    Image.fromarray(pictures.to_uint8(np.nan_to_num(error.image))).save(path)
-    raise RewardError(f"iteration {step}: {error}\nits image is in {path}") from error

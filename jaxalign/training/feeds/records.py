@@ -1,4 +1,4 @@
-"""Prompts alone: the loss samples for itself, because its gradient goes through the sampler."""
+"""Records alone: the loss samples for itself, because its gradient goes through the sampler."""
 
 import pathlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxalign import checks, methods, system
-from jaxalign.data import prompts as prompts_lib
+from jaxalign.data import records as records_lib
 from jaxalign.diffusion import guidance
 from jaxalign.distributed import sharding
 from jaxalign.rewards.combine import WeightedRewards
@@ -18,8 +18,8 @@ from jaxalign.training.state import TrainState
 from jaxalign.types import Params
 
 
-class PromptBatches:
-  """Prompts, what the network sees of them, and what the reward does (`methods.Prompts`)."""
+class RecordBatches:
+  """Records, what the network sees of them, and what the reward does (`methods.Records`)."""
 
   def __init__(
     self,
@@ -33,39 +33,40 @@ class PromptBatches:
     if rewards is None or rewards.device is None:
       raise ValueError("config.reward: expected rewards that run on the device, found none")
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
-    self.num_images, self.microbatch = self.plan.examples, self.plan.microbatch
+    self.num_samples, self.microbatch = self.plan.examples, self.plan.microbatch
+    self.unit = sys.model.modality.unit
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
-    self.prompts = checks.call_section(sections, "data", prompts_lib.load)
+    self.records = checks.call_section(sections, "data", records_lib.load)
     params = sharding.place_params(rewards.device.params, sys.mesh)
     self.frozen: Mapping[str, Params] = {"reward": params}
-    self._token_ids = sys.model.tokenize([record["prompt"] for record in self.prompts.records])
-    self._features = rewards.device.encode(self.prompts.records)
+    self.tokens = sys.model.tokenize(self.records.records)
+    self._query = rewards.device.encode(self.records.records)
     self._sys, self._seed = sys, sections["seed"]
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
 
   def describe(self) -> str:
-    return self.plan.describe("prompts")
+    return self.plan.describe("records")
 
   def init_stats(self) -> None:
     return None
 
   def draw(self, state: TrainState, step: int) -> Drawn:
-    ids = self.prompts.draw_for_step(self._seed, step, self.plan.examples)
+    ids = self.records.draw_for_step(self._seed, step, self.plan.examples)
     conds, own = [], []
     for part in self.plan.selection():
-      conds.append(self._sys.condition_fn(self._sys.frozen, self._token_ids[ids[part]]))
-      own.append((conds[-1].cond, self._features_of(ids[part])))
-    cond, features = self._collect_fn(own)
-    data = methods.Prompts(conds[0]._replace(cond=cond), features)
+      conds.append(self._sys.condition_fn(self._sys.frozen, system.take(self.tokens, ids[part])))
+      own.append((conds[-1].cond, self._query_of(ids[part])))
+    cond, query = self._collect_fn(own)
+    data = methods.Records(conds[0]._replace(cond=cond), query)
     return Drawn(state, data, [self.plan.selection()], {})
 
-  def _features_of(self, ids: np.ndarray) -> Any:
-    return jax.tree.map(lambda leaf: leaf[ids], self._features)
+  def _query_of(self, ids: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[ids], self._query)
 
   @staticmethod
-  def select(data: methods.Prompts, selected: np.ndarray) -> methods.Prompts:
-    cond, features = pick_examples((data.cond.cond, data.features), selected)
-    return methods.Prompts(data.cond._replace(cond=cond), features)
+  def select(data: methods.Records, selected: np.ndarray) -> methods.Records:
+    cond, query = pick_examples((data.cond.cond, data.query), selected)
+    return methods.Records(data.cond._replace(cond=cond), query)
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
     record = averages(updates)
@@ -77,18 +78,19 @@ class PromptBatches:
 
   def program(self, state: TrainState, microbatch: int) -> Program:
     del state
-    rows = np.resize(np.arange(len(self._token_ids)), microbatch)
-    return Program("prompts", self._sys.condition_fn, (self._sys.frozen, self._token_ids[rows]))
+    rows = np.resize(np.arange(len(self.records)), microbatch)
+    args = (self._sys.frozen, system.take(self.tokens, rows))
+    return Program("conditioning", self._sys.condition_fn, args)
 
-  def shapes(self, state: TrainState) -> tuple[methods.Prompts, np.ndarray]:
+  def shapes(self, state: TrainState) -> tuple[methods.Records, np.ndarray]:
     _, function, args = self.program(state, self.microbatch)
     cond, mesh = jax.eval_shape(function, *args), self._sys.mesh
-    features = self._features_of(np.zeros(self.microbatch, np.int32))
+    query = self._query_of(np.zeros(self.microbatch, np.int32))
     selection = self.plan.selection()
-    own = jax.eval_shape(stack, [(cond.cond, features)] * len(selection))
-    cond_shapes, features = sharding.shaped(own, sharding.batch(mesh, axis=1))
+    own = jax.eval_shape(stack, [(cond.cond, query)] * len(selection))
+    cond_shapes, query = sharding.shaped(own, sharding.batch(mesh, axis=1))
     uncond = sharding.shaped(cond.uncond, sharding.replicated(mesh))
-    return methods.Prompts(guidance.Guided(cond_shapes, uncond), features), selection
+    return methods.Records(guidance.Guided(cond_shapes, uncond), query), selection
 
   def __enter__(self):
     return self

@@ -18,7 +18,7 @@ from jaxalign.training.state import TrainState
 
 
 class StoredPairs:
-  """Pairs of images and their prompts from a file (`methods.Pairs`)."""
+  """Pairs of samples and what they were made for, from a file (`methods.Pairs`)."""
 
   frozen: Mapping[str, Any] = {}
 
@@ -32,10 +32,11 @@ class StoredPairs:
   ):
     del rewards
     self.plan = checks.call_section(sections, "batch", batching.solve_examples)
-    self.num_images, self.microbatch = 2 * self.plan.examples, self.plan.microbatch
+    self.num_samples, self.microbatch = 2 * self.plan.examples, self.plan.microbatch
+    self.unit = sys.model.modality.unit
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
-    self.pairs, self._report, self._prompt_dropout = checks.call_section(
-      sections, "data", read_pairs, size=sys.model.image_size
+    self.pairs, self._report, self._dropout = checks.call_section(
+      sections, "data", read_pairs, size=sys.model.sample_shape[:2]
     )
     num_ties = int(np.sum(self.pairs.p == 0.5))
     if num_ties and not method.soft_labels:
@@ -44,7 +45,12 @@ class StoredPairs:
         f"config.method does not use the probability of a label\n"
         'drop ties with ties="drop", or take a method with soft_labels, such as "dpo"'
       )
-    self._token_ids = sys.model.tokenize([*self.pairs.prompts, ""])
+    if self._dropout and sys.model.empty is None:
+      raise ValueError(
+        "config.data.condition_dropout: expected 0, because this model has no input without a "
+        f"condition; got {self._dropout}"
+      )
+    self.tokens = sys.model.tokenize(self.pairs.records)
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
 
@@ -56,27 +62,37 @@ class StoredPairs:
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)
-    rng = streams.generator(self._seed, "prompt dropout", step)
-    dropped = rng.random(len(rows)) < self._prompt_dropout
-    token_ids = self._token_ids[np.where(dropped, len(self.pairs), rows)]
+    rng = streams.generator(self._seed, "condition dropout", step)
+    tokens = self._with_dropout(rows, rng.random(len(rows)) < self._dropout)
     parts = []
     for j, part in enumerate(self.plan.selection()):
-      images = self._images(rows[part])
+      samples = self._samples(rows[part])
       parts.append(
         methods.Pairs(
-          x_0=self._sys.encode_fn(self._sys.frozen, images, self._seed, step, j),
-          cond=self._sys.condition_fn(self._sys.frozen, token_ids[part]).cond,
+          x_0=self._sys.encode_fn(self._sys.frozen, samples, self._seed, step, j),
+          cond=self._sys.condition_fn(self._sys.frozen, system.take(tokens, part)).cond,
           p=self.pairs.p[rows[part]],
         )
       )
     return Drawn(state, self._collect_fn(parts), [self.plan.selection()], {})
 
-  def _images(self, rows: np.ndarray) -> jax.Array:  # uint8 [B, 2, H, W, 3]
-    """Each process decodes the pairs that its devices hold."""
+  def _with_dropout(self, rows: np.ndarray, dropped: np.ndarray) -> Any:
+    """The tokens of pairs `[B]`, those of no condition where they are dropped."""
+    tokens = system.take(self.tokens, rows)
+    if not self._dropout:
+      return tokens
+    return jax.tree.map(
+      lambda own, empty: np.where(dropped.reshape(-1, *[1] * (own.ndim - 1)), empty, own),
+      tokens,
+      self._sys.model.empty,
+    )
+
+  def _samples(self, rows: np.ndarray) -> jax.Array:  # as they are stored, [B, 2, ...]
+    """Each process reads the pairs that its devices hold."""
     return sharding.make_batch(
-      lambda held: self.pairs.images(rows[held]),
+      lambda held: self.pairs.samples(rows[held]),
       len(rows),
-      (2, *self.pairs.size, 3),
+      (2, *self._sys.model.sample_shape),
       self._sys.mesh,
     )
 
@@ -92,19 +108,19 @@ class StoredPairs:
 
   def program(self, state: TrainState, microbatch: int) -> Program:
     del state
-    args = (self._sys.frozen, self._image_shapes(microbatch), self._seed, 0, 0)
+    args = (self._sys.frozen, self._sample_shapes(microbatch), self._seed, 0, 0)
     return Program("encoding", self._sys.encode_fn, args)
 
-  def _image_shapes(self, count: int) -> jax.ShapeDtypeStruct:
-    shape = jax.ShapeDtypeStruct((count, 2, *self.pairs.size, 3), np.uint8)
+  def _sample_shapes(self, count: int) -> jax.ShapeDtypeStruct:
+    shape = jax.ShapeDtypeStruct((count, 2, *self._sys.model.sample_shape), np.uint8)
     return sharding.shaped(shape, sharding.batch(self._sys.mesh))
 
   def shapes(self, state: TrainState) -> tuple[methods.Pairs, np.ndarray]:
     del state
     sys, count = self._sys, self.plan.microbatch
-    ids = self._token_ids[np.zeros(count, np.int32)]
+    ids = system.take(self.tokens, np.zeros(count, np.int32))
     part = methods.Pairs(
-      x_0=jax.eval_shape(sys.encode_fn, sys.frozen, self._image_shapes(count), 0, 0, 0),
+      x_0=jax.eval_shape(sys.encode_fn, sys.frozen, self._sample_shapes(count), 0, 0, 0),
       cond=jax.eval_shape(sys.condition_fn, sys.frozen, ids).cond,
       p=np.ones(count, np.float32),
     )
@@ -127,7 +143,7 @@ def read_pairs(
   source: str,
   ties: str,
   max_bad_fraction: float,
-  prompt_dropout: float,
+  condition_dropout: float,
   resize: bool,
   size: tuple[int, int],
 ) -> tuple[PreferencePairs, preference_files.Report, float]:
@@ -138,11 +154,11 @@ def read_pairs(
     ties: "drop", or "half" to keep them with a probability of 0.5: a tie draws the two log-ratios
       together. A method whose loss does not use probabilities refuses them.
     max_bad_fraction: more rows than this share set aside stop the run.
-    prompt_dropout: share of pairs whose prompt is replaced by the empty one.
-    resize: bring images to the size of the model.
-    size: (height, width) of the model's images.
+    condition_dropout: share of pairs whose condition is replaced by the empty one.
+    resize: bring samples to the size of the model.
+    size: (height, width) of the model's samples.
   """
-  if not 0.0 <= prompt_dropout <= 1.0:
-    raise ValueError(f"config.data.prompt_dropout: expected 0 to 1, got {prompt_dropout}")
+  if not 0.0 <= condition_dropout <= 1.0:
+    raise ValueError(f"config.data.condition_dropout: expected 0 to 1, got {condition_dropout}")
   records, report = preference_files.load(source, max_bad_fraction=max_bad_fraction)
-  return PreferencePairs(records, size=size, ties=ties, resize=resize), report, prompt_dropout
+  return PreferencePairs(records, size=size, ties=ties, resize=resize), report, condition_dropout

@@ -44,7 +44,7 @@ def main(argv):
   tokens = sys.model.tokenize(records)
   x_T, key = initial_noise(sys, len(records))
   sample_fn = placement.jit(sys.sample, sys.mesh)
-  samples = np.asarray(sample_fn(params, sys.frozen, tokens, x_T, key).samples)
+  samples = np.asarray(sample_fn(params, sys.frozen, tokens, x_T, key, sys.pipeline.table).samples)
   for path in write(samples, pathlib.Path(_OUTPUT.value), sys.model.modality):
     print(path)
 

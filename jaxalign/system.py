@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, methods, streams
+from jaxalign import checks, streams
 from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import log_ratios, transitions
 from jaxalign.diffusion import rollout as rollout_lib
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
+from jaxalign.diffusion.schedules import StepTable
 from jaxalign.distributed import placement, sharding
 from jaxalign.models import families
 from jaxalign.models.adapters import policy as policy_lib
 from jaxalign.models.model import Model, Tokens
+from jaxalign.pipeline import Pipeline
 from jaxalign.rewards import combine
 from jaxalign.types import Array, Key, Params, Record
 
@@ -41,46 +44,48 @@ class System:
   Attributes:
     mesh: the devices; batches are cut over them and parameters lie there by rule (`sharding`).
     model: what is sampled, as it was opened.
-    parts: what methods compose; its `denoise_fn` is the guided network.
+    pipeline: what methods compose.
     policy: the trained parameters as initialised, and how they enter the network.
     frozen: `{"base", "reference"}` and the model's components but for the denoiser, an argument of
       every program.
-    sample: pure `(params, frozen, tokens [m, ...], x_T [m, *D], key) -> Sampled`, tokens as from
-      `model.tokenize`.
-    sample_fn: jitted `(params, frozen, tokens [m, ...], seed, name, i, j, start=None) -> Sampled`;
-      all noise is `streams.stream(seed, name, i, j)`, whose name comes as its number. Sample k
-      starts from the noise `start[k]` of the m that are drawn, from its own without `start`.
+    sample: pure `(params, frozen, tokens [m, ...], x_T [m, *D], key, table) -> Sampled`, tokens as
+      from `model.tokenize`.
+    sample_fn: jitted `(params, frozen, tokens [m, ...], seed, name, i, j, start, table) ->
+      Sampled`; all noise is `streams.stream(seed, name, i, j)`, whose name comes as its number.
+      Sample k starts from the noise `start[k]` of the m that are drawn, from its own where `start`
+      is None. `table` are the steps, `pipeline.table` or others of the same model.
     condition_fn: jitted `(frozen, tokens [m, ...]) -> Guided`, what the policy sees of records.
     encode_fn: jitted `(frozen, samples [m, ..., *sample], seed, i, j) -> x_0`, with the leading
       axes of the samples; of an autoencoder a sample of its posterior, whose noise is a function of
       the three integers.
-    kl_fn: jitted `(params, frozen, Sampled) -> [m]`, the KL to the reference of each trajectory, in
-      nats, whole on every device.
+    kl_fn: jitted `(params, frozen, Sampled, table) -> [m]`, the KL to the reference of each
+      trajectory, in nats, whole on every device.
   """
 
   mesh: jax.sharding.Mesh
   model: Model
-  parts: methods.Parts
+  pipeline: Pipeline
   policy: policy_lib.Policy
   frozen: Mapping[str, Params]
-  sample: Callable[[Params, Mapping[str, Params], Tokens, Array, Key], Sampled]
+  sample: Callable[[Params, Mapping[str, Params], Tokens, Array, Key, StepTable], Sampled]
   sample_fn: Callable[..., Sampled]
   condition_fn: Callable[[Mapping[str, Params], Tokens], guidance_lib.Guided]
   encode_fn: Callable[[Mapping[str, Params], Array, int, int, int], Array]
-  kl_fn: Callable[[Params, Mapping[str, Params], Sampled], Array]
+  kl_fn: Callable[[Params, Mapping[str, Params], Sampled, StepTable], Array]
 
   @property
   def process(self) -> transitions.Process:
-    return self.parts.process
+    return self.pipeline.process
 
-  def parts_with(self, rewards: combine.WeightedRewards | None) -> methods.Parts:
-    """`parts`, with the rewards too if they run on the device; the loss finds their parameters in
-    `frozen["reward"]`.
+  def pipeline_with(self, rewards: combine.WeightedRewards | None) -> Pipeline:
+    """`pipeline`, with the rewards too if they run on the device.
+
+    The loss finds their parameters in `frozen["reward"]`.
     """
     device = None if rewards is None else rewards.device
     if device is None:
-      return self.parts
-    return self.parts._replace(
+      return self.pipeline
+    return self.pipeline._replace(
       reward=lambda frozen, samples, query: device.score(frozen["reward"], samples, query)
     )
 
@@ -111,11 +116,11 @@ class System:
     kl = kl and bool(self.process.noisy_steps())
     for j, start in enumerate(range(0, len(records), microbatch)):
       rows = np.minimum(np.arange(start, start + microbatch), len(records) - 1)
-      noise = (seed, streams.number("evaluation"), part, j, None)
+      noise = (seed, streams.number("evaluation"), part, j, None, self.pipeline.table)
       sampled = self.sample_fn(params, self.frozen, take(tokens, rows), *noise)
       samples.append(sharding.gather(sampled.samples))
       if kl:
-        nats.append(np.asarray(self.kl_fn(params, self.frozen, sampled)))
+        nats.append(np.asarray(self.kl_fn(params, self.frozen, sampled, self.pipeline.table)))
     found = np.concatenate(nats)[: len(records)] if kl else None
     return np.concatenate(samples)[: len(records)], found
 
@@ -171,10 +176,12 @@ def from_model(
     dtype=model.dtype,
   )
   policy = place_policy(policy, model, mesh)
-  parts = methods.Parts(
-    process=section("process", model.make_process),
-    denoise_fn=section("guidance", guidance_lib.classifier_free, denoise_fn=model.denoise),
-    conditional_fn=model.denoise,
+  process = section("process", model.make_process)
+  guided = section("guidance", guidance_lib.classifier_free, denoise_fn=model.denoise)
+  pipeline = Pipeline(
+    kernel=Kernel(guided, process.transition),
+    conditional=Kernel(model.denoise, process.transition),
+    table=process.table,
     levels=model.levels,
     prediction_type=model.prediction_type,
     latent_shape=model.latent_shape,
@@ -190,15 +197,15 @@ def from_model(
     },
   }
   condition = make_condition(model)
-  sample = make_sample(parts, condition, policy)
+  sample = make_sample(pipeline, condition, policy)
 
-  def sample_fn(params, frozen, tokens, seed, name, i, j, start=None):
+  def sample_fn(params, frozen, tokens, seed, name, i, j, start, table):
     key_start, key_steps = jax.random.split(streams.stream(seed, name, i, j))
     count = len(jax.tree.leaves(tokens)[0])
     x_T = jax.random.normal(key_start, (count, *model.latent_shape))
     x_T = x_T if start is None else x_T[start]
     tokens, x_T = sharding.constrain_batch((tokens, x_T), mesh)
-    return sample(params, frozen, tokens, x_T, key_steps)
+    return sample(params, frozen, tokens, x_T, key_steps, table)
 
   def encode_fn(frozen, samples, seed, i, j):
     key = streams.stream(seed, "encoding", i, j)
@@ -206,13 +213,13 @@ def from_model(
     x_0 = model.encode(frozen, samples.reshape(-1, *model.sample_shape), key)
     return x_0.reshape(*leading, *x_0.shape[1:])
 
-  def kl_fn(params, frozen, sampled):
+  def kl_fn(params, frozen, sampled, table):
     frozen = policy.ready(params, frozen)
     kl = log_ratios.trajectory_kl(
+      pipeline.kernel,
       policy.variables(params, frozen["base"]),
       frozen["reference"],
-      parts.denoise_fn,
-      parts.process,
+      table,
       sampled.rollout.x,
       sampled.cond,
     )
@@ -222,7 +229,7 @@ def from_model(
   return System(
     mesh=mesh,
     model=model,
-    parts=parts,
+    pipeline=pipeline,
     policy=policy,
     frozen=frozen,
     sample=sample,
@@ -272,24 +279,24 @@ def make_condition(model: Model) -> Callable[[Mapping[str, Params], Tokens], gui
 
 
 def make_sample(
-  parts: methods.Parts,
+  pipeline: Pipeline,
   condition: Callable[[Mapping[str, Params], Tokens], guidance_lib.Guided],
   policy: policy_lib.Policy,
-) -> Callable[[Params, Mapping[str, Params], Tokens, Array, Key], Sampled]:
+) -> Callable[[Params, Mapping[str, Params], Tokens, Array, Key, StepTable], Sampled]:
   """The pure function from tokens and initial noise to samples and their whole trajectory."""
 
-  def sample(params, frozen, tokens, x_T, key):
+  def sample(params, frozen, tokens, x_T, key, table):
     cond = condition(frozen, tokens)
     frozen = policy.ready(params, frozen)
     rolled = rollout_lib.rollout(
       key,
+      pipeline.kernel,
       policy.variables(params, frozen["base"]),
-      parts.denoise_fn,
-      parts.process,
+      table,
       x_T,
       cond,
-      rollout_lib.mean_over_latents,
+      mean_over_latents,
     )
-    return Sampled(rolled, cond, parts.decode(frozen, rolled.x_0))
+    return Sampled(rolled, cond, pipeline.decode(frozen, rolled.x_0))
 
   return sample

@@ -47,7 +47,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     has_kl=bool(sys.process.noisy_steps()),
   )
   sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
-  method = section("method", methods.make, parts=sys.parts_with(rewards))
+  method = section("method", methods.make, pipeline=sys.pipeline_with(rewards))
   feed = feeds.make(method, sections, sys, rewards, workdir)
   print(feed.describe(), flush=True)
   tx = section("optim", optim.make)

@@ -121,14 +121,15 @@ def update(work: workload.Workload, batch: int = 2) -> Program:
 def others(work: workload.Workload, batch: int = 2) -> list[Program]:
   """What else a run and its evaluation compile for the model."""
   sys, params = work.system, work.state.params
+  table = sys.pipeline.table
   images = _array(batch, 2, *sys.model.sample_shape, dtype=np.uint8)
   x_0 = _array(batch, *sys.model.latent_shape)
-  decode = placement.jit(sys.parts.decode, sys.mesh)
+  decode = placement.jit(sys.pipeline.decode, sys.mesh)
   floor = precision.make_measure_fn(sys, {"scale": work.sections["guidance"]["scale"]})
   return [
     rollout(work, batch),
     Program("condition_fn", sys.condition_fn, (work.frozen, _ids(work, batch))),
-    Program("kl_fn", sys.kl_fn, (params, work.frozen, _sampled(work, batch))),
+    Program("kl_fn", sys.kl_fn, (params, work.frozen, _sampled(work, batch), table)),
     Program("floor", floor, (params, work.frozen, _sampled(work, batch), streams.key_shape())),
     Program("encode_fn", sys.encode_fn, (work.frozen, images, 0, 0, 0)),
     Program("decode", decode, (work.frozen, x_0)),
@@ -140,13 +141,13 @@ def sample(work: workload.Workload, batch: int = 2) -> Program:
   sys = work.system
   x_T = _array(batch, *sys.model.latent_shape)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  args = (work.state.params, work.frozen, _ids(work, batch), x_T, key)
+  args = (work.state.params, work.frozen, _ids(work, batch), x_T, key, sys.pipeline.table)
   return Program("sample", placement.jit(sys.sample, sys.mesh), args)
 
 
 def rollout(work: workload.Workload, batch: int = 2) -> Program:
   """A microbatch of trajectories and their images."""
-  noise = (0, streams.number("rollout"), 0, 0, None)
+  noise = (0, streams.number("rollout"), 0, 0, None, work.system.pipeline.table)
   args = (work.state.params, work.frozen, _ids(work, batch), *noise)
   return Program("sample_fn", work.system.sample_fn, args)
 
@@ -186,13 +187,15 @@ def _transitions(batch):
 
 
 def _rollouts(work, batch):
-  return (_trajectories(work, batch), _array(HELD * batch)), _transitions(batch)
+  table = work.system.pipeline.table
+  return (_trajectories(work, batch), table, _array(HELD * batch)), _transitions(batch)
 
 
 def _rollout_pairs(work, batch):
   pairs = HELD * batch // 2
   images = _array(pairs, 2, dtype=np.int32)
-  return (_trajectories(work, batch), images, _array(pairs)), _transitions(batch)
+  table = work.system.pipeline.table
+  return (_trajectories(work, batch), table, images, _array(pairs)), _transitions(batch)
 
 
 def _stacked(work, part):

@@ -17,7 +17,8 @@ def compiled(small_model):
     guidance={"scale": 5.0},
   )
   ids = sys.model.tokenize([{"prompt": "a red circle"}] * 2)
-  args = (sys.policy.params, sys.frozen, ids, 0, streams.number("rollout"), 0, 0, None)
+  noise = (0, streams.number("rollout"), 0, 0, None)
+  args = (sys.policy.params, sys.frozen, ids, *noise, sys.pipeline.table)
   return sys.sample_fn.lower(*args).compile().as_text()
 
 

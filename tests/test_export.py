@@ -133,7 +133,8 @@ def sample(latents, capsys):
         found = source.load_run(workdir, process=process, guidance=guidance)
         sys, params = found.system, found.params
     token_ids, x_T = sys.model.tokenize([{"prompt": p} for p in PROMPTS]), np.load(latents)
-    sampled = jax.jit(sys.sample)(params, sys.frozen, token_ids, x_T, jax.random.key(0))
+    args = (token_ids, x_T, jax.random.key(0), sys.pipeline.table)
+    sampled = jax.jit(sys.sample)(params, sys.frozen, *args)
     return np.asarray(sampled.samples), capsys.readouterr().err
 
   return images

@@ -26,7 +26,8 @@ def test_the_embedded_model_gives_the_same_image_in_diffusers(
     guidance={"scale": guidance_scale},
   )
   token_ids, key = sys_.model.tokenize([{"prompt": p} for p in prompts]), jax.random.key(0)
-  ours = jax.jit(sys_.sample)(sys_.policy.params, sys_.frozen, token_ids, latents, key)
+  args = (token_ids, latents, key, sys_.pipeline.table)
+  ours = jax.jit(sys_.sample)(sys_.policy.params, sys_.frozen, *args)
 
   pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
     hub.find_folder("shapes"), safety_checker=None

@@ -13,6 +13,8 @@ from scheduler_configs import SD1
 
 from jaxalign import methods
 from jaxalign.diffusion import guidance, rollout, schedulers, transitions
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
+from jaxalign.pipeline import Pipeline
 from jaxalign.training import batching
 from jaxalign.training.feeds import rollouts
 
@@ -40,10 +42,12 @@ def reward(frozen, samples, query):
   return -frozen["reward"]["scale"] * jnp.mean(jnp.square(distance), axis=(1, 2, 3))
 
 
-PARTS = methods.Parts(
-  process=PROCESS,
-  denoise_fn=GUIDED,
-  conditional_fn=denoise,
+TABLE = PROCESS.table
+KERNEL = Kernel(GUIDED, PROCESS.transition)
+PIPELINE = Pipeline(
+  kernel=KERNEL,
+  conditional=Kernel(denoise, PROCESS.transition),
+  table=TABLE,
   levels=schedulers.training_table(SD1),
   prediction_type="eps",
   latent_shape=SHAPE,
@@ -60,7 +64,7 @@ def trajectories():
   def sample(key, cond):
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (3, *SHAPE))
-    return rollout.rollout(key_steps, PARAMS, GUIDED, PROCESS, x_T, cond, rollout.mean_over_latents)
+    return rollout.rollout(key_steps, KERNEL, PARAMS, TABLE, x_T, cond, mean_over_latents)
 
   parts = []
   for j in range(2):
@@ -92,12 +96,13 @@ def make_batch(data):
   text = jnp.array([[0.1, -0.2], [0.05, 0.0], [-0.1, 0.3]])
   if data == "rollout":
     return select_transitions(
-      (trajectories(), ADVANTAGES), selection([5, 0, 3, 2, 2], [0, 3, 1, 2, 0])
+      (trajectories(), TABLE, ADVANTAGES), selection([5, 0, 3, 2, 2], [0, 3, 1, 2, 0])
     )
   if data == "rollout_pairs":
     images = np.array([[5, 0], [1, 4], [2, 3]], np.int32)
     weight = np.array([1.5, 0.0, 0.75], np.float32)
-    return select_step_pairs((trajectories(), images, weight), selection([2, 0, 0], [1, 3, 2]))
+    data = (trajectories(), TABLE, images, weight)
+    return select_step_pairs(data, selection([2, 0, 0], [1, 3, 2]))
   if data == "pairs":
     x_0 = jax.random.normal(jax.random.key(5), (3, 2, *SHAPE))
     return methods.Pairs(x_0, {"text": text}, jnp.array([1.0, 0.5, 0.8]))

@@ -20,12 +20,12 @@ from jaxalign import methods
 from jaxalign.diffusion import guidance, rollout
 from jaxalign.distributed import sharding
 from jaxalign.training import batching, update
-from jaxalign.training.feeds import records, rollouts
+from jaxalign.training.feeds import records, rollouts, stored
 from jaxalign.training.state import init_state
 
 MICROBATCH, MICROBATCHES, SLICES = 16, 2, 2
 LATENT = (16, 16, 2)
-PARTS = toy_policy.PARTS._replace(latent_shape=LATENT)
+PIPELINE = toy_policy.PIPELINE._replace(latent_shape=LATENT)
 SLICE_BYTES = 4 * MICROBATCH * math.prod(LATENT)  # of one x_t of a gradient slice, all devices'
 KWARGS = {
   "ddpo": {"clip_range": 1e-4, "kl_weight": 0.1},
@@ -55,10 +55,11 @@ def data_of(kind, mesh):
   examples = jax.ShapeDtypeStruct((SLICES, m), np.int32)
   transitions = batching.Selection(examples, examples, jax.ShapeDtypeStruct((SLICES, m), np.bool_))
   if kind == "rollout":
-    return ((rolled, cond), array(J * m)), transitions, rollouts.Rollouts.select
+    return ((rolled, cond), toy_policy.TABLE, array(J * m)), transitions, rollouts.Rollouts.select
   if kind == "rollout_pairs":
     images = jax.ShapeDtypeStruct((J * m, 2), np.int32)
-    return ((rolled, cond), images, array(J * m)), transitions, rollouts.RolloutPairs.select
+    data = ((rolled, cond), toy_policy.TABLE, images, array(J * m))
+    return data, transitions, rollouts.RolloutPairs.select
   if kind == "pairs":
     pairs = methods.Pairs(array(J, m, 2, *LATENT, cut=1), text, array(J, m, cut=1))
     return pairs, examples, stored.StoredPairs.select
@@ -81,7 +82,7 @@ def collectives(compiled):
 
 def compiled_update(name, mesh, select=None):
   """The update of a method; `select` in the place of its feed's."""
-  method = methods.make(name, PARTS, **KWARGS[name])
+  method = methods.make(name, PIPELINE, **KWARGS[name])
   tx = optax.sgd(1.0)
   data, selection, of_feed = data_of(method.data, mesh)
   state = init_state(toy_policy.PARAMS, tx, None, with_ema=False, mesh=mesh)

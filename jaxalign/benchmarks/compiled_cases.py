@@ -179,13 +179,14 @@ def _cond(sys: system.System, count: int) -> Any:
   return jax.eval_shape(sys.condition_fn, sys.frozen, _tokens(sys, count))
 
 
-def _trajectories(sys: system.System, size: int) -> tuple[rollouts.Trajectories, Any]:
-  """Those of an iteration, and their advantages."""
+def _trajectories(sys: system.System, size: int) -> tuple[rollouts.Trajectories, Any, Any]:
+  """Those of an iteration, the steps that they took, and their advantages."""
   sampled = jax.eval_shape(sys.sample_fn, *workload.rollout_args(sys, _tokens(sys, size)))
   collected = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)] * HELD)
   advantages = jax.ShapeDtypeStruct((HELD * size,), jnp.float32)
   placed = rollouts.collected_shardings(sys.mesh), sharding.replicated(sys.mesh)
-  return sharding.shaped((collected, advantages), placed)
+  (held, advantages) = sharding.shaped((collected, advantages), placed)
+  return held, sys.pipeline.table, advantages
 
 
 def _pairs(sys: system.System, size: int, slices: int) -> Pairs:

@@ -55,7 +55,7 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
   least = forward + networks.decode(BATCH).forward + networks.condition(BATCH + 1).forward
   slices = np.zeros((1, BATCH), np.int32)
   trajectories = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)])
-  data = (trajectories, jax.ShapeDtypeStruct((BATCH,), jnp.float32))
+  data = (trajectories, sys.pipeline.table, jax.ShapeDtypeStruct((BATCH,), jnp.float32))
   selection = Selection(slices, slices, slices == 0)
   update = (work.state, work.frozen, data, selection, 0, 0, 0)
   gradient = networks.denoiser(2 * BATCH).gradient

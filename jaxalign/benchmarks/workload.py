@@ -62,7 +62,7 @@ def make(
   model = stable_diffusion.as_model(bundle)
   sys = system.from_model(model, seed=config.seed, mesh=mesh, **own)
   rewards = section("reward", combine.make_total) if "reward" in sections else None
-  method = section("method", methods.make, parts=sys.parts_with(rewards))
+  method = section("method", methods.make, pipeline=sys.pipeline_with(rewards))
   tx = section("optim", optim.make)
   device = rewards.device if rewards is not None else None
   frozen = dict(sys.frozen)
@@ -90,7 +90,7 @@ def tokens(sys: system.System, count: int) -> Any:
 
 def rollout_args(sys: system.System, tokens: Any) -> tuple:
   """The arguments of `sample_fn` for these tokens."""
-  noise = (0, streams.number("rollout"), 0, 0, None)
+  noise = (0, streams.number("rollout"), 0, 0, None, sys.pipeline.table)
   return (sys.policy.params, sys.frozen, tokens, *noise)
 
 

@@ -10,17 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.diffusion import gaussian, log_ratios, predictions, rollout, schedules
-from jaxalign.diffusion.transitions import Process
-from jaxalign.types import Array, DenoiseFn, Key, Params, at_least_float32
+from jaxalign.diffusion import gaussian, log_ratios, predictions, schedules
+from jaxalign.diffusion.kernel import Kernel, for_all
+from jaxalign.diffusion.schedules import StepTable
+from jaxalign.types import Array, Key, Params, at_least_float32
 
 
 def last_steps(
   key: Key,
-  params: Params,
+  kernel: Kernel,
+  variables: Params,
   reference: Params | None,
-  denoise_fn: DenoiseFn,
-  process: Process,
+  table: StepTable,
   x_T: Array,  # [B, *D]
   cond: Any,
   *,
@@ -40,13 +41,13 @@ def last_steps(
 
   Raises ValueError unless 1 <= num_steps <= S.
   """
-  S = process.table.num_steps
+  S = table.num_steps
   if not 1 <= num_steps <= S:
     raise ValueError(f"expected 1 to {S} steps to differentiate through, got {num_steps}")
-  constant = jax.lax.stop_gradient(params)
+  constant = jax.lax.stop_gradient(variables)
 
-  def step(params, x_t, i):
-    return _step(key, params, reference, denoise_fn, process, x_t, i, cond)
+  def step(variables, x_t, i):
+    return _step(key, kernel, variables, reference, table, x_t, i, cond)
 
   def frozen_step(x_t, i):
     x_s, kl = step(constant, x_t, i)
@@ -56,12 +57,12 @@ def last_steps(
 
   def body(x_t, i):
     if isinstance(first, int) and first <= S - num_steps:
-      return live_step(params, x_t, i)
+      return live_step(variables, x_t, i)
     return jax.lax.cond(
-      i < first, lambda x: frozen_step(x, i), lambda x: live_step(params, x, i), x_t
+      i < first, lambda x: frozen_step(x, i), lambda x: live_step(variables, x, i), x_t
     )
 
-  x = _without_gradient(key, constant, denoise_fn, process, x_T, cond, S - num_steps)
+  x = _without_gradient(key, kernel, constant, table, x_T, cond, S - num_steps)
   steps = jnp.arange(S - num_steps, S, dtype=jnp.int32)
   x_0, kl = jax.lax.scan(body, x, steps)
   return x_0, jnp.sum(kl, axis=0)
@@ -69,9 +70,9 @@ def last_steps(
 
 def one_prediction(
   key: Key,
-  params: Params,
-  denoise_fn: DenoiseFn,
-  process: Process,
+  kernel: Kernel,
+  variables: Params,
+  table: StepTable,
   prediction_type: str,
   x_T: Array,  # [B, *D]
   cond: Any,
@@ -82,20 +83,18 @@ def one_prediction(
 
   Xu et al. 2023 (arXiv:2304.05977), algorithm 1.
   """
-  x_t = _without_gradient(key, params, denoise_fn, process, x_T, cond, i)
-  step = process.table[jnp.full(x_T.shape[:1], i)]
-  prediction = at_least_float32(denoise_fn(params, x_t, step.t, cond))
-  x_0, _ = predictions.to_x_0_and_eps(
-    prediction, x_t, step.alpha_t, step.sigma_t, prediction_type
-  )
+  x_t = _without_gradient(key, kernel, variables, table, x_T, cond, i)
+  row = table[jnp.full(x_T.shape[:1], i)]
+  prediction = at_least_float32(kernel.denoise_fn(variables, x_t, row.t, cond))
+  x_0, _ = predictions.to_x_0_and_eps(prediction, x_t, row.alpha_t, row.sigma_t, prediction_type)
   return x_0
 
 
 def noised_last_step(
   key: Key,
-  params: Params,
-  denoise_fn: DenoiseFn,
-  process: Process,
+  kernel: Kernel,
+  variables: Params,
+  table: StepTable,
   x_0: Array,  # [B, *D], sampled
   cond: Any,
 ) -> Array:  # [B, *D]
@@ -105,34 +104,30 @@ def noised_last_step(
   one rollout.
   """
   key_noise, key_step = jax.random.split(key)
-  last = jnp.full(x_0.shape[:1], process.table.num_steps - 1)
-  step = process.table[last]
+  row = for_all(table[-1], len(x_0))
   x_0 = jax.lax.stop_gradient(x_0)
   eps = jax.random.normal(key_noise, x_0.shape)
-  x_t = schedules.add_noise(x_0, eps, step.alpha_t, step.sigma_t)
-  mean, std = rollout.step_distribution(params, denoise_fn, process, x_t, last, cond)
+  x_t = schedules.add_noise(x_0, eps, row.alpha_t, row.sigma_t)
+  mean, std = kernel.moments(variables, x_t, row, cond)
   return gaussian.sample(key_step, mean, std)
 
 
-def _step(key, params, reference, denoise_fn, process, x_t, i, cond):
+def _step(key, kernel, variables, reference, table, x_t, i, cond):
   """One step of the chain and its KL, `([B, *D], [B])`."""
-  per_example = jnp.full(x_t.shape[:1], i)
-  moments = rollout.step_distribution(params, denoise_fn, process, x_t, per_example, cond)
+  row = table[jnp.full(x_t.shape[:1], i)]
+  moments = kernel.moments(variables, x_t, row, cond)
   x_s = gaussian.sample(jax.random.fold_in(key, i), *moments)
   if reference is None:
     return x_s, jnp.zeros(x_t.shape[0])
-  from_reference = rollout.step_distribution(
-    reference, denoise_fn, process, x_t, per_example, cond
-  )
-  return x_s, log_ratios.kl_of_moments(moments, from_reference)
+  return x_s, log_ratios.kl_of_moments(moments, kernel.moments(reference, x_t, row, cond))
 
 
-def _without_gradient(key, params, denoise_fn, process, x_T, cond, num_steps):
+def _without_gradient(key, kernel, variables, table, x_T, cond, num_steps):
   """x after the first `num_steps` steps, a constant; `num_steps` may be traced."""
-  params = jax.lax.stop_gradient(params)
+  variables = jax.lax.stop_gradient(variables)
 
   def body(i, x_t):
-    return _step(key, params, None, denoise_fn, process, x_t, i, cond)[0]
+    return _step(key, kernel, variables, None, table, x_t, i, cond)[0]
 
   x = jax.lax.stop_gradient(at_least_float32(x_T))
   return jax.lax.stop_gradient(jax.lax.fori_loop(0, num_steps, body, x))

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.diffusion import gaussian, predictions, rollout, schedules
+from jaxalign.diffusion import gaussian, predictions, schedules
+from jaxalign.diffusion.kernel import Kernel, ReduceFn, for_all, mean_over_latents
 from jaxalign.diffusion.schedules import StepTable
-from jaxalign.diffusion.transitions import Moments, Process
+from jaxalign.diffusion.transitions import Moments
 from jaxalign.types import Array, DenoiseFn, Params, at_least_float32
 
 # weight(step, x_0, prediction_type) -> scalar or [B], what a mean squared error of the network's
@@ -45,7 +46,7 @@ def denoising_log_ratio(
   # As a product: the difference of two mean squares near 1 would have lost the digits that a beta
   # of 5000 asks for.
   excess = (prediction - other) * ((prediction - target) + (other - target))
-  return -weight(step, x_0, prediction_type) * rollout.mean_over_latents(excess)
+  return -weight(step, x_0, prediction_type) * mean_over_latents(excess)
 
 
 def half(step: StepTable, x_0: Array, prediction_type: str) -> float:
@@ -86,62 +87,58 @@ def _x_0_per_error(step: StepTable, prediction_type: str) -> Array | float:
   return jnp.square(x_0)
 
 
-def trajectory_log_ratio(
-  params: Params,
+def step_log_ratio(
+  kernel: Kernel,
+  variables: Params,
   reference: Params,
-  denoise_fn: DenoiseFn,
-  process: Process,
   x_t: Array,  # [B, *D]
   x_s: Array,  # [B, *D]
-  i: Array,  # [B] int32
+  row: StepTable,  # fields [B]
   cond: Any,
-  reduce_fn: rollout.ReduceFn,
+  reduce_fn: ReduceFn,
 ) -> Array:  # [B]
   """log p_theta(x_s | x_t) - log p_ref(x_s | x_t) of one sampled step, exact.
 
   Their sum over the steps of a trajectory is its log-ratio, when `reduce_fn` sums.
   """
-  args = (denoise_fn, process, x_t, x_s, i, cond, reduce_fn)
-  log_prob = rollout.step_log_prob(params, *args)
-  return log_prob - jax.lax.stop_gradient(rollout.step_log_prob(reference, *args))
+  step = (x_t, x_s, row, cond, reduce_fn)
+  return kernel.log_prob(variables, *step) - jax.lax.stop_gradient(
+    kernel.log_prob(reference, *step)
+  )
 
 
 def trajectory_kl(
-  params: Params,
+  kernel: Kernel,
+  variables: Params,
   reference: Params,
-  denoise_fn: DenoiseFn,
-  process: Process,
-  x: Array,  # [S + 1, B, *D], sampled with `params`
+  table: StepTable,
+  x: Array,  # [S + 1, B, *D], sampled with `variables`
   cond: Any,
 ) -> Array:  # [S, B]
   """KL(theta || ref) of every step of sampled trajectories, in nats: summed over latents, exact.
 
-  The sum over steps estimates the trajectory KL, which bounds that of the images from above.
+  The sum over steps estimates the trajectory KL, which bounds that of the samples from above.
   Deterministic steps count 0: where policy and reference differ there, the KL is infinite.
   """
 
   def body(_, step):
-    i, x_t = step
-    return None, step_kl(
-      params, reference, denoise_fn, process, x_t, jnp.full(x_t.shape[:1], i), cond
-    )
+    row, x_t = step
+    return None, step_kl(kernel, variables, reference, x_t, for_all(row, len(x_t)), cond)
 
-  steps = jnp.arange(x.shape[0] - 1, dtype=jnp.int32)
-  return jax.lax.scan(body, None, (steps, x[:-1]))[1]
+  return jax.lax.scan(body, None, (jax.tree.map(jnp.asarray, table), x[:-1]))[1]
 
 
 def step_kl(
-  params: Params,
+  kernel: Kernel,
+  variables: Params,
   reference: Params,
-  denoise_fn: DenoiseFn,
-  process: Process,
   x_t: Array,  # [B, *D]
-  i: Array,  # [B] int32
+  row: StepTable,  # fields [B]
   cond: Any,
 ) -> Array:  # [B]
   """KL(theta || ref) of the step from x_t in nats, summed over latents; 0 where std = 0."""
-  from_policy = rollout.step_distribution(params, denoise_fn, process, x_t, i, cond)
-  from_reference = rollout.step_distribution(reference, denoise_fn, process, x_t, i, cond)
+  from_policy = kernel.moments(variables, x_t, row, cond)
+  from_reference = kernel.moments(reference, x_t, row, cond)
   return kl_of_moments(from_policy, from_reference)
 
 

@@ -53,7 +53,7 @@ def measure(
   """
   if sys.model.exact is None or sys.model.dtype is None:
     return None
-  noise = (seed, streams.number("evaluation"), 0, 0, None)
+  noise = (seed, streams.number("evaluation"), 0, 0, None, sys.pipeline.table)
   sampled = sys.sample_fn(sys.policy.params, sys.frozen, tokens, *noise)
   measure_fn = make_measure_fn(sys, guidance)
   kl, log_ratio = measure_fn(sys.policy.params, sys.frozen, sampled, streams.stream(seed, "floor"))
@@ -78,17 +78,16 @@ def make_measure_fn(sys: System, guidance: Mapping[str, Any]) -> Callable[..., t
     # Cast as the network wants them: the rounding of weights is the same for both.
     reference = sys.policy.ready(params, frozen)["reference"]
     rounded, exactly = {"rounded": reference}, {"exact": reference}
-    x, cond, parts = sampled.rollout.x, sampled.cond, sys.parts
-    kl = log_ratios.trajectory_kl(
-      rounded, exactly, _either(parts.denoise_fn, guided), parts.process, x, cond
-    )
+    x, cond, pipeline = sampled.rollout.x, sampled.cond, sys.pipeline
+    kernel = pipeline.kernel._replace(denoise_fn=_either(pipeline.kernel.denoise_fn, guided))
+    kl = log_ratios.trajectory_kl(kernel, rounded, exactly, pipeline.table, x, cond)
     key_level, key_eps = jax.random.split(key)
     log_ratio = log_ratios.denoising_log_ratio(
       rounded,
       exactly,
-      _either(parts.conditional_fn, exact),
-      parts.levels[jax.random.randint(key_level, x.shape[1:2], 0, parts.levels.num_steps)],
-      parts.prediction_type,
+      _either(pipeline.conditional.denoise_fn, exact),
+      pipeline.levels[jax.random.randint(key_level, x.shape[1:2], 0, pipeline.levels.num_steps)],
+      pipeline.prediction_type,
       x[-1],
       jax.random.normal(key_eps, x.shape[1:]),
       cond.cond,

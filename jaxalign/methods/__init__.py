@@ -1,4 +1,4 @@
-"""Methods by name. `METHODS[name](parts, **kwargs)` composes losses and diffusion into a `Method`.
+"""Methods by name: `METHODS[name](pipeline, **kwargs)` makes a `Method` of losses and diffusion.
 
 A name with a colon, "package.module:function", is a user's own: a function of the same signature.
 """
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from jaxalign.checks import check_call, closest, load_function
 from jaxalign.methods import d3po, ddpo, diffusion_dpo, direct
-from jaxalign.methods.base import Method, Pairs, Parts, Records, StepPairs, Transitions
+from jaxalign.methods.base import Method, Pairs, Records, StepPairs, Transitions
+from jaxalign.pipeline import Pipeline
 
 __all__ = [
   "METHODS",
   "Method",
   "Pairs",
-  "Parts",
   "Records",
   "StepPairs",
   "Transitions",
@@ -33,7 +33,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
-def make(name: str, parts: Parts, **kwargs) -> Method:
+def make(name: str, pipeline: Pipeline, **kwargs) -> Method:
   """The method called `name`: an entry of `METHODS`, or a user's "package.module:function"."""
   if ":" in name:
     factory = load_function("config.method.name", name)
@@ -44,8 +44,8 @@ def make(name: str, parts: Parts, **kwargs) -> Method:
       f"config.method.name: unknown method {name!r}{closest(name, METHODS)}\n"
       f'Valid names: {", ".join(METHODS)}, or your own function as "package.module:function".'
     )
-  check_call(f"config.method {name!r}", factory, parts, **kwargs)
-  method = factory(parts, **kwargs)
+  check_call(f"config.method {name!r}", factory, pipeline, **kwargs)
+  method = factory(pipeline, **kwargs)
   if not isinstance(method, Method):
     raise ValueError(
       f"config.method.name: expected {name!r} to return a jaxalign.methods.Method, got "

@@ -1,4 +1,4 @@
-"""What a method is: a pure loss, and the name of what feeds it. And what a model offers to one."""
+"""What a method is: a pure loss, and the name of what feeds it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxalign.diffusion.schedules import StepTable
-from jaxalign.diffusion.transitions import Process
-from jaxalign.types import Array, DenoiseFn, Key, Params
+from jaxalign.types import Array, Key, Params
 
 
 class Method(NamedTuple):
@@ -36,37 +35,13 @@ class Method(NamedTuple):
   soft_labels: bool = False
 
 
-class Parts(NamedTuple):
-  """What a model offers to a method: pure functions and tables, and no parameters.
-
-  process: the sampler's step table and transition.
-  denoise_fn: the network as it is sampled, guidance included; its `cond` is a `Guided`.
-  conditional_fn: the network without guidance; its `cond` is the first half of a `Guided`.
-  levels: every noise level that the network was trained on, row 0 nearest to the data.
-  prediction_type: what the network predicts, as `diffusion.predictions` names it.
-  latent_shape: D of `[B, *D]`.
-  decode: `(frozen, x_0 [B, *D]) -> samples`.
-  reward: `(frozen, samples, query) -> [B]`, differentiable in the samples; None where the run
-    has no such reward.
-  """
-
-  process: Process
-  denoise_fn: DenoiseFn
-  conditional_fn: DenoiseFn
-  levels: StepTable
-  prediction_type: str
-  latent_shape: tuple[int, ...]
-  decode: Callable[[Mapping[str, Params], Array], Array]
-  reward: Callable[[Mapping[str, Params], Array, Any], Array] | None = None
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Transitions:
   """Single denoising steps x_t -> x_s of sampled trajectories, with what they earned.
 
   x_t, x_s:     `[B, *D]` float32.
-  i:            `[B]` int32, which step of the process each one is.
+  row:          the steps' rows of the table, fields `[B]`.
   cond:         conditioning, every leaf `[B, ...]`.
   old_log_prob: `[B]`, under the policy that sampled, as the rollout computed it.
   fresh:        `[B]` bool: the policy is still the one that sampled, so that the ratio is 1.
@@ -75,7 +50,7 @@ class Transitions:
 
   x_t: Array
   x_s: Array
-  i: Array
+  row: StepTable
   cond: Any
   old_log_prob: Array
   fresh: Array
@@ -88,14 +63,14 @@ class StepPairs:
   """The same step of two sampled trajectories, the preferred one first.
 
   x_t, x_s: `[B, 2, *D]` float32.
-  i:        `[B]` int32.
+  row:      the step's row of the table, fields `[B]`.
   cond:     conditioning, every leaf `[B, ...]`.
   weight:   `[B]`, what the pair counts; 0 for a tie.
   """
 
   x_t: Array
   x_s: Array
-  i: Array
+  row: StepTable
   cond: Any
   weight: Array
 

@@ -8,33 +8,33 @@ are means over latent dimensions, for which the published beta of 0.1 and clip r
 import jax.numpy as jnp
 
 from jaxalign import losses
-from jaxalign.diffusion import log_ratios, rollout
+from jaxalign.diffusion import kernel as kernel_lib
+from jaxalign.diffusion import log_ratios
 from jaxalign.methods.base import (
   Method,
-  Parts,
   StepPairs,
   for_both,
   unpair,
   winner_and_loser,
 )
 from jaxalign.methods.diffusion_dpo import preference_metrics
+from jaxalign.pipeline import Pipeline
 
 
-def make(parts: Parts, *, beta: float, clip_range: float) -> Method:
+def make(pipeline: Pipeline, *, beta: float, clip_range: float) -> Method:
   """D3PO; `clip_range` in (0, 1) bounds each step's probability ratio to the reference."""
 
   def loss(params, frozen, batch: StepPairs, key):
     del key  # nothing is random: the steps were sampled before
-    log_ratio = log_ratios.trajectory_log_ratio(
+    log_ratio = log_ratios.step_log_ratio(
+      pipeline.kernel,
       params,
       frozen["reference"],
-      parts.denoise_fn,
-      parts.process,
       unpair(batch.x_t),
       unpair(batch.x_s),
-      for_both(batch.i),
+      for_both(batch.row),
       batch.cond._replace(cond=for_both(batch.cond.cond)),
-      rollout.mean_over_latents,
+      kernel_lib.mean_over_latents,
     )
     clipped = losses.clip_log_ratio(log_ratio, clip_range=clip_range)
     log_ratio_w, log_ratio_l = winner_and_loser(clipped)

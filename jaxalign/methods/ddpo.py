@@ -19,50 +19,45 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import losses
-from jaxalign.diffusion import log_ratios, rollout
-from jaxalign.methods.base import Method, Parts, Transitions
+from jaxalign.diffusion import kernel as kernel_lib
+from jaxalign.diffusion import log_ratios
+from jaxalign.methods.base import Method, Transitions
+from jaxalign.pipeline import Pipeline
 from jaxalign.types import Array
 
 
-def make_importance_sampling(parts: Parts, *, clip_range: float, kl_weight: float) -> Method:
+def make_importance_sampling(pipeline: Pipeline, *, clip_range: float, kl_weight: float) -> Method:
   """DDPO-IS: the clipped surrogate on single steps (section 4.3), for several updates a rollout."""
 
   def loss(params, frozen, batch: Transitions, key):
     del key  # no randomness
-    log_prob = _log_prob(params, parts, batch)
+    log_prob = _log_prob(params, pipeline, batch)
     old = _old_log_prob(log_prob, batch)
     surrogate = losses.clipped_pg_loss(log_prob, old, batch.advantages, clip_range=clip_range)
     clipped = losses.clip_fraction(log_prob, old, clip_range=clip_range)
-    penalty, values = _kl_penalty(params, frozen, parts, batch, kl_weight)
+    penalty, values = _kl_penalty(params, frozen, pipeline, batch, kl_weight)
     values |= _diagnostics(log_prob, batch) | {"policy/clip_frac": clipped}
     return surrogate + penalty, values
 
   return Method(loss, data="rollout", kl_weight=kl_weight)
 
 
-def make_score_function(parts: Parts, *, kl_weight: float) -> Method:
+def make_score_function(pipeline: Pipeline, *, kl_weight: float) -> Method:
   """DDPO-SF: REINFORCE on single steps (section 4.3); one update a rollout keeps it on-policy."""
 
   def loss(params, frozen, batch: Transitions, key):
     del key  # no randomness
-    log_prob = _log_prob(params, parts, batch)
-    penalty, values = _kl_penalty(params, frozen, parts, batch, kl_weight)
+    log_prob = _log_prob(params, pipeline, batch)
+    penalty, values = _kl_penalty(params, frozen, pipeline, batch, kl_weight)
     surrogate = losses.reinforce_loss(log_prob, batch.advantages)
     return surrogate + penalty, values | _diagnostics(log_prob, batch)
 
   return Method(loss, data="rollout", on_policy=True, kl_weight=kl_weight)
 
 
-def _log_prob(params, parts: Parts, batch: Transitions) -> Array:
-  return rollout.step_log_prob(
-    params,
-    parts.denoise_fn,
-    parts.process,
-    batch.x_t,
-    batch.x_s,
-    batch.i,
-    batch.cond,
-    rollout.mean_over_latents,
+def _log_prob(params, pipeline: Pipeline, batch: Transitions) -> Array:
+  return pipeline.kernel.log_prob(
+    params, batch.x_t, batch.x_s, batch.row, batch.cond, kernel_lib.mean_over_latents
   )
 
 
@@ -75,12 +70,12 @@ def _old_log_prob(log_prob: Array, batch: Transitions) -> Array:  # [B]
   return jnp.where(batch.fresh, jax.lax.stop_gradient(log_prob), batch.old_log_prob)
 
 
-def _kl_penalty(params, frozen, parts: Parts, batch: Transitions, kl_weight: float):
+def _kl_penalty(params, frozen, pipeline: Pipeline, batch: Transitions, kl_weight: float):
   """`(kl_weight KL / D [B], metrics)`; nothing is computed at weight 0."""
   if kl_weight == 0.0:
     return 0.0, {}
   kl = log_ratios.step_kl(
-    params, frozen["reference"], parts.denoise_fn, parts.process, batch.x_t, batch.i, batch.cond
+    pipeline.kernel, params, frozen["reference"], batch.x_t, batch.row, batch.cond
   )
   return kl_weight * kl / batch.x_t[0].size, {"kl/step": kl}
 

@@ -13,38 +13,39 @@ import jax.numpy as jnp
 
 from jaxalign import losses
 from jaxalign.diffusion import log_ratios
-from jaxalign.methods.base import Method, Pairs, Parts, for_both, unpair, winner_and_loser
+from jaxalign.methods.base import Method, Pairs, for_both, unpair, winner_and_loser
+from jaxalign.pipeline import Pipeline
 from jaxalign.types import Array
 
 # loss(log_ratio_w [B], log_ratio_l [B], p [B]) -> [B], p the probability that w is preferred
 PreferenceLoss = Callable[[Array, Array, Array], Array]
 
 
-def make_dpo(parts: Parts, *, beta: float, **estimator) -> Method:
+def make_dpo(pipeline: Pipeline, *, beta: float, **estimator) -> Method:
   """Diffusion-DPO (eq. 14); `estimator` as in `make`.
 
   With time_weight "half", beta is that of the published code: 2000 to 5000 for Stable Diffusion at
   512 pixels.
   """
-  return make(parts, lambda w, l, p: losses.dpo_loss(w, l, beta=beta, p=p), **estimator)
+  return make(pipeline, lambda w, l, p: losses.dpo_loss(w, l, beta=beta, p=p), **estimator)
 
 
-def make_ipo(parts: Parts, *, tau: float, **estimator) -> Method:
+def make_ipo(pipeline: Pipeline, *, tau: float, **estimator) -> Method:
   """IPO (arXiv:2310.12036 eq. 17) on denoising errors; `estimator` as in `make`.
 
   The target, 1 / (2 tau) for a plain label, is on the scale of the log-ratio that `time_weight`
   chooses.
   """
-  return make(parts, lambda w, l, p: losses.ipo_loss(w, l, tau=tau, p=p), **estimator)
+  return make(pipeline, lambda w, l, p: losses.ipo_loss(w, l, tau=tau, p=p), **estimator)
 
 
 def make(
-  parts: Parts, preference_loss: PreferenceLoss, *, time_weight: str, num_draws: int
+  pipeline: Pipeline, preference_loss: PreferenceLoss, *, time_weight: str, num_draws: int
 ) -> Method:
   """A method from any loss on log-ratios.
 
   Args:
-    parts: the model. Only the network without guidance is used.
+    pipeline: the model. Only the network without guidance is used.
     preference_loss: `(log_ratio_w, log_ratio_l, p) -> [B]`. Any loss L on plain labels has a soft
       one, its mean p L(w, l) + (1 - p) L(l, w). A loss that leaves `p` unused must not see ties:
       `make(...)._replace(soft_labels=False)` says so.
@@ -53,7 +54,7 @@ def make(
       is averaged over; 1 in all published code. The loss of a noisy log-ratio is above that of its
       mean, and is least at smaller log-ratios: fewer draws learn less from the same pairs.
   """
-  weights = {"half": log_ratios.half, "elbo": log_ratios.make_elbo(parts.levels.num_steps)}
+  weights = {"half": log_ratios.half, "elbo": log_ratios.make_elbo(pipeline.levels.num_steps)}
   if time_weight not in weights:
     raise ValueError(
       f"config.method.time_weight: expected one of {', '.join(weights)}; got {time_weight!r}"
@@ -63,7 +64,7 @@ def make(
 
   def loss(params, frozen, batch: Pairs, key):
     key_level, key_eps = jax.random.split(key)
-    num_pairs, num_levels = len(batch.p), parts.levels.num_steps
+    num_pairs, num_levels = len(batch.p), pipeline.levels.num_steps
     # A draw is a row of its own: [B, n] of them, for both samples of a pair the same.
     offset = jax.random.uniform(key_level, (num_pairs, 1))
     share = (jnp.arange(num_draws) + offset) / num_draws
@@ -75,9 +76,9 @@ def make(
     log_ratio = log_ratios.denoising_log_ratio(
       params,
       frozen["reference"],
-      parts.conditional_fn,
-      parts.levels[for_both(level)],
-      parts.prediction_type,
+      pipeline.conditional.denoise_fn,
+      pipeline.levels[for_both(level)],
+      pipeline.prediction_type,
       unpair(x_0),
       for_both(eps),
       for_both(cond),

@@ -10,54 +10,56 @@ import jax.numpy as jnp
 
 from jaxalign import losses
 from jaxalign.diffusion import backprop, rollout
-from jaxalign.methods.base import Method, Parts, Records
+from jaxalign.diffusion import kernel as kernel_lib
+from jaxalign.methods.base import Method, Records
+from jaxalign.pipeline import Pipeline
 
 
-def make_draft(parts: Parts, *, num_grad_steps: int, kl_weight: float) -> Method:
+def make_draft(pipeline: Pipeline, *, num_grad_steps: int, kl_weight: float) -> Method:
   """DRaFT-K (Clark et al. 2023, arXiv:2309.17400, section 4): the last K = `num_grad_steps` steps.
 
   0 differentiates through the whole chain (DRaFT); 1 is the paper's cheapest.
   """
-  S = parts.process.table.num_steps
+  S = pipeline.table.num_steps
   K = num_grad_steps or S
   if not 1 <= K <= S:
     raise ValueError(
       f"config.method.num_grad_steps: expected 1 to {S} steps to differentiate through, or 0 for "
       f"all, got {num_grad_steps}"
     )
-  _check_kl_weight(parts, kl_weight, first=S - K)
+  _check_kl_weight(pipeline, kl_weight, first=S - K)
 
   def sample(params, reference, batch, x_T, key):
-    x_0, kl = _last_steps(key, params, reference, parts, x_T, batch.cond, num_steps=K)
+    x_0, kl = _last_steps(key, params, reference, pipeline, x_T, batch.cond, num_steps=K)
     return x_0, batch, kl
 
-  return _make(parts, sample, kl_weight)
+  return _make(pipeline, sample, kl_weight)
 
 
 def make_align_prop(
-  parts: Parts, *, mean_grad_steps: float, std_grad_steps: float, kl_weight: float
+  pipeline: Pipeline, *, mean_grad_steps: float, std_grad_steps: float, kl_weight: float
 ) -> Method:
   """AlignProp (Prabhudesai et al. 2023, arXiv:2310.03739): a random number of last steps.
 
   It is normal with the given mean and std, rounded, and limited to 1..S-1; one draw for a batch, as
   a draw for each step would leave gaps in the window.
   """
-  S = parts.process.table.num_steps
-  _check_kl_weight(parts, kl_weight, first=S - max(1, S - 1))
+  S = pipeline.table.num_steps
+  _check_kl_weight(pipeline, kl_weight, first=S - max(1, S - 1))
 
   def sample(params, reference, batch, x_T, key):
     key_cut, key = jax.random.split(key)
     drawn = mean_grad_steps + std_grad_steps * jax.random.normal(key_cut)
     steps = jnp.clip(jnp.round(drawn), 1, max(1, S - 1)).astype(jnp.int32)
     x_0, kl = _last_steps(
-      key, params, reference, parts, x_T, batch.cond, num_steps=S, first=S - steps
+      key, params, reference, pipeline, x_T, batch.cond, num_steps=S, first=S - steps
     )
     return x_0, batch, kl
 
-  return _make(parts, sample, kl_weight)
+  return _make(pipeline, sample, kl_weight)
 
 
-def make_draft_lv(parts: Parts, *, num_noises: int) -> Method:
+def make_draft_lv(pipeline: Pipeline, *, num_noises: int) -> Method:
   """DRaFT-LV (arXiv:2309.17400, section 4.2): the last step, from `num_noises` fresh noisings."""
 
   def sample(params, reference, batch, x_T, key):
@@ -65,29 +67,34 @@ def make_draft_lv(parts: Parts, *, num_noises: int) -> Method:
     key_chain, key_noises = jax.random.split(key)
     constant = jax.lax.stop_gradient(params)
     rolled = rollout.rollout(
-      key_chain, constant, parts.denoise_fn, parts.process, x_T, batch.cond,
-      rollout.mean_over_latents,
-    )  # fmt: skip
+      key_chain,
+      pipeline.kernel,
+      constant,
+      pipeline.table,
+      x_T,
+      batch.cond,
+      kernel_lib.mean_over_latents,
+    )
 
     def repeat(tree):
       return jax.tree.map(lambda leaf: leaf.repeat(num_noises, axis=0), tree)
 
     cond = batch.cond._replace(cond=repeat(batch.cond.cond))
     x_0 = backprop.noised_last_step(
-      key_noises, params, parts.denoise_fn, parts.process, repeat(rolled.x_0), cond
+      key_noises, pipeline.kernel, params, pipeline.table, repeat(rolled.x_0), cond
     )
     return x_0, Records(cond, repeat(batch.query)), jnp.zeros(len(x_0))
 
-  return _make(parts, sample, 0.0)
+  return _make(pipeline, sample, 0.0)
 
 
-def make_refl(parts: Parts, *, step_range: tuple[float, float], target: float) -> Method:
+def make_refl(pipeline: Pipeline, *, step_range: tuple[float, float], target: float) -> Method:
   """ReFL (Xu et al. 2023, arXiv:2304.05977, algorithm 1): x_0 as predicted at one random step.
 
   The step is uniform over the share `step_range` of the chain (the paper: 30 to 39 of 40, that is
   0.75 to 1), one draw for a batch, and the loss relu(target - reward).
   """
-  S = parts.process.table.num_steps
+  S = pipeline.table.num_steps
   first, last = (round(share * S) for share in step_range)
   if not 0 <= first < last <= S:
     raise ValueError(
@@ -100,32 +107,32 @@ def make_refl(parts: Parts, *, step_range: tuple[float, float], target: float) -
     key_step, key = jax.random.split(key)
     i = jax.random.randint(key_step, (), first, last)
     x_0 = backprop.one_prediction(
-      key, params, parts.denoise_fn, parts.process, parts.prediction_type, x_T, batch.cond, i=i
+      key, pipeline.kernel, params, pipeline.table, pipeline.prediction_type, x_T, batch.cond, i=i
     )
     return x_0, batch, jnp.zeros(len(x_T))
 
-  return _make(parts, sample, 0.0, target=target)
+  return _make(pipeline, sample, 0.0, target=target)
 
 
-def _check_kl_weight(parts: Parts, kl_weight: float, *, first: int) -> None:
+def _check_kl_weight(pipeline: Pipeline, kl_weight: float, *, first: int) -> None:
   """Raises ValueError for a weight of a KL that no step from `first` on has."""
-  if kl_weight and not any(step >= first for step in parts.process.noisy_steps()):
+  if kl_weight and not any(step >= first for step in pipeline.process.noisy_steps()):
     raise ValueError(
       f"config.method.kl_weight: expected 0, because no step that is differentiated (the last "
-      f"{parts.process.table.num_steps - first}) has noise, and without it there is no KL; got "
+      f"{pipeline.table.num_steps - first}) has noise, and without it there is no KL; got "
       f"{kl_weight:g}\nset it to 0, or raise eta, or noise_level, of config.process above 0"
     )
 
 
-def _last_steps(key, params, reference, parts: Parts, x_T, cond, **window):
+def _last_steps(key, params, reference, pipeline: Pipeline, x_T, cond, **window):
   return backprop.last_steps(
-    key, params, reference, parts.denoise_fn, parts.process, x_T, cond, **window
+    key, pipeline.kernel, params, reference, pipeline.table, x_T, cond, **window
   )
 
 
-def _make(parts: Parts, sample, kl_weight: float, target: float | None = None) -> Method:
+def _make(pipeline: Pipeline, sample, kl_weight: float, target: float | None = None) -> Method:
   """A method from `sample(params, reference, batch, x_T, key) -> (x_0, batch of x_0, KL)`."""
-  reward_fn = parts.reward
+  reward_fn = pipeline.reward
   if reward_fn is None:
     raise ValueError(
       "config.reward: expected rewards that run on the device and can be differentiated, with "
@@ -135,10 +142,10 @@ def _make(parts: Parts, sample, kl_weight: float, target: float | None = None) -
   def loss(params, frozen, batch: Records, key):
     key_start, key_sample = jax.random.split(key)
     num_records = len(jax.tree.leaves(batch.cond.cond)[0])
-    x_T = jax.random.normal(key_start, (num_records, *parts.latent_shape))
+    x_T = jax.random.normal(key_start, (num_records, *pipeline.latent_shape))
     reference = frozen["reference"] if kl_weight else None
     x_0, scored, kl = sample(params, reference, batch, x_T, key_sample)
-    reward = reward_fn(frozen, parts.decode(frozen, x_0), scored.query)
+    reward = reward_fn(frozen, pipeline.decode(frozen, x_0), scored.query)
     value = losses.reward_loss(reward, target=target) + kl_weight * kl
     values = {"reward/mean": reward} | ({"kl/window": kl} if kl_weight else {})
 

@@ -113,7 +113,11 @@ def _sample(
     filled = [*part, *[part[-1]] * (microbatch - len(part))]
     tokens = sys.model.tokenize([{"prompt": prompt} for prompt in filled])
     first, second = (
-      np.asarray(sys.sample_fn(sys.policy.params, sys.frozen, tokens, seed, name, i, j).samples)
+      np.asarray(
+        sys.sample_fn(
+          sys.policy.params, sys.frozen, tokens, seed, name, i, j, None, sys.pipeline.table
+        ).samples
+      )
       for i in range(2)
     )
     yield from image.to_uint8(np.stack([first, second], axis=1)[: len(part)])

@@ -85,7 +85,7 @@ def _jobs(sections: Mapping[str, Any], mesh: Mesh, workdir: pathlib.Path) -> tup
   if "reward" in sections:
     rewards = section("reward", combine.make_total, shapes_only=True)
   sys = system.from_config(sections, mesh)
-  method = section("method", methods.make, parts=sys.parts_with(rewards))
+  method = section("method", methods.make, pipeline=sys.pipeline_with(rewards))
   tx = section("optim", optim.make)
   with feeds.make(method, sections, sys, rewards, workdir) as feed:
     least = least_work.Programs(sys, sections, feed.tokens)

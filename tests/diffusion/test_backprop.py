@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_policy
-from toy_policy import GUIDED, PARAMS, PROCESS, REFERENCE, SHAPE
+from toy_policy import GUIDED, KERNEL, PARAMS, REFERENCE, SHAPE, TABLE
 
 from jaxalign.diffusion import backprop, guidance, log_ratios, rollout, transitions
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 
-S = PROCESS.table.num_steps
+S = TABLE.num_steps
 KEY = jax.random.key(2)
 X_T = jax.random.normal(jax.random.key(3), (2, *SHAPE))
 COND = guidance.Guided({"text": jnp.array([[0.1, -0.2], [0.0, 0.3]])}, {"text": jnp.zeros((1, 2))})
@@ -30,7 +31,7 @@ def grad_of_window(params, first=0, *, num_steps, kl=False):
   def fn(params):
     reference = REFERENCE if kl else None
     x_0, nats = backprop.last_steps(
-      KEY, params, reference, GUIDED, PROCESS, X_T, COND, num_steps=num_steps, first=first
+      KEY, KERNEL, params, reference, TABLE, X_T, COND, num_steps=num_steps, first=first
     )
     return (nats.sum() if kl else square(x_0)), (x_0, nats)
 
@@ -40,7 +41,7 @@ def grad_of_window(params, first=0, *, num_steps, kl=False):
 
 @jax.jit
 def sample():
-  return rollout.rollout(KEY, PARAMS, GUIDED, PROCESS, X_T, COND, rollout.mean_over_latents)
+  return rollout.rollout(KEY, KERNEL, PARAMS, TABLE, X_T, COND, mean_over_latents)
 
 
 @pytest.mark.parametrize("num_steps", range(1, S + 1))
@@ -51,8 +52,8 @@ def test_every_window_samples_what_the_rollout_samples(num_steps):
 
 def test_the_whole_window_is_plain_back_propagation():
   def fn(params):
-    args = (GUIDED, PROCESS, X_T, COND, rollout.mean_over_latents)
-    return square(rollout.rollout(KEY, params, *args).x_0)
+    args = (TABLE, X_T, COND, mean_over_latents)
+    return square(rollout.rollout(KEY, KERNEL, params, *args).x_0)
 
   expected = jax.jit(jax.grad(fn))(PARAMS)
   _, grad = grad_of_window(PARAMS, num_steps=S)
@@ -66,9 +67,7 @@ def test_a_window_is_the_gradient_from_the_stored_state_on(num_steps):
   def fn(params):
     x = sample().x[S - num_steps]
     for i in range(S - num_steps, S):
-      mean, std = rollout.step_distribution(
-        params, GUIDED, PROCESS, x, jnp.full(2, i, jnp.int32), COND
-      )
+      mean, std = KERNEL.moments(params, x, TABLE[jnp.full(2, i, jnp.int32)], COND)
       x = mean + std * jax.random.normal(jax.random.fold_in(KEY, i), x.shape)
     return square(x)
 
@@ -88,7 +87,7 @@ def test_a_window_decided_at_run_time_equals_the_static_one(num_steps):
 
 def test_the_kl_of_the_window_is_that_of_its_steps():
   x = sample().x
-  every = log_ratios.trajectory_kl(PARAMS, REFERENCE, GUIDED, PROCESS, x, COND)
+  every = log_ratios.trajectory_kl(KERNEL, PARAMS, REFERENCE, TABLE, x, COND)
   for num_steps in (2, S):
     (_, kl), grad = grad_of_window(PARAMS, num_steps=num_steps, kl=True)
     np.testing.assert_allclose(kl, every[S - num_steps :].sum(axis=0), rtol=1e-4)
@@ -105,11 +104,11 @@ def test_a_window_of_no_or_too_many_steps_is_refused():
 
 def test_refl_predicts_x_0_at_its_step_and_only_that_call_carries_gradient():
   predict = jax.jit(lambda p, i: backprop.one_prediction(
-    KEY, p, GUIDED, PROCESS, "eps", X_T, COND, i=i
+    KEY, KERNEL, p, TABLE, "eps", X_T, COND, i=i
   ))  # fmt: skip
   x = sample().x
   for i in range(S):
-    step = PROCESS.table[np.full(2, i)]
+    step = TABLE[np.full(2, i)]
 
     def by_hand(params, x_t=x[i], step=step):
       eps = GUIDED(params, x_t, step.t, COND)
@@ -135,13 +134,13 @@ def test_draft_lv_is_unbiased_for_the_one_step_term():
   alpha, sigma = float(step.alpha_t), float(step.sigma_t)
   x_0, w = jnp.full((1, 1), 0.7), jnp.float32(0.9)
   network = lambda params, x_t, t, cond: params * x_t  # noqa: E731
-  num = 40_000
+  kernel, num = Kernel(network, process.transition), 40_000
 
   @jax.jit
   @jax.vmap
   def one(key):
     fn = lambda w: jnp.sum(  # noqa: E731
-      jnp.square(backprop.noised_last_step(key, w, network, process, x_0, None) - 0.5)
+      jnp.square(backprop.noised_last_step(key, kernel, w, process.table, x_0, None) - 0.5)
     )
     return jax.grad(fn)(w)
 
@@ -166,9 +165,7 @@ import toy_policy
 from jaxalign.diffusion import backprop, guidance
 from jaxalign.diffusion.schedules import StepTable
 
-process = toy_policy.PROCESS
-table = StepTable(*(np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(process.table)))
-process = process._replace(table=table)
+table = StepTable(*(np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(toy_policy.TABLE)))
 x_T = jax.random.normal(jax.random.key(0), (2, 1, 1, 2), jnp.float64)
 cond = guidance.Guided({"text": jnp.array([[0.1, -0.2], [0.0, 0.3]])}, {"text": jnp.zeros((1, 2))})
 
@@ -177,12 +174,13 @@ def denoise(params, x_t, t, cond):
   return hidden @ params["out"] + 0.1 * x_t
 
 guided = guidance.classifier_free(denoise, 1.5)
+kernel = toy_policy.KERNEL._replace(denoise_fn=guided)
 rng = np.random.default_rng(0)
 params = {"in": jnp.array(rng.normal(size=(2, 2))), "out": jnp.array(rng.normal(size=(2, 2)))}
 
 def total(params):
   x_0, kl = backprop.last_steps(
-    jax.random.key(1), params, None, guided, process, x_T, cond, num_steps=4)
+    jax.random.key(1), kernel, params, None, table, x_T, cond, num_steps=4)
   return jnp.sum(jnp.square(x_0 - 0.5))
 
 total = jax.jit(total)

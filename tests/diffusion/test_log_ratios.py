@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import toy_policy
 from scheduler_configs import SD1
-from toy_policy import GUIDED, PARAMS, PARTS, PROCESS, REFERENCE
+from toy_policy import KERNEL, PARAMS, PIPELINE, REFERENCE, TABLE
 
-from jaxalign.diffusion import log_ratios, rollout, schedulers
+from jaxalign.diffusion import log_ratios, schedulers
+from jaxalign.diffusion.kernel import mean_over_latents, transition_log_prob
 from jaxalign.worlds import gaussian
 
 
@@ -17,21 +18,21 @@ def flat_transitions():
   i = np.array([0, 1, 3], np.int32)
   image = np.array([4, 2, 0])
   cond = cond._replace(cond=jax.tree.map(lambda leaf: leaf[image], cond.cond))
-  return rolled.x[i, image], rolled.x[i + 1, image], i, cond
+  return rolled.x[i, image], rolled.x[i + 1, image], TABLE[i], cond
 
 
 def test_the_log_ratio_of_a_step_is_the_difference_of_two_log_probabilities():
-  args = (GUIDED, PROCESS, *flat_transitions(), rollout.mean_over_latents)
-  actual = log_ratios.trajectory_log_ratio(PARAMS, REFERENCE, *args)
-  expected = rollout.step_log_prob(PARAMS, *args) - rollout.step_log_prob(REFERENCE, *args)
+  args = (*flat_transitions(), mean_over_latents)
+  actual = log_ratios.step_log_ratio(KERNEL, PARAMS, REFERENCE, *args)
+  expected = KERNEL.log_prob(PARAMS, *args) - KERNEL.log_prob(REFERENCE, *args)
   np.testing.assert_array_equal(actual, expected)
-  same = log_ratios.trajectory_log_ratio(PARAMS, PARAMS, *args)
+  same = log_ratios.step_log_ratio(KERNEL, PARAMS, PARAMS, *args)
   assert not same.any()
 
 
 def test_no_gradient_reaches_the_reference():
-  args = (GUIDED, PROCESS, *flat_transitions(), rollout.mean_over_latents)
-  fn = lambda p, r: log_ratios.trajectory_log_ratio(p, r, *args).sum()  # noqa: E731
+  args = (*flat_transitions(), mean_over_latents)
+  fn = lambda p, r: log_ratios.step_log_ratio(KERNEL, p, r, *args).sum()  # noqa: E731
   of_policy, of_reference = jax.grad(fn, argnums=(0, 1))(PARAMS, REFERENCE)
   assert all(leaf.any() for leaf in jax.tree.leaves(of_policy))
   assert not any(leaf.any() for leaf in jax.tree.leaves(of_reference))
@@ -39,13 +40,13 @@ def test_no_gradient_reaches_the_reference():
 
 def test_the_kl_of_a_step_is_the_expected_log_ratio():
   """Exact against the mean over 20,000 samples of the policy's own step, in nats."""
-  x_t, _, i, cond = flat_transitions()
-  kl = log_ratios.step_kl(PARAMS, REFERENCE, GUIDED, PROCESS, x_t, i, cond)
-  mean, std = rollout.step_distribution(PARAMS, GUIDED, PROCESS, x_t, i, cond)
-  other, _ = rollout.step_distribution(REFERENCE, GUIDED, PROCESS, x_t, i, cond)
+  x_t, _, row, cond = flat_transitions()
+  kl = log_ratios.step_kl(KERNEL, PARAMS, REFERENCE, x_t, row, cond)
+  mean, std = KERNEL.moments(PARAMS, x_t, row, cond)
+  other, _ = KERNEL.moments(REFERENCE, x_t, row, cond)
   noise = jax.random.normal(jax.random.key(0), (20_000, *mean.shape))
-  log_ratio = rollout.transition_log_prob(mean + std * noise, mean, std)
-  log_ratio -= rollout.transition_log_prob(mean + std * noise, other, std)
+  log_ratio = transition_log_prob(mean + std * noise, mean, std)
+  log_ratio -= transition_log_prob(mean + std * noise, other, std)
   total = log_ratio.sum(axis=(2, 3, 4))
   error = np.asarray(total.std(axis=0) / np.sqrt(len(total)))
   assert (np.abs(np.asarray(total.mean(axis=0) - kl)) <= 4 * error + 1e-6).all()
@@ -53,17 +54,17 @@ def test_the_kl_of_a_step_is_the_expected_log_ratio():
 
 def test_the_kl_of_a_trajectory_is_that_of_its_steps():
   rolled, cond = toy_policy.one_batch()
-  kl = log_ratios.trajectory_kl(PARAMS, REFERENCE, GUIDED, PROCESS, rolled.x, cond)
+  kl = log_ratios.trajectory_kl(KERNEL, PARAMS, REFERENCE, TABLE, rolled.x, cond)
   assert kl.shape == rolled.log_prob.shape
-  x_t, _, i, some = flat_transitions()
-  steps = log_ratios.step_kl(PARAMS, REFERENCE, GUIDED, PROCESS, x_t, i, some)
-  np.testing.assert_allclose(kl[i, np.array([4, 2, 0])], steps, rtol=1e-5)
-  assert not log_ratios.trajectory_kl(PARAMS, PARAMS, GUIDED, PROCESS, rolled.x, cond).any()
+  x_t, _, row, some = flat_transitions()
+  steps = log_ratios.step_kl(KERNEL, PARAMS, REFERENCE, x_t, row, some)
+  np.testing.assert_allclose(kl[np.array([0, 1, 3]), np.array([4, 2, 0])], steps, rtol=1e-5)
+  assert not log_ratios.trajectory_kl(KERNEL, PARAMS, PARAMS, TABLE, rolled.x, cond).any()
 
 
 def test_the_denoising_log_ratio_by_hand():
   """eps-prediction, one latent: errors 0.25 and 1, so half gives -0.5 (0.25 - 1) = 0.375."""
-  step = PARTS.levels[np.array([500])]
+  step = PIPELINE.levels[np.array([500])]
   predict = lambda params, x_t, t, cond: jnp.full_like(x_t, params)  # noqa: E731
   args = (predict, step, "eps", jnp.zeros((1, 1)), jnp.ones((1, 1)), None)
   actual = log_ratios.denoising_log_ratio(0.5, 0.0, *args, log_ratios.half)

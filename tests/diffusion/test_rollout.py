@@ -1,5 +1,6 @@
 """Rollouts: stored log-probabilities are those of the losses, exactness, gradients, one trace."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from scheduler_configs import SD1
 
 from jaxalign.diffusion import gaussian, guidance, rollout, transitions
+from jaxalign.diffusion.kernel import Kernel
 
 B, SHAPE = 3, (5, 3, 2)
 FLOW = dict(_class_name="FlowMatchEulerDiscreteScheduler", shift=3.0)
@@ -44,11 +46,15 @@ def make(name):
   return transitions.make_process(config, num_steps=6, **arguments)
 
 
+def kernel(name, denoise_fn=denoise):
+  return Kernel(denoise_fn, make(name).transition)
+
+
 @functools.cache
 def sampler(name, denoise_fn=denoise):
   return jax.jit(
     lambda key, params, cond: rollout.rollout(
-      key, params, denoise_fn, make(name), X_T, cond, mean_over_latents
+      key, kernel(name, denoise_fn), params, make(name).table, X_T, cond, mean_over_latents
     )
   )
 
@@ -58,8 +64,8 @@ def scorer(name, denoise_fn=denoise):
   """(params, x_t, x_s, i) -> [B], with the gradient of its sum."""
 
   def score(params, x_t, x_s, i):
-    log_prob = rollout.step_log_prob(
-      params, denoise_fn, make(name), x_t, x_s, i, COND, mean_over_latents
+    log_prob = kernel(name, denoise_fn).log_prob(
+      params, x_t, x_s, make(name).table[i], COND, mean_over_latents
     )
     return log_prob.sum(), log_prob
 
@@ -121,11 +127,11 @@ def test_equals_a_plain_loop(name):
 
 def test_the_reduction_is_the_callers():
   r = sample("ddim")
-  arguments = (PARAMS, denoise, make("ddim"), r.x[2], r.x[3], np.full(B, 2), COND)
-  total = rollout.step_log_prob(*arguments, lambda e: e.sum(axis=(1, 2, 3)))
+  arguments = (PARAMS, r.x[2], r.x[3], make("ddim").table[np.full(B, 2)], COND)
+  total = kernel("ddim").log_prob(*arguments, lambda e: e.sum(axis=(1, 2, 3)))
   np.testing.assert_allclose(total, np.prod(SHAPE) * r.log_prob[2], rtol=1e-5)
   with pytest.raises(TypeError, match="reduce_fn"):
-    rollout.step_log_prob(*arguments)
+    kernel("ddim").log_prob(*arguments)
 
 
 def test_keys_decide_the_noise():
@@ -146,7 +152,7 @@ def test_policy_gradient_is_the_analytic_one():
   @jax.jit
   def analytic(params):
     (mean, std), pullback = jax.vjp(
-      lambda p: rollout.step_distribution(p, denoise, make("ddim"), x_t, i, COND), params
+      lambda p: kernel("ddim").moments(p, x_t, make("ddim").table[i], COND), params
     )
     score = (x_s - mean) / std**2 / np.prod(SHAPE)  # the reduction is a mean
     return pullback((score, jnp.zeros_like(std)))[0]
@@ -184,6 +190,28 @@ def test_traces_once():
     params = dict(PARAMS, w=jnp.float32(seed))
     sampler("ddim", counting)(jax.random.key(seed), params, COND + seed)
   assert traces == [(B, *SHAPE)]  # one scan, one body, however many steps and calls
+
+
+def test_the_table_is_data_so_a_moving_window_of_noise_traces_once():
+  traces = []
+
+  def counting(params, x_t, t, cond):
+    traces.append(x_t.shape)
+    return denoise(params, x_t, t, cond)
+
+  @jax.jit
+  def sample(table):
+    of_counting = kernel("flow_sde", counting)
+    args = (PARAMS, table, X_T, COND, mean_over_latents)
+    return rollout.rollout(jax.random.key(0), of_counting, *args)
+
+  table = make("flow_sde").table
+  for first in range(5):
+    window = np.zeros(6, np.float32)
+    window[first : first + 2] = 1.0
+    log_prob = np.array(sample(dataclasses.replace(table, noise_scale=window)).log_prob)
+    assert ((log_prob != 0).all(axis=1) == (window > 0)).all()
+  assert traces == [(B, *SHAPE)]
 
 
 def test_guided_rollout_with_equal_branches_is_the_unguided_one():

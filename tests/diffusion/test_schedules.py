@@ -234,7 +234,7 @@ def test_published_schedulers(name):
 
 def test_the_notice_is_printed_once():
   program = f"""
-from jaxalign.diffusion import schedules, transitions
+from jaxalign.diffusion import schedulers, transitions
 config = {PUBLISHED["stable-diffusion-v1-5"]!r}
 for num_steps in (5, 7):
   transitions.make_process(config, num_steps=num_steps, eta=1.0)

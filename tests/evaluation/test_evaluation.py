@@ -27,17 +27,17 @@ class Stub:
     policy = types.SimpleNamespace(params=0.25)
     table = types.SimpleNamespace(num_steps=2)
     process = types.SimpleNamespace(table=table, noisy_steps=lambda: [0, 1])
-    parts = types.SimpleNamespace(process=process)
-    fields = {"model": model, "policy": policy, "frozen": {}, "parts": parts}
+    pipeline = types.SimpleNamespace(process=process, table=table)
+    fields = {"model": model, "policy": policy, "frozen": {}, "pipeline": pipeline}
     for name, value in {**fields, "sample_fn": self.sample, "kl_fn": self.kl}.items():
       object.__setattr__(self.system, name, value)
 
-  def sample(self, params, frozen, token_ids, seed, name, i, j, start):
+  def sample(self, params, frozen, token_ids, seed, name, i, j, start, table):
     self.noise.append((seed, name, i, j))
     images = jnp.full((len(token_ids), 8, 8, 3), params).at[:, :4].add(0.1)
     return types.SimpleNamespace(samples=images)
 
-  def kl(self, params, frozen, sampled):
+  def kl(self, params, frozen, sampled, table):
     self.kls.append(params)
     return np.full(len(sampled.samples), 3.0, np.float32)
 

@@ -9,7 +9,9 @@ import pytest
 
 from jaxalign import methods
 from jaxalign.diffusion import guidance, rollout, schedules, transitions
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.labels import advantages
+from jaxalign.pipeline import Pipeline
 from jaxalign.training import batching, optim, update
 from jaxalign.training.feeds import rollouts
 from jaxalign.training.state import init_state
@@ -57,22 +59,23 @@ def toy(name):
   tx = optim.make(
     learning_rate=0.03, max_grad_norm=1e9, weight_decay=0.0, b1=0.9, b2=0.99, epsilon=1e-8
   )
-  parts = methods.Parts(
-    process, walk, walk, process.table, "eps", latent_shape=(1,), decode=lambda frozen, x_0: x_0
+  kernel, table = Kernel(walk, process.transition), process.table
+  pipeline = Pipeline(
+    kernel, kernel, table, table, "eps", latent_shape=(1,), decode=lambda frozen, x_0: x_0
   )
-  method = methods.make(name, parts, **kwargs)
+  method = methods.make(name, pipeline, **kwargs)
   cond = guidance.Guided({}, {})
 
   @jax.jit
   def sample(params, key):
     key_start, key_steps = jax.random.split(key)
     x_T = 0.3 * jax.random.normal(key_start, (BATCH, 1))
-    rolled = rollout.rollout(key_steps, params, walk, process, x_T, cond, rollout.mean_over_latents)
+    rolled = rollout.rollout(key_steps, kernel, params, table, x_T, cond, mean_over_latents)
     rewards = -jnp.square(rolled.x_0[:, 0] - TARGET)
     zeros = jnp.zeros(BATCH, jnp.int32)
     estimator = advantages.make("batch", num_groups=1, group_size=2, limit=5.0, epsilon=1e-6)
     _, advantage = estimator.estimate(None, rewards, zeros, zeros)
-    return rollouts.collect([(rolled, cond)]), advantage
+    return rollouts.collect([(rolled, cond)]), table, advantage
 
   return (
     plan,
@@ -92,10 +95,10 @@ def test_training_moves_the_samples_to_the_maximum_of_the_reward(name, seed):
   state = init_state({"b": jnp.zeros(1)}, tx, None, with_ema=False)
   errors = []
   for step in range(40):
-    parts, advantage = sample(state.params, jax.random.fold_in(jax.random.key(seed), step))
+    data = sample(state.params, jax.random.fold_in(jax.random.key(seed), step))
     for j, selection in enumerate(batching.selections(plan, seed, step)):
-      state, values = step_fn(state, {"base": {}}, (parts, advantage), selection, seed, step, j)
+      state, values = step_fn(state, {"base": {}}, data, selection, seed, step, j)
       if j == 0:
         assert (values["policy/ratio"] == 1).all()
-    errors.append(abs(float(parts[0].x_0.mean()) - TARGET))
+    errors.append(abs(float(data[0][0].x_0.mean()) - TARGET))
   assert errors[0] > 1.2 and np.mean(errors[-5:]) < 0.25, errors

@@ -11,20 +11,20 @@ import pytest
 from toy_policy import (
   ADVANTAGES,
   FROZEN,
-  GUIDED,
+  KERNEL,
   NUM_IMAGES,
   NUM_STEPS,
   PARAMS,
-  PARTS,
-  PROCESS,
+  PIPELINE,
   SHAPE,
+  TABLE,
   select_transitions,
   selection,
   trajectories,
 )
 
 from jaxalign import methods
-from jaxalign.diffusion import rollout
+from jaxalign.diffusion.kernel import mean_over_latents
 from jaxalign.training import update
 from jaxalign.training.feeds import rollouts
 from jaxalign.training.state import init_state
@@ -33,11 +33,11 @@ KWARGS = {"ddpo": {"clip_range": 1e-4, "kl_weight": 0.0}, "ddpo_sf": {"kl_weight
 
 
 def make(name, **changes):
-  return methods.make(name, PARTS, **{**KWARGS[name], **changes})
+  return methods.make(name, PIPELINE, **{**KWARGS[name], **changes})
 
 
 def batch_of(image, i, **changes):
-  batch = select_transitions((trajectories(), ADVANTAGES), selection(image, i))
+  batch = select_transitions((trajectories(), TABLE, ADVANTAGES), selection(image, i))
   return dataclasses.replace(batch, **changes)
 
 
@@ -92,14 +92,14 @@ def test_an_advantage_of_zero_teaches_nothing(name):
 
 @jax.jit
 def distribution(params, batch):
-  return rollout.step_distribution(params, GUIDED, PROCESS, batch.x_t, batch.i, batch.cond)
+  return KERNEL.moments(params, batch.x_t, batch.row, batch.cond)
 
 
 def test_the_log_probability_is_the_mean_over_latents_by_hand():
   # mean of (0, 1, ..., 29) is 14.5; the sum would be 435.
   elementwise = jnp.arange(30.0).reshape(1, *SHAPE)
-  np.testing.assert_allclose(rollout.mean_over_latents(elementwise), [14.5])
-  np.testing.assert_allclose(rollout.mean_over_latents(jnp.ones((4, 7))), np.ones(4))
+  np.testing.assert_allclose(mean_over_latents(elementwise), [14.5])
+  np.testing.assert_allclose(mean_over_latents(jnp.ones((4, 7))), np.ones(4))
 
 
 def test_the_loss_of_one_step_by_hand():
@@ -160,7 +160,7 @@ def test_selection_takes_the_right_transitions():
     np.testing.assert_array_equal(batch.x_t[row], rolled.x[i, j, place])
     np.testing.assert_array_equal(batch.x_s[row], rolled.x[i + 1, j, place])
     assert batch.old_log_prob[row] == rolled.log_prob[i, j, place]
-    assert batch.advantages[row] == ADVANTAGES[image] and batch.i[row] == i
+    assert batch.advantages[row] == ADVANTAGES[image] and batch.row.t[row] == TABLE.t[i]
     np.testing.assert_array_equal(batch.cond.cond["text"][row], cond.cond["text"][j, place])
   assert batch.cond.uncond["text"].shape == (1, 2)  # shared, so not gathered
 
@@ -176,8 +176,8 @@ def test_collect_stacks_the_microbatches():
 
 @jax.jit
 def score(params, batch):
-  return rollout.step_log_prob(
-    params, GUIDED, PROCESS, batch.x_t, batch.x_s, batch.i, batch.cond, rollout.mean_over_latents
+  return KERNEL.log_prob(
+    params, batch.x_t, batch.x_s, batch.row, batch.cond, mean_over_latents
   )
 
 
@@ -251,7 +251,7 @@ def update_fn(ema_decay):
 
 def updated(selected, ema_decay=0.5):
   state = init_state(PARAMS, SGD, None, with_ema=ema_decay > 0)
-  arguments = (FROZEN, (trajectories(), ADVANTAGES), selected, 0, 0, 0)
+  arguments = (FROZEN, (trajectories(), TABLE, ADVANTAGES), selected, 0, 0, 0)
   return update_fn(ema_decay)(state, *arguments)
 
 
@@ -287,6 +287,6 @@ def test_without_an_average_there_is_none():
 
 def test_the_state_is_donated_and_the_start_is_not_lost():
   state = init_state(PARAMS, SGD, None, with_ema=True)
-  arguments = (FROZEN, (trajectories(), ADVANTAGES), all_transitions(4, 6), 0, 0, 0)
+  arguments = (FROZEN, (trajectories(), TABLE, ADVANTAGES), all_transitions(4, 6), 0, 0, 0)
   jax.block_until_ready(update_fn(0.5)(state, *arguments))
   assert state.params["b"].is_deleted() and not PARAMS["b"].is_deleted()

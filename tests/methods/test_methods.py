@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_policy
-from toy_policy import FROZEN, PARAMS, PARTS, PROCESS
+from toy_policy import FROZEN, PARAMS, PIPELINE, TABLE
 
 from jaxalign import methods
 from jaxalign.training import feeds
@@ -29,7 +29,7 @@ KEY = jax.random.key(11)
 
 
 def make(name, **changes):
-  return methods.make(name, PARTS, **{**KWARGS[name], **changes})
+  return methods.make(name, PIPELINE, **{**KWARGS[name], **changes})
 
 
 @functools.cache
@@ -65,17 +65,17 @@ def test_every_method_is_under_test():
   ((1, 0, 0, 0), {"draft": (1, 2), "align_prop": True}),  # it never reaches the first step
 ])
 def test_a_weight_of_a_kl_that_no_differentiated_step_has_is_refused(noise, refused):
-  table = dataclasses.replace(PROCESS.table, noise_scale=np.array(noise, np.float32))
-  parts = PARTS._replace(process=PROCESS._replace(table=table))
+  table = dataclasses.replace(TABLE, noise_scale=np.array(noise, np.float32))
+  pipeline = PIPELINE._replace(table=table)
   align_prop = {"mean_grad_steps": 2.0, "std_grad_steps": 1.0}
   cases = [("draft", {"num_grad_steps": K}, K in refused["draft"]) for K in (1, 2, 0)]
   for name, kwargs, bad in [*cases, ("align_prop", align_prop, refused["align_prop"])]:
-    methods.make(name, parts, **kwargs, kl_weight=0.0)
+    methods.make(name, pipeline, **kwargs, kl_weight=0.0)
     if bad:
       with pytest.raises(ValueError, match=r"kl_weight: expected 0, because no step .* got 0.1"):
-        methods.make(name, parts, **kwargs, kl_weight=0.1)
+        methods.make(name, pipeline, **kwargs, kl_weight=0.1)
     else:
-      methods.make(name, parts, **kwargs, kl_weight=0.1)
+      methods.make(name, pipeline, **kwargs, kl_weight=0.1)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -120,44 +120,44 @@ def test_a_small_step_down_the_gradient_lowers_the_loss(name):
 
 def test_unknown_names_are_told_with_the_known():
   with pytest.raises(ValueError, match=r"unknown method 'ddppo'; did you mean \"ddpo\"(.|\n)*d3po"):
-    methods.make("ddppo", PARTS)
+    methods.make("ddppo", PIPELINE)
 
 
 def test_a_misspelt_argument_is_named():
   with pytest.raises(ValueError, match=r"config\.method 'dpo': .*valid keys: beta"):
-    methods.make("dpo", PARTS, bta=1.0, time_weight="half", num_draws=1)
+    methods.make("dpo", PIPELINE, bta=1.0, time_weight="half", num_draws=1)
 
 
 @pytest.mark.parametrize("name", ["draft", "draft_lv", "align_prop", "refl"])
 def test_direct_methods_want_a_differentiable_reward(name):
   with pytest.raises(ValueError, match="run on the device"):
-    methods.make(name, PARTS._replace(reward=None), **KWARGS[name])
+    methods.make(name, PIPELINE._replace(reward=None), **KWARGS[name])
 
 
-def prefer_winners(parts, *, strength):
+def prefer_winners(pipeline, *, strength):
   """A method from outside the package: the hinge loss on denoising errors."""
   from jaxalign.methods import diffusion_dpo
 
   hinge = lambda w, l, p: jnp.maximum(0.0, 1.0 - strength * (w - l))  # noqa: E731
-  method = diffusion_dpo.make(parts, hinge, time_weight="half", num_draws=1)
+  method = diffusion_dpo.make(pipeline, hinge, time_weight="half", num_draws=1)
   return method._replace(soft_labels=False)
 
 
-def not_a_method(parts):
-  return parts
+def not_a_method(pipeline):
+  return pipeline
 
 
 def test_a_method_from_outside_is_named_by_its_function():
-  method = methods.make(f"{__name__}:prefer_winners", PARTS, strength=3.0)
+  method = methods.make(f"{__name__}:prefer_winners", PIPELINE, strength=3.0)
   batch = toy_policy.make_batch("pairs")
   loss, _ = method.loss(REFERENCE_PARAMS, FROZEN, batch, KEY)
   np.testing.assert_allclose(loss, np.ones(3), rtol=1e-6)  # hinge at the reference
   with pytest.raises(ValueError, match=r"missing a required .*argument: 'strength'"):
-    methods.make(f"{__name__}:prefer_winners", PARTS, strenth=3.0)
-  with pytest.raises(ValueError, match=r"to return a jaxalign\.methods\.Method, got Parts"):
-    methods.make(f"{__name__}:not_a_method", PARTS)
+    methods.make(f"{__name__}:prefer_winners", PIPELINE, strenth=3.0)
+  with pytest.raises(ValueError, match=r"to return a jaxalign\.methods\.Method, got Pipeline"):
+    methods.make(f"{__name__}:not_a_method", PIPELINE)
   with pytest.raises(ValueError, match='has no "prefer_winer"; did you mean'):
-    methods.make(f"{__name__}:prefer_winer", PARTS)
+    methods.make(f"{__name__}:prefer_winer", PIPELINE)
 
 
 REFERENCE_PARAMS = FROZEN["reference"]

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_policy
-from toy_policy import FROZEN, PARAMS, PARTS, REFERENCE
+from toy_policy import FROZEN, PARAMS, PIPELINE, REFERENCE
 
 from jaxalign import losses, methods
-from jaxalign.diffusion import log_ratios, rollout
+from jaxalign.diffusion import log_ratios
 from jaxalign.methods import diffusion_dpo
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
@@ -26,7 +26,7 @@ DPO_CASES = [
 
 @functools.cache
 def loss_fn(name, **kwargs):
-  return jax.jit(methods.make(name, PARTS, **kwargs).loss)
+  return jax.jit(methods.make(name, PIPELINE, **kwargs).loss)
 
 
 @pytest.mark.parametrize("case", DPO_CASES, ids=lambda case: case["case"])
@@ -43,10 +43,10 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
   pred, target, ref_pred = (
     arrays[f"{case['case']}/{name}"][order] for name in ("pred", "target", "ref_pred")
   )
-  parts = PARTS._replace(
-    conditional_fn=lambda params, x_t, t, cond: params["prediction"], prediction_type="x_0"
-  )
-  method = methods.make("dpo", parts, beta=case["beta"], time_weight="half", num_draws=1)
+  predict = lambda params, x_t, t, cond: params["prediction"]  # noqa: E731
+  conditional = PIPELINE.conditional._replace(denoise_fn=predict)
+  pipeline = PIPELINE._replace(conditional=conditional, prediction_type="x_0")
+  method = methods.make("dpo", pipeline, beta=case["beta"], time_weight="half", num_draws=1)
   batch = methods.Pairs(target.reshape(3, 2, *target.shape[1:]), {}, jnp.ones(3))
   frozen = {"reference": {"prediction": ref_pred}}
   loss, values = method.loss({"prediction": pred}, frozen, batch, jax.random.key(0))
@@ -76,7 +76,7 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
   ("d3po", {"beta": 0.1, "clip_range": 0.1}, np.log(2.0) * np.array([0.75, 1.5, 1.5])),
 ])
 def test_at_the_reference_the_loss_is_known_and_nothing_is_preferred(name, kwargs, expected):
-  batch = toy_policy.make_batch(methods.make(name, PARTS, **kwargs).data)
+  batch = toy_policy.make_batch(methods.make(name, PIPELINE, **kwargs).data)
   loss, values = loss_fn(name, **kwargs)(REFERENCE, FROZEN, batch, jax.random.key(1))
   np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-9)
   np.testing.assert_allclose(values["preference/margin"], np.zeros(3), atol=1e-6)
@@ -87,7 +87,7 @@ def test_at_the_reference_the_loss_is_known_and_nothing_is_preferred(name, kwarg
   ("d3po", {"beta": 0.1, "clip_range": 0.5}),
 ])
 def test_swapping_winner_and_loser_negates_the_margin(name, kwargs):
-  batch = toy_policy.make_batch(methods.make(name, PARTS, **kwargs).data)
+  batch = toy_policy.make_batch(methods.make(name, PIPELINE, **kwargs).data)
   first = "x_0" if name == "dpo" else "x_s"
   swapped = dataclasses.replace(batch, **{first: getattr(batch, first)[:, ::-1]})
   if name == "d3po":
@@ -159,10 +159,10 @@ def test_d3po_by_hand_on_steps_whose_log_ratio_is_set():
   """x_s half way between the two means plus a shift: the log-ratio is shift * gap / std^2."""
   batch = toy_policy.make_batch("rollout_pairs")
   flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
-  i = np.repeat(np.asarray(batch.i), 2)
+  row = jax.tree.map(lambda field: field.repeat(2), batch.row)
   cond = batch.cond._replace(cond=jax.tree.map(lambda c: c.repeat(2, axis=0), batch.cond.cond))
   both = [
-    rollout.step_distribution(p, PARTS.denoise_fn, PARTS.process, flat(batch.x_t), i, cond)
+    PIPELINE.kernel.moments(p, flat(batch.x_t), row, cond)
     for p in (PARAMS, REFERENCE)
   ]
   (mean, std), (reference_mean, _) = both
@@ -191,7 +191,7 @@ def test_prompts_of_a_pair_are_not_mixed_up():
 
 def test_an_unknown_time_weight_is_named():
   with pytest.raises(ValueError, match="expected one of half, elbo; got 'snr'"):
-    methods.make("dpo", PARTS, beta=1.0, time_weight="snr", num_draws=1)
+    methods.make("dpo", PIPELINE, beta=1.0, time_weight="snr", num_draws=1)
 
 
 def test_any_loss_on_log_ratios_makes_a_method():
@@ -200,15 +200,15 @@ def test_any_loss_on_log_ratios_makes_a_method():
   batch = toy_policy.make_batch("pairs")
   key = jax.random.key(7)
   elbo, half = (
-    diffusion_dpo.make(PARTS, square, time_weight=name, num_draws=1).loss(
+    diffusion_dpo.make(PIPELINE, square, time_weight=name, num_draws=1).loss(
       PARAMS, FROZEN, batch, key
     )[1]
     for name in ("elbo", "half")
   )
-  num_levels = PARTS.levels.num_steps
+  num_levels = PIPELINE.levels.num_steps
   level = (jax.random.uniform(jax.random.split(key)[0], (3, 1))[:, 0] * num_levels).astype(int)
-  weight = log_ratios.make_elbo(PARTS.levels.num_steps)(
-    PARTS.levels[level], batch.x_0[:, 0], PARTS.prediction_type
+  weight = log_ratios.make_elbo(PIPELINE.levels.num_steps)(
+    PIPELINE.levels[level], batch.x_0[:, 0], PIPELINE.prediction_type
   )
   np.testing.assert_allclose(
     elbo["preference/margin"], 2.0 * weight * half["preference/margin"], rtol=1e-4
@@ -229,4 +229,4 @@ def test_draws_are_spread_over_the_levels_and_averaged_before_the_loss():
   one, other, many, more = margins
   assert np.abs(many - more).max() < 0.1 * np.abs(one - other).max()
   with pytest.raises(ValueError, match=r"num_draws: expected at least 1, got 0"):
-    methods.make("dpo", PARTS, beta=1.0, time_weight="half", num_draws=0)
+    methods.make("dpo", PIPELINE, beta=1.0, time_weight="half", num_draws=0)

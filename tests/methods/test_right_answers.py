@@ -17,7 +17,9 @@ import toy_policy
 
 from jaxalign import methods
 from jaxalign.diffusion import backprop, guidance, log_ratios, rollout, schedules, transitions
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.labels import advantages
+from jaxalign.pipeline import Pipeline
 from jaxalign.training import optim, update
 from jaxalign.training.feeds import base, rollouts, stored
 from jaxalign.training.state import init_state
@@ -42,7 +44,7 @@ def make_table(num_steps):
 
 
 @functools.cache
-def make_parts(num_steps, eta=1.0):
+def make_pipeline(num_steps, eta=1.0):
   table = make_table(num_steps)
   levels = table[::-1]
 
@@ -54,10 +56,11 @@ def make_parts(num_steps, eta=1.0):
     return params["mean"] + gain * (x_t - row.alpha_t * params["mean"])
 
   transition = functools.partial(transitions.ddim, prediction_type="x_0", eta=eta)
-  return methods.Parts(
-    process=transitions.Process(table, transition),
-    denoise_fn=denoise,
-    conditional_fn=denoise,
+  kernel = Kernel(denoise, transition)
+  return Pipeline(
+    kernel=kernel,
+    conditional=kernel,
+    table=table,
     levels=levels,
     prediction_type="x_0",
     latent_shape=(2,),
@@ -123,28 +126,28 @@ def test_the_reference_chain_is_nearly_the_reference():
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 def test_policy_gradient_with_the_exact_kl_reaches_the_tilted_distribution(beta):
   """Within 5 % of the mean's shift and 10 % of the variance; eta = 1 forgets where it began."""
-  parts, batch = make_parts(192), 512
-  steps = parts.process.stochastic_steps()
-  method = methods.make("ddpo_sf", parts, kl_weight=beta)
+  pipeline, batch = make_pipeline(192), 512
+  steps = pipeline.process.stochastic_steps()
+  method = methods.make("ddpo_sf", pipeline, kl_weight=beta)
   estimator = advantages.make("leave_one_out", num_groups=1, group_size=batch, limit=1e9)
 
   @jax.jit
   def sample(params, key):
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (batch, 2))
-    args = (parts.denoise_fn, parts.process)
-    rolled = rollout.rollout(key_steps, params, *args, x_T, COND, rollout.mean_over_latents)
-    kl = log_ratios.trajectory_kl(params, REFERENCE, *args, rolled.x, COND).sum(axis=0)
+    kernel, table = pipeline.kernel, pipeline.table
+    rolled = rollout.rollout(key_steps, kernel, params, table, x_T, COND, mean_over_latents)
+    kl = log_ratios.trajectory_kl(kernel, params, REFERENCE, table, rolled.x, COND).sum(axis=0)
     zeros = jnp.zeros(batch, jnp.int32)
     _, advantage = estimator.estimate(None, REWARD(rolled.x_0) - beta * kl, zeros, zeros)
-    return rollouts.collect([(rolled, COND)]), advantage
+    return rollouts.collect([(rolled, COND)]), table, advantage
 
   def draw(params, step):
     data = sample(params, jax.random.fold_in(jax.random.key(0), step))
     return data, every_step(batch, steps)
 
   params = trained(method, rollouts.Rollouts.select, draw, learning_rate=0.04, num_updates=140)
-  mean, variance = moments_of_chain(params, parts.process.table)
+  mean, variance = moments_of_chain(params, pipeline.table)
   expected_mean, expected_variance = tilted(beta)
   shift = np.linalg.norm(expected_mean - MEAN)
   assert np.linalg.norm(mean - expected_mean) < 0.05 * shift
@@ -170,8 +173,8 @@ def test_dpo_recovers_the_reward_that_labelled_its_pairs(beta):
   of the implicit reward was 0.25 and its correlation 0.89, as the noise is more for the spread than
   for the mean. With 64 draws the noise is gone but for a few per cent.
   """
-  parts, batch, num_pairs = make_parts(192), 1024, 20_000
-  method = methods.make("dpo", parts, beta=beta, time_weight="elbo", num_draws=64)
+  pipeline, batch, num_pairs = make_pipeline(192), 1024, 20_000
+  method = methods.make("dpo", pipeline, beta=beta, time_weight="elbo", num_draws=64)
   rng = np.random.default_rng(0)
   x = (MEAN + STD * rng.normal(size=(num_pairs, 2, 2))).astype(np.float32)
   x = preferred_first(rng, x, np.asarray(REWARD(x.reshape(-1, 2))).reshape(-1, 2))
@@ -199,23 +202,23 @@ def test_d3po_recovers_the_reward_of_trajectories_from_one_start(beta):
   difference; the loss's second order, the KL of a step, bends that. The gap grows as beta falls:
   0.990 at 4, 0.987 at 2, 0.970 at 1.
   """
-  parts, batch = make_parts(64), 768
-  steps = parts.process.stochastic_steps()
-  method = methods.make("d3po", parts, beta=beta, clip_range=0.999)
-  args = (parts.denoise_fn, parts.process)
+  pipeline, batch = make_pipeline(64), 768
+  steps = pipeline.process.stochastic_steps()
+  method = methods.make("d3po", pipeline, beta=beta, clip_range=0.999)
+  kernel, table = pipeline.kernel, pipeline.table
 
   @jax.jit
   def sample(key):
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (batch, 2)).repeat(2, axis=0)
-    rolled = rollout.rollout(key_steps, REFERENCE, *args, x_T, COND, rollout.mean_over_latents)
+    rolled = rollout.rollout(key_steps, kernel, REFERENCE, table, x_T, COND, mean_over_latents)
     return rolled, REWARD(rolled.x_0).reshape(batch, 2)
 
   def draw(params, step):
     rolled, reward = sample(jax.random.key(step))
     images = np.arange(2 * batch, dtype=np.int32).reshape(batch, 2, 1)
     images = preferred_first(np.random.default_rng([0, step]), images, np.asarray(reward))[..., 0]
-    data = (rollouts.collect([(rolled, COND)]), images, np.ones(batch, np.float32))
+    data = (rollouts.collect([(rolled, COND)]), table, images, np.ones(batch, np.float32))
     return data, every_step(batch, steps)
 
   params = trained(method, rollouts.RolloutPairs.select, draw, learning_rate=0.03, num_updates=80)
@@ -223,9 +226,9 @@ def test_d3po_recovers_the_reward_of_trajectories_from_one_start(beta):
 
   @jax.jit
   def log_ratio_of_step(x_t, x_s, i):
-    every = jnp.full(len(x_t), i)
-    return log_ratios.trajectory_log_ratio(
-      params, REFERENCE, *args, x_t, x_s, every, COND, rollout.mean_over_latents
+    row = table[jnp.full(len(x_t), i)]
+    return log_ratios.step_log_ratio(
+      kernel, params, REFERENCE, x_t, x_s, row, COND, mean_over_latents
     )
 
   log_ratio = sum(log_ratio_of_step(rolled.x[i], rolled.x[i + 1], i) for i in steps)
@@ -237,9 +240,9 @@ def test_d3po_recovers_the_reward_of_trajectories_from_one_start(beta):
 @pytest.mark.parametrize("num_grad_steps", [1, 3, 12])
 def test_the_gradient_of_draft_equals_the_analytic_one(num_grad_steps):
   """x_0 is affine in what the chain starts from; here that product is written out, in float64."""
-  parts = make_parts(12)
-  S, table = 12, parts.process.table
-  method = methods.make("draft", parts, num_grad_steps=num_grad_steps, kl_weight=0.0)
+  pipeline = make_pipeline(12)
+  S, table = 12, pipeline.table
+  method = methods.make("draft", pipeline, num_grad_steps=num_grad_steps, kl_weight=0.0)
   batch = methods.Records(guidance.Guided({"row": jnp.zeros((5, 1))}, {}), jnp.zeros(5))
   key = jax.random.key(4)
   params = {"mean": jnp.array([0.2, 0.1]), "log_std": jnp.array([0.1, -0.2])}
@@ -277,16 +280,16 @@ def test_the_gradient_of_draft_equals_the_analytic_one(num_grad_steps):
 
 def test_draft_climbs_where_the_reward_is_and_the_kl_holds_it_back():
   """More weight on the KL, less of a shift; none, the maximum of the reward, b / A."""
-  parts = make_parts(12, eta=0.5)
+  pipeline = make_pipeline(12, eta=0.5)
   best = np.asarray(REWARD.slope) / np.diagonal(REWARD.curvature)
   batch = methods.Records(guidance.Guided({"row": jnp.zeros((128, 1))}, {}), jnp.zeros(128))
   shifts = []
   for kl_weight in (0.0, 0.2, 1.0):
-    method = methods.make("draft", parts, num_grad_steps=0, kl_weight=kl_weight)
+    method = methods.make("draft", pipeline, num_grad_steps=0, kl_weight=kl_weight)
     draw = lambda params, step: (batch, np.arange(128, dtype=np.int32)[None])  # noqa: E731
     select = lambda data, rows: data  # noqa: E731
     params = trained(method, select, draw, learning_rate=0.1, num_updates=120)
-    mean, _ = moments_of_chain(params, parts.process.table, eta=0.5)
+    mean, _ = moments_of_chain(params, pipeline.table, eta=0.5)
     shifts.append(np.linalg.norm(mean - MEAN))
     if kl_weight == 0.0:
       np.testing.assert_allclose(mean, best, atol=0.06)
@@ -294,9 +297,9 @@ def test_draft_climbs_where_the_reward_is_and_the_kl_holds_it_back():
 
 
 def test_windows_of_this_chain_sample_alike():
-  parts = make_parts(12)
+  pipeline = make_pipeline(12)
   x_T = jax.random.normal(jax.random.key(0), (3, 2))
   sample = lambda k: backprop.last_steps(  # noqa: E731
-    jax.random.key(1), REFERENCE, None, parts.denoise_fn, parts.process, x_T, COND, num_steps=k
+    jax.random.key(1), pipeline.kernel, REFERENCE, None, pipeline.table, x_T, COND, num_steps=k
   )[0]
   np.testing.assert_allclose(sample(1), sample(12), rtol=1e-5, atol=1e-6)

@@ -139,6 +139,7 @@ def test_images_match_diffusers(kind, size, saved, oracle):
     sys_.model.tokenize([{"prompt": prompt} for prompt in PROMPTS]),
     latents,
     jax.random.key(0),
+    sys_.pipeline.table,
   ).samples
   expected = oracle(kind)(
     PROMPTS,

@@ -9,6 +9,7 @@ import scipy.stats
 from scheduler_configs import SD1
 
 from jaxalign.diffusion import rollout, transitions
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.worlds import gaussian
 
 COVS = np.array([[[0.5, 0.2], [0.2, 0.3]], [[0.2, -0.1], [-0.1, 0.4]]])
@@ -156,8 +157,9 @@ def test_every_sampler_reaches_the_mixture_with_the_ideal_denoiser(scheduler, tr
   def run(key):
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (n, 2))
+    kernel = Kernel(denoise_fn, process.transition)
     rolled = rollout.rollout(
-      key_steps, MIXTURE._asdict(), denoise_fn, process, x_T, None, rollout.mean_over_latents
+      key_steps, kernel, MIXTURE._asdict(), process.table, x_T, None, mean_over_latents
     )
     return rolled.x_0
 

@@ -65,6 +65,7 @@ class Sampling:
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     self._exactness = section("exactness", exactness.make)
     self._kl_weight = method.kl_weight
+    self._table = jax.tree.map(np.asarray, sys.pipeline.table)
     self._group = plan.group_size if shared_noise else None
     self._start = self._starts(plan.microbatch)
     self._collect_fn = jax.jit(collect, out_shardings=collected_shardings(sys.mesh))
@@ -81,13 +82,13 @@ class Sampling:
     record_ids = np.repeat(chosen, plan.group_size)
     parts, pending, kl = [], [], []
     for j, ids in enumerate(np.split(record_ids, plan.microbatches)):
-      noise = (self._seed, streams.number("rollout"), step, j, self._start)
+      noise = (self._seed, streams.number("rollout"), step, j, self._start, self._table)
       sampled = sys.sample_fn(state.params, sys.frozen, system.take(self.tokens, ids), *noise)
       parts.append((sampled.rollout, sampled.cond))
       rows, held = sharding.held_rows(sampled.samples)
       pending.append(self.pool.submit(held, self.records[ids[rows]]))
       if self._kl_weight:
-        kl.append(sys.kl_fn(state.params, sys.frozen, sampled))
+        kl.append(sys.kl_fn(state.params, sys.frozen, sampled, self._table))
     trajectories = self._collect_fn(parts)
 
     def exchange(named):
@@ -126,7 +127,7 @@ class Sampling:
 
   def program(self, state: TrainState, microbatch: int) -> Program:
     rows = np.resize(np.arange(len(self.records)), microbatch)
-    noise = (self._seed, streams.number("rollout"), 0, 0, self._starts(microbatch))
+    noise = (self._seed, streams.number("rollout"), 0, 0, self._starts(microbatch), self._table)
     args = (state.params, self._sys.frozen, system.take(self.tokens, rows), *noise)
     return Program("rollout", self._sys.sample_fn, args)
 
@@ -186,22 +187,22 @@ class Rollouts(Sampling):
     stats, advantage = self._estimate_fn(state.stats, total, record_ids, group)
     state = dataclasses.replace(state, stats=stats)
     selections = batching.selections(self.plan, self._seed, step)
-    return Drawn(state, (trajectories, advantage), selections, record)
+    return Drawn(state, (trajectories, self._table, advantage), selections, record)
 
   def shapes(self, state: TrainState) -> tuple[Any, batching.Selection]:
     advantage = np.zeros(self.plan.samples, np.float32)
     selection = batching.selections(self.plan, self._seed, 0)[0]
-    return (self.trajectory_shapes(state), advantage), selection
+    return (self.trajectory_shapes(state), self._table, advantage), selection
 
   @staticmethod
   def select(data, selected: batching.Selection) -> methods.Transitions:
-    (rollout, cond), advantages = data
+    (rollout, cond), table, advantages = data
     sample, i, fresh = selected
     (x_t, x_s, old_log_prob), own = pick_steps(rollout, cond.cond, sample, i)
     return methods.Transitions(
       x_t=x_t,
       x_s=x_s,
-      i=i,
+      row=table[jnp.asarray(i)],
       cond=cond._replace(cond=own),
       old_log_prob=old_log_prob,
       fresh=jnp.asarray(fresh),
@@ -245,22 +246,22 @@ class RolloutPairs(Sampling):
     chosen, weight = best_and_worst(total.reshape(-1, self.plan.group_size))
     record["preference/ties"] = float(np.mean(weight == 0))
     selections = batching.selections(self.plan, self._seed, step)
-    return Drawn(state, (trajectories, chosen, weight), selections, record)
+    return Drawn(state, (trajectories, self._table, chosen, weight), selections, record)
 
   def shapes(self, state: TrainState) -> tuple[Any, batching.Selection]:
     chosen, weight = best_and_worst(np.zeros((self.plan.num_records, self.plan.group_size)))
     selection = batching.selections(self.plan, self._seed, 0)[0]
-    return (self.trajectory_shapes(state), chosen, weight), selection
+    return (self.trajectory_shapes(state), self._table, chosen, weight), selection
 
   @staticmethod
   def select(data, selected: batching.Selection) -> methods.StepPairs:
-    (rollout, cond), chosen, weight = data
+    (rollout, cond), table, chosen, weight = data
     pair, i, _ = selected
     (x_t, x_s, _), both = pick_steps(rollout, cond.cond, jnp.asarray(chosen)[pair], i[:, None])
     return methods.StepPairs(
       x_t=x_t,
       x_s=x_s,
-      i=i,
+      row=table[jnp.asarray(i)],
       cond=cond._replace(cond=jax.tree.map(lambda leaf: leaf[:, 0], both)),
       weight=jnp.asarray(weight)[pair],
     )

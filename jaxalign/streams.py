@@ -57,6 +57,9 @@ NAMES: dict[str, tuple[str, ...]] = {
   "warm start batches": ("step",),
   "preferences": (),
   "pair shifts": ("step",),
+  # The planning world.
+  "planner records": (),
+  "demonstrations": (),
   # Benchmarks.
   "benchmark inputs": (),
   "benchmark latents": (),

@@ -188,6 +188,36 @@ def ddpm_table(
   return _diffusion_table(t, square_t, np.append(square_t[1:], 1.0))
 
 
+# A grid in log-SNR
+
+MAX_LOG_SNR = 7.0
+
+
+def log_snr_table(num_steps: int) -> StepTable:
+  """Steps that are equal in log-SNR, from -7 to 7, on a variance-preserving schedule.
+
+    log-SNR = log(alpha_t^2 / sigma_t^2),      t = 1000 (7 - log-SNR) / 14
+
+  The last step ends at sigma_s = 0 in place of log-SNR 7, and `log_snr_levels(t)` gives alpha_t and
+  sigma_t back. Such a grid suits closed forms: no stretch of it is coarse (Kingma et al. 2021,
+  arXiv:2107.00630, section 5.1, for what a schedule is in log-SNR).
+  """
+  if num_steps < 1:
+    raise ValueError(f"num_steps: expected at least 1; got {num_steps}")
+  log_snr = np.linspace(-MAX_LOG_SNR, MAX_LOG_SNR, num_steps + 1)
+  alpha, sigma = (1.0 / np.sqrt(1.0 + np.exp(sign * log_snr)) for sign in (-1.0, 1.0))
+  alpha_s, sigma_s = np.append(alpha[1:-1], 1.0), np.append(sigma[1:-1], 0.0)
+  t = 1000.0 * (MAX_LOG_SNR - log_snr[:-1]) / (2.0 * MAX_LOG_SNR)
+  fields = (t, alpha[:-1], sigma[:-1], alpha_s, sigma_s, np.ones(num_steps))
+  return StepTable(*(field.astype(np.float32) for field in fields))
+
+
+def log_snr_levels(t: Array) -> tuple[jax.Array, jax.Array]:
+  """alpha_t and sigma_t at any time of `log_snr_table`, `[B]` each."""
+  log_snr = MAX_LOG_SNR * (1.0 - jnp.asarray(t) / 500.0)
+  return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+
+
 # Rectified-flow grids
 
 
@@ -249,6 +279,11 @@ def flow_table(
   sigma_s = np.append(sigma_t[1:], np.float32(0))
   t = sigma_t * np.float32(num_train_timesteps)
   return StepTable(t, 1 - sigma_t, sigma_t, 1 - sigma_s, sigma_s, np.ones_like(t))
+
+
+def uniform_flow_table(num_steps: int) -> StepTable:
+  """`flow_table` without any shift: steps of equal size from sigma_t = 1 to sigma_s = 0."""
+  return flow_table(num_steps, sigma_min=1.0 / max(1, num_steps))
 
 
 def _shift(sigma: Any, shift: float) -> Any:

@@ -194,27 +194,64 @@ def make_process(
   `noise_level` for flow_sde and cps, none for ddpm and euler. `image_seq_len` as in
   `schedulers.from_config`. The prediction type and the clipping of x_0 come from the config.
   """
-  if transition not in TRANSITIONS:
-    raise ValueError(f"transition: expected one of {', '.join(TRANSITIONS)}; got {transition!r}")
-  kind = TRANSITIONS[transition]
-  _check_knobs(transition, kind, knobs)
-  flow = schedulers.is_flow(scheduler_config)
-  if kind.needs_flow and not flow:
+  kind = _find_kind(transition, knobs)
+  if kind.needs_flow and not schedulers.is_flow(scheduler_config):
     raise ValueError(
       f"transition {transition!r}: expected a FlowMatchEulerDiscreteScheduler; got "
       f"{scheduler_config['_class_name']}; use ddim, ddpm or cps"
     )
   table = schedulers.from_config(scheduler_config, num_steps, image_seq_len=image_seq_len)
   prediction_type = schedulers.network_prediction_type(scheduler_config)
+  if transition in ("ddim", "ddpm") and schedulers.clips(scheduler_config):
+    clip_x_0 = scheduler_config.get("clip_sample_range", 1.0)
+    return bind(table, transition, prediction_type, clip_x_0=clip_x_0, **knobs)
+  return bind(table, transition, prediction_type, **knobs)
+
+
+def bind(
+  table: StepTable,
+  transition: str,
+  prediction_type: str,
+  *,
+  clip_x_0: float | None = None,
+  **knobs: float,
+) -> Process:
+  """The process of a step table: what every family ends in once its steps are known.
+
+  Args:
+    table: the steps.
+    transition: a name of `TRANSITIONS`.
+    prediction_type: what the network predicts, as `predictions` names it.
+    clip_x_0: limits the predicted x_0, in ddim and ddpm only.
+    **knobs: the one noise hyper-parameter of the transition, as in `make_process`.
+
+  Raises:
+    ValueError: an unknown transition, another knob than it has or one out of range, a transition of
+      rectified flow on another schedule, or a prediction of noise where there is nothing else.
+  """
+  kind = _find_kind(transition, knobs)
+  if kind.needs_flow and not np.allclose(np.add(table.alpha_t, table.sigma_t), 1.0, atol=1e-5):
+    raise ValueError(
+      f"transition {transition!r}: expected the schedule of a rectified flow (alpha = 1 - sigma); "
+      "got another; use ddim, ddpm or cps"
+    )
   if prediction_type == "eps" and (table.alpha_t == 0).any():
     raise ValueError(
       "prediction_type: expected v_prediction or sample, because the first step has zero SNR "
       "(rescale_betas_zero_snr); got epsilon, which says nothing about x_0 there"
     )
-  if transition in ("ddim", "ddpm") and schedulers.clips(scheduler_config):
-    knobs["clip_x_0"] = scheduler_config.get("clip_sample_range", 1.0)
+  if clip_x_0 is not None:
+    knobs = {"clip_x_0": clip_x_0, **knobs}
   bound = functools.partial(kind.transition, prediction_type=prediction_type, **knobs)
   return Process(table, bound)
+
+
+def _find_kind(transition: str, knobs: Mapping[str, float]) -> _Kind:
+  if transition not in TRANSITIONS:
+    raise ValueError(f"transition: expected one of {', '.join(TRANSITIONS)}; got {transition!r}")
+  kind = TRANSITIONS[transition]
+  _check_knobs(transition, kind, knobs)
+  return kind
 
 
 def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxalign.checks import check_call, closest
-from jaxalign.rewards import jpeg, learned, shapes, user
+from jaxalign.rewards import gaussian, jpeg, learned, planner, shapes, user
 from jaxalign.rewards.contract import (
   DeviceReward,
   Record,
@@ -41,6 +41,7 @@ __all__ = [
 REWARDS: dict[str, Callable[..., RewardFn]] = {
   "jpeg_compressibility": jpeg.make_compressibility,
   "jpeg_incompressibility": jpeg.make_incompressibility,
+  "planner_success": planner.make_success,
   "shapes": shapes.make_score,
   "shapes_correct": shapes.make_correct,
 }
@@ -48,6 +49,11 @@ REWARDS: dict[str, Callable[..., RewardFn]] = {
 DEVICE_REWARDS: dict[str, Callable[..., DeviceReward]] = {
   "clip": learned.make,
   "shapes_learned": learned.make_shapes,
+  "gaussian_quadratic": gaussian.make_quadratic,
+  "planner": planner.make_planner,
+  "planner_clearance": planner.make_clearance,
+  "planner_length": planner.make_length,
+  "planner_smoothness": planner.make_smoothness,
 }
 
 

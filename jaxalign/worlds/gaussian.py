@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import checks
 from jaxalign.diffusion import predictions, schedulers
-from jaxalign.types import Array, DenoiseFn, Key, Params
+from jaxalign.types import Array, DenoiseFn, Key, Params, Record
+
+SIZES = {"test": 96, "validation": 48, "train": 400}  # records of each set
 
 
 class Mixture(NamedTuple):
@@ -41,6 +44,17 @@ class QuadraticReward(NamedTuple):
 
   def __call__(self, x: Array) -> Array:  # [B, D] -> [B]
     return x @ self.slope - 0.5 * jnp.einsum("bi,ij,bj->b", x, self.curvature, x)
+
+
+def records(split: str) -> tuple[Record, ...]:
+  """The records of "train", "validation" or "test": `{"number": n}`, no n in two sets.
+
+  No sample depends on its record here, but records are what groups and intervals are made of.
+  """
+  checks.check_choice("gaussian records", split, SIZES)
+  names = list(SIZES)
+  first = sum(SIZES[name] for name in names[: names.index(split)])
+  return tuple({"number": number} for number in range(first, first + SIZES[split]))
 
 
 def sample(key: Key, mixture: Mixture, num_samples: int) -> Array:  # [num_samples, D]

@@ -311,3 +311,25 @@ def test_indexing_a_table():
   rows = jax.jit(lambda i: table[i])(i)
   np.testing.assert_array_equal(rows.sigma_t, table.sigma_t[[4, 0, 4]])
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rows))
+
+
+def test_a_log_snr_table_has_equal_steps_and_times_that_give_its_levels_back():
+  table = schedules.log_snr_table(14)
+  np.testing.assert_allclose(table.alpha_t**2 + table.sigma_t**2, 1.0, rtol=1e-6)
+  log_snr = 2.0 * np.log(table.alpha_t / table.sigma_t)
+  np.testing.assert_allclose(log_snr, np.arange(-7, 7), atol=1e-5)
+  np.testing.assert_allclose(table.t, 1000.0 * np.arange(14, 0, -1) / 14, rtol=1e-6)
+  np.testing.assert_array_equal(table.alpha_s, np.append(table.alpha_t[1:], 1.0).astype("f"))
+  assert table.sigma_s[-1] == 0.0
+  alpha, sigma = schedules.log_snr_levels(table.t)
+  np.testing.assert_allclose(alpha, table.alpha_t, rtol=1e-5)
+  np.testing.assert_allclose(sigma, table.sigma_t, rtol=1e-5)
+
+
+def test_a_uniform_flow_has_steps_of_one_size():
+  table = schedules.uniform_flow_table(4)
+  np.testing.assert_allclose(table.sigma_t, [1.0, 0.75, 0.5, 0.25])
+  np.testing.assert_allclose(table.sigma_s, [0.75, 0.5, 0.25, 0.0])
+  for make in (schedules.uniform_flow_table, schedules.log_snr_table):
+    with pytest.raises(ValueError, match="num_steps: expected at least 1; got 0"):
+      make(0)

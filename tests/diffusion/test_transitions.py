@@ -383,3 +383,27 @@ def test_make_process_reads_the_prediction_type_and_the_clipping():
     process = transitions.make_process(config, num_steps=4, transition="ddim", eta=1.0)
     assert process.transition.keywords == dict(expected, eta=1.0)
   assert isinstance(process.table, schedules.StepTable)
+
+
+@pytest.mark.parametrize("name", transitions.TRANSITIONS)
+def test_a_table_of_ones_own_is_bound_as_that_of_a_config(name):
+  config = dict(_class_name=FLOW)
+  expected = transitions.make_process(config, num_steps=6, transition=name, **KNOBS[name])
+  bound = transitions.bind(expected.table, name, "velocity", **KNOBS[name])
+  x_t, velocity, _ = draw()
+  for found, wanted in zip(
+    bound.transition(x_t, velocity, bound.table[2]),
+    expected.transition(x_t, velocity, expected.table[2]),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_bind_explains_what_is_wrong():
+  flow, other = schedules.uniform_flow_table(4), schedules.log_snr_table(4)
+  with pytest.raises(ValueError, match=r"'dance_sde': expected the schedule of a rectified flow"):
+    transitions.bind(other, "dance_sde", "x_0", eta=0.3)
+  with pytest.raises(ValueError, match="expected noise_level; got none"):
+    transitions.bind(flow, "cps", "velocity")
+  with pytest.raises(ValueError, match="zero SNR"):
+    transitions.bind(flow, "ddim", "eps", eta=0.0)

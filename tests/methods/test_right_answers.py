@@ -19,6 +19,7 @@ from jaxalign import methods
 from jaxalign.diffusion import backprop, guidance, log_ratios, rollout, schedules, transitions
 from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.labels import advantages
+from jaxalign.models.families import gaussian as gaussian_family
 from jaxalign.pipeline import Pipeline
 from jaxalign.training import optim, update
 from jaxalign.training.feeds import base, rollouts, stored
@@ -32,36 +33,21 @@ COND = guidance.Guided({}, {})
 FROZEN = {"base": {}, "reference": REFERENCE, "reward": {}}
 
 
-def make_table(num_steps):
-  """Steps that are equal in log-SNR, from -7 to 7, on a variance-preserving schedule."""
-  log_snr = np.linspace(-7.0, 7.0, num_steps + 1)
-  alpha, sigma = (1.0 / np.sqrt(1.0 + np.exp(sign * log_snr)) for sign in (-1.0, 1.0))
-  alpha_s, sigma_s = alpha[1:].copy(), sigma[1:].copy()
-  alpha_s[-1], sigma_s[-1] = 1.0, 0.0
-  t = np.arange(num_steps)[::-1]
-  fields = (t, alpha[:-1], sigma[:-1], alpha_s, sigma_s, np.ones(num_steps))
-  return schedules.StepTable(*(np.asarray(field, np.float32) for field in fields))
-
-
 @functools.cache
 def make_pipeline(num_steps, eta=1.0):
-  table = make_table(num_steps)
-  levels = table[::-1]
+  table = schedules.log_snr_table(num_steps)
+  exact = gaussian_family.make_denoise_fn("log_snr")
 
   def denoise(params, x_t, t, cond):
-    """The posterior mean of x_0, dimension by dimension."""
-    row = jax.tree.map(lambda field: jnp.asarray(field)[t.astype(jnp.int32)][:, None], levels)
-    variance = jnp.exp(2.0 * params["log_std"])
-    gain = row.alpha_t * variance / (row.alpha_t**2 * variance + row.sigma_t**2)
-    return params["mean"] + gain * (x_t - row.alpha_t * params["mean"])
+    return exact({"params": params}, x_t, t, cond)
 
-  transition = functools.partial(transitions.ddim, prediction_type="x_0", eta=eta)
-  kernel = Kernel(denoise, transition)
+  process = transitions.bind(table, "ddim", "x_0", eta=eta)
+  kernel = Kernel(denoise, process.transition)
   return Pipeline(
     kernel=kernel,
     conditional=kernel,
     table=table,
-    levels=levels,
+    levels=table[::-1],
     prediction_type="x_0",
     latent_shape=(2,),
     decode=lambda frozen, x_0: x_0,
@@ -118,7 +104,7 @@ def every_step(examples, steps):
 
 
 def test_the_reference_chain_is_nearly_the_reference():
-  mean, variance = moments_of_chain(REFERENCE, make_table(192))
+  mean, variance = moments_of_chain(REFERENCE, schedules.log_snr_table(192))
   np.testing.assert_allclose(mean, MEAN, atol=2e-3)
   np.testing.assert_allclose(variance, STD**2, rtol=0.04)
 

@@ -25,7 +25,7 @@ def images():
   return images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
 
 
-@pytest.mark.parametrize("name", rewards.REWARDS)
+@pytest.mark.parametrize("name", [name for name in rewards.REWARDS if "planner" not in name])
 def test_every_reward_keeps_the_contract(name, images):
   reward = rewards.make(name)
   assert reward.name == name

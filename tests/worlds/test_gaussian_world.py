@@ -170,3 +170,13 @@ def test_every_sampler_reaches_the_mixture_with_the_ideal_denoiser(scheduler, tr
   left = float((x_0[:, 0] < 0).mean())  # the modes, not the moments alone
   expected = float((gaussian.sample(jax.random.key(4), MIXTURE, 50_000)[:, 0] < 0).mean())
   assert abs(left - expected) < 0.04
+
+
+def test_no_record_is_in_two_sets():
+  numbers = {
+    split: {record["number"] for record in gaussian.records(split)} for split in gaussian.SIZES
+  }
+  assert {split: len(found) for split, found in numbers.items()} == gaussian.SIZES
+  assert len(set.union(*numbers.values())) == sum(gaussian.SIZES.values())
+  with pytest.raises(ValueError, match=r"expected one of test, validation, train, got 'held_out'"):
+    gaussian.records("held_out")

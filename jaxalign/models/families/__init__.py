@@ -1,13 +1,77 @@
-"""Model families by the class that a model's folder names: `open_model(path, **options)`."""
+"""Models by name: the family that a path belongs to, opened as a `Model`."""
 
+import importlib
+import os
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
-from jaxalign import checks
+from jaxalign import checks, files
 from jaxalign.models.model import Model
 
+# Where the function `open_model` of each family is, by the path of what is embedded and by the
+# class in a folder's model_index.json. What is in neither table is taken for a Stable Diffusion.
+_FAMILIES = "jaxalign.models.families"
+EMBEDDED = {"gaussian": f"{_FAMILIES}.gaussian", "planner": f"{_FAMILIES}.planner"}
+CLASSES = {"GaussianPipeline": EMBEDDED["gaussian"], "PlannerPipeline": EMBEDDED["planner"]}
 
-def open_model(path: str, **options: Any) -> Model:
+
+def open_model(path: str | os.PathLike, **options: Any) -> Model:
+  """Opens a model of any family; parameters are lazy until placed.
+
+  Args:
+    path: "gaussian", "planner", or "shapes", which are embedded; a folder, whose model_index.json
+      names the class of its pipeline; a single .safetensors file or a hub id; or a family of
+      another package as "package.module:function", which is called with the options alone.
+    **options: what the family's own `open_model` takes, such as `dtype`. `shapes_only` reaches a
+      family of another package only where it is true.
+
+  Raises:
+    ValueError: an option that the family does not have (with the near miss), a path where there is
+      nothing, or a function of another package that returns something else.
+  """
+  name = os.fspath(path)
+  if _is_function(name):
+    return _call_foreign(name, options)
+  module = EMBEDDED.get(name) or CLASSES.get(_class_name(name))
+  if module is not None:
+    return _call(importlib.import_module(module).open_model, path, options)
   from jaxalign.models.families import stable_diffusion
 
-  checks.check_call("config.model", stable_diffusion.open_model, path, **options)
-  return stable_diffusion.as_model(stable_diffusion.open_model(path, **options))
+  return stable_diffusion.as_model(_call(stable_diffusion.open_model, path, options))
+
+
+def _is_function(name: str) -> bool:
+  module, _, function = name.partition(":")
+  parts = module.split(".")
+  return function.isidentifier() and all(part.isidentifier() for part in parts)
+
+
+def _call(function: Callable, path: str | os.PathLike, options: dict[str, Any]) -> Any:
+  checks.check_call("config.model", function, path, **options)
+  return function(path, **options)
+
+
+def _call_foreign(name: str, options: dict[str, Any]) -> Model:
+  function = checks.load_function("config.model.path", name)
+  if not options.get("shapes_only", True):
+    options = {key: value for key, value in options.items() if key != "shapes_only"}
+  checks.check_call(f'model "{name}"', function, **options)
+  model = function(**options)
+  if not isinstance(model, Model):
+    raise ValueError(
+      f'config.model.path "{name}": expected it to return a models.model.Model, got '
+      f"{type(model).__name__}"
+    )
+  return model
+
+
+def _class_name(name: str) -> str:
+  """The class in model_index.json; "" where there is none, as of a single file."""
+  from jaxalign.models.weights import hub
+
+  path = pathlib.Path(name).expanduser()
+  if path.is_file() or path.suffix == ".safetensors":
+    return ""
+  index = hub.find_folder(name) / "model_index.json"
+  return files.read_json(index).get("_class_name", "") if index.is_file() else ""

@@ -9,10 +9,9 @@ import pathlib
 
 from jaxalign.models.weights import tensor_files
 
-_EMBEDDED = {
-  "shapes": pathlib.Path(__file__).resolve().parents[2] / "worlds" / "assets" / "shapes",
-}
-_COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_ASSETS = pathlib.Path(__file__).resolve().parents[2] / "worlds" / "assets"
+_EMBEDDED = {name: _ASSETS / name for name in ("shapes", "planner")}
+_COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "denoiser")
 # Repositories also hold pickles, other frameworks' weights and single-file copies of everything.
 _SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json"]
 _TOKENIZER_FILES = ["vocab.json", "merges.txt", "*token*.json"]

@@ -1,7 +1,7 @@
 """What configs share: every field explained once, the models, the kinds of data, and the variants.
 
-A config starts from a model, `shapes` or `sd15`, adds the fields of its data, `online`, `stored` or
-`direct`, and says what is its own. Any field can also be set by a flag,
+A config starts from a model, `shapes`, `sd15` or another `world`, adds the fields of its data,
+`online`, `stored` or `direct`, and says what is its own. Any field can also be set by a flag,
 `--config.optim.learning_rate=1e-4`.
 """
 
@@ -66,6 +66,33 @@ def sd15(*, num_iterations: int, learning_rate: float) -> Config:
   })
   config.guard.gold = ""
   config.samples.num_samples = 8
+  return config
+
+
+def world(
+  name: str,
+  *,
+  num_iterations: int,
+  learning_rate: float,
+  process: Mapping[str, Any],
+  rewards: tuple[str, ...],
+) -> Config:
+  """A run that aligns an embedded world without texts and images, "gaussian" or "planner"."""
+  config = shapes(num_iterations=num_iterations, learning_rate=learning_rate)
+  config.model = {"path": name}
+  config.lora.targets = ""
+  config.process = process
+  config.evaluation.update({
+    "source": f"{name}/test",
+    "validation": f"{name}/validation",
+    "rewards": rewards,
+    "kl": True,  # is nearly free here
+    "microbatch": 192,
+    "features": "default",  # of its kind of samples
+  })
+  config.guard.gold = rewards[0]
+  config.samples.update({"every": num_iterations // 2, "num_samples": 192})
+  config.checkpoint.every = num_iterations // 2
   return config
 
 

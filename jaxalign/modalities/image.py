@@ -38,7 +38,6 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 
-
 def picture(
   images: Sequence[np.ndarray | None], captions: Sequence[str], columns: int
 ) -> Image.Image:

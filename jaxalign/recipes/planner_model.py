@@ -18,6 +18,7 @@ import numpy as np
 from jaxalign import streams
 from jaxalign.cli import command
 from jaxalign.diffusion import predictions, rollout, schedules
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.models.families import initialization
 from jaxalign.models.families import planner as family
 from jaxalign.models.model import Model
@@ -131,9 +132,9 @@ def sample(
   cond = model.condition({}, model.tokenize(records))
   key_start, key_steps = jax.random.split(streams.stream(seed, "evaluation", 0, 0))
   x_T = jax.random.normal(key_start, (len(records), *model.latent_shape))
-  reduce_fn = rollout.mean_over_latents
-  variables = {"params": params}
-  return rollout.rollout(key_steps, variables, model.denoise, process, x_T, cond, reduce_fn).x_0
+  kernel = Kernel(model.denoise, process.transition)
+  args = (kernel, {"params": params}, process.table, x_T, cond, mean_over_latents)
+  return rollout.rollout(key_steps, *args).x_0
 
 
 def success_rate(folder: pathlib.Path, split: str, *, num_plans: int = 16) -> float:

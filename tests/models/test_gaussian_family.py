@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.diffusion import rollout
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.models.adapters import policy
 from jaxalign.models.families import gaussian
 from jaxalign.worlds import gaussian as world
@@ -23,7 +24,8 @@ def sample(model, num_samples, **section):
   key_start, key_steps = jax.random.split(jax.random.key(0))
   x_T = jax.random.normal(key_start, (num_samples, *model.latent_shape))
   cond = model.condition({}, model.tokenize([{}] * num_samples))
-  args = (variables(model), model.denoise, process, x_T, cond, rollout.mean_over_latents)
+  kernel = Kernel(model.denoise, process.transition)
+  args = (kernel, variables(model), process.table, x_T, cond, mean_over_latents)
   return np.asarray(rollout.rollout(key_steps, *args).x_0), np.asarray(x_T)
 
 

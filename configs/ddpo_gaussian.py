@@ -11,7 +11,7 @@ standard deviations (0.791, 0.573).
 -0.362) and the deviations (0.812, 0.585), (0.814, 0.582) and (0.817, 0.589). What is sampled in 64
 steps is 6 % narrower than that, for the reference as for what was learned.
 
-Variants, `--config=configs/ddpo_gaussian.py:NAME`:
+Variants, `--config=configs/ddpo_gaussian.py:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """
 

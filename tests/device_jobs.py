@@ -15,7 +15,7 @@ from jaxalign.models.weights import hub
 from jaxalign.rewards import DeviceReward
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TIMING = {"throughput/images_per_s", "compile/count"}
+TIMING = {f"throughput/{unit}_per_s" for unit in ("images", "plans", "points")} | {"compile/count"}
 # The sign of a difference that is a rounding error as long as policy and reference are the same.
 SIGNS = {"preference/accuracy"}
 
@@ -52,6 +52,7 @@ ALL_WEIGHTS = ("--config.lora.targets=",)
 CASES = {
   "full weights": ("ddpo.py:quicktest,full", ROLLOUTS),
   "an adapter": ("ddpo.py:quicktest,lora", ROLLOUTS),
+  "plans": ("ddpo_planner.py:quicktest", ROLLOUTS),  # of the model "planner"
   "rollout pairs": (
     "d3po.py:quicktest",
     (*HOST_REWARD, *SHARDS, "--config.batch.num_records=8", "--config.batch.microbatch=16"),
@@ -75,6 +76,20 @@ VAE = {
   "down_block_types": ["DownEncoderBlock2D"] * 2,
   "up_block_types": ["UpDecoderBlock2D"] * 2,
 }
+
+
+def on_planner(config):
+  """The config on the embedded planner, whose programs compile in a fraction of the time."""
+  config.model = {"path": "planner"}
+  config.lora.targets = "." if config.lora.rank else ""
+  config.process = {"transition": "flow_sde", "num_steps": 4, "noise_level": 0.3}
+  config.data.source = "planner/train"
+  parts = {"source": "planner/test", "validation": "planner/validation"}
+  config.evaluation.update({**parts, "rewards": ("planner",), "features": "default"})
+  config.guard.gold = "planner"
+  if "reward" in config:
+    config.reward.names = ("planner",)
+  return config
 
 
 def save_small_model(folder):
@@ -132,10 +147,10 @@ def save_pairs(folder):
   (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def brightness(images, prompts):
-  """A smooth reward: rounding errors of the images stay rounding errors."""
-  del prompts
-  return images.mean((1, 2, 3))
+def brightness(samples, records):
+  """A smooth reward, of images and of plans: their rounding errors stay rounding errors."""
+  del records
+  return samples.reshape(len(samples), -1).mean(axis=1)
 
 
 def soft_brightness() -> DeviceReward:
@@ -143,8 +158,8 @@ def soft_brightness() -> DeviceReward:
   return DeviceReward(
     "soft_brightness",
     {"scale": np.float32(1.0)},
-    lambda prompts: np.zeros(len(prompts), np.float32),
-    lambda params, images, features: params["scale"] * images.mean((1, 2, 3)) + features,
+    lambda records: np.zeros(len(records), np.float32),
+    lambda params, samples, query: params["scale"] * samples.mean((1, 2, 3)) + query,
   )
 
 

@@ -1,4 +1,7 @@
-"""Every config and variant that aligns, end to end in `quicktest` size on a tiny random model."""
+"""Every config and variant that aligns, end to end in `quicktest` size.
+
+Stored pairs are of images, for a tiny random Stable Diffusion; all else is run on the planner.
+"""
 
 import dataclasses
 import functools
@@ -12,13 +15,14 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from device_jobs import on_planner, records
 
 from jaxalign import evaluate, export, train
 from jaxalign.rewards import DeviceReward
 from jaxalign.training import checkpoint, guard, metrics
 from jaxalign.training import workdir as workdir_lib
 
-TIMING = {"throughput/images_per_s", "compile/count"}
+NO_NOISE = {"process__noise_level": 0.0}
 # One of each feed is run, and continued, in the default suite; the others have `-m slow`.
 CONTINUED = [("dpo", "lora"), ("d3po", ""), ("draft", "align_prop")]
 RUNS = [
@@ -54,14 +58,17 @@ def brightness(*, target=0.6) -> DeviceReward:
 def make_config(load_config, pairs_file, small_model):
   def make(name, variant, **changes):
     config = load_config(name, ",".join(filter(None, ["quicktest", variant])))
-    config.model.path = str(small_model)
-    config.evaluation.rewards = (f"{__name__}:brightness",)
-    config.guard.gold = f"{__name__}:brightness"
     config.evaluation.kl = True
+    if name == "dpo" or "model__path" in changes:
+      config.model.path = str(small_model)
+      config.evaluation.rewards = (f"{__name__}:brightness",)
+      config.guard.gold = f"{__name__}:brightness"
+      if "reward" in config:
+        config.reward.names = (f"{__name__}:brightness",)
+    else:
+      on_planner(config)
     if name == "dpo":
       config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2, "resize": True})
-    else:
-      config.reward.names = (f"{__name__}:brightness",)
     if config.method.name == "refl":
       config.method.target = 0.5
     config.update_from_flattened_dict({key.replace("__", "."): v for key, v in changes.items()})
@@ -70,20 +77,13 @@ def make_config(load_config, pairs_file, small_model):
   return make
 
 
-def records(workdir):
-  return [
-    {name: value for name, value in record.items() if name not in TIMING}
-    for record in metrics.read(workdir)
-  ]
-
-
-def assert_moved_and_evaluated(name, workdir):
+def assert_moved_and_evaluated(name, workdir, on_images=False):
   written = records(workdir)
   assert [record["step"] for record in written] == [0, 1]
   assert all(record["grad/norm"] > 0 for record in written)
   report = json.loads((workdir / "evaluation.json").read_text())
-  # The last step of the small model's chain, to the data, has no noise.
-  assert report["kl_to_ref"] > 0 and report["kl_steps"] == [3, 4]
+  # DDIM's last step, to the data, has no noise.
+  assert report["kl_to_ref"] > 0 and report["kl_steps"] == [3 if on_images else 4, 4]
   assert report["kl_floor"] is None and report["vendi"]["base"] > 1
   counts = [record["compile/count"] for record in metrics.read(workdir)]
   assert counts[0] == counts[1]
@@ -97,21 +97,22 @@ def assert_moved_and_evaluated(name, workdir):
 @pytest.mark.parametrize("name,variant", RUNS)
 def test_a_run_moves_the_policy_and_evaluates_it(name, variant, make_config, tmp_path):
   train.train(make_config(name, variant), tmp_path)
-  assert_moved_and_evaluated(name, tmp_path)
+  assert_moved_and_evaluated(name, tmp_path, on_images=name == "dpo")
 
 
 def test_a_chain_without_noise_has_no_kl_anywhere_and_pays_for_none(make_config, tmp_path, capsys):
-  config = make_config("draft", "", process__eta=0.0, evaluation__every=1, guard__action="warn")
+  changes = {**NO_NOISE, "evaluation__every": 1, "guard__action": "warn"}
+  config = make_config("draft", "", **changes)
   train.train(config, tmp_path)
   report = json.loads((tmp_path / "evaluation.json").read_text())
   assert report["kl_to_ref"] is None and report["kl_steps"] == [0, 4]
   assert "trajectory KL" in (shown := capsys.readouterr().out) and "not one of 4 steps" in shown
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["eval/kl_to_ref"] for line in lines] == [None, None]
-  assert all("eval/kl_to_ref" not in record for record in records(tmp_path))
+  assert all("eval/kl_to_ref" not in record for record in metrics.read(tmp_path))
   found = workdir_lib.load(tmp_path)
   broken = dataclasses.replace(found.system, kl_fn=None)  # would fail if it were called
-  record = {"prompt": "a circle"}
+  record = {"start": (-0.9, 0.0), "goal": (0.9, 0.0)}
   assert broken.sample_all(found.params, [record], microbatch=2, seed=0, kl=True)[1] is None
 
 
@@ -119,14 +120,14 @@ def test_a_chain_without_noise_has_no_kl_anywhere_and_pays_for_none(make_config,
 @pytest.mark.parametrize("name", ["ddpo", "dpo", "draft"])
 def test_xl_is_trained_by_the_same_path(name, make_config, small_xl, tmp_path):
   train.train(make_config(name, "lora", model__path=str(small_xl)), tmp_path)
-  assert_moved_and_evaluated(name, tmp_path)
+  assert_moved_and_evaluated(name, tmp_path, on_images=True)
 
 
 @pytest.mark.parametrize("name,variant", CONTINUED)
 def test_one_iteration_and_one_more_equal_two(name, variant, make_config, tmp_path):
   """As after a kill in the second iteration: the checkpoint of the first is the newest."""
   train.train(make_config(name, variant), tmp_path / "whole")
-  assert_moved_and_evaluated(name, tmp_path / "whole")
+  assert_moved_and_evaluated(name, tmp_path / "whole", on_images=name == "dpo")
   shutil.copytree(tmp_path / "whole", tmp_path / "parts")
   shutil.rmtree(tmp_path / "parts" / "checkpoints" / "2")
   train.train(make_config(name, variant), tmp_path / "parts")
@@ -218,22 +219,22 @@ def test_a_run_whose_guard_found_nothing_better_than_the_base_model_gives_that(e
   ("dpo", {"batch__microbatch": 3}, r"4 examples do not split .* microbatch can be one of"),
   ("dpo", {"method__time_weight": "snr"}, "expected one of half, elbo"),
   ("d3po", {"batch__group_size": 1}, "group_size: expected at least 2"),
-  ("d3po", {"batch__microbatch": 2, "batch__group_size": 4}, "whole prompts"),
-  ("draft", {"reward__names": ("shapes",)}, "run on the device and can be differentiated"),
+  ("d3po", {"batch__microbatch": 2, "batch__group_size": 4}, "whole groups"),
+  ("draft", {"reward__names": ("planner_success",)}, "run on the device and can be differentiated"),
   ("draft", {"reward__normalize": "batch"}, "normalize 'none'"),
   ("draft", {"method__num_grad_steps": 5}, "expected 1 to 4 steps to differentiate through, or 0"),
   ("draft", {"guard__action": "stop"}, "set config.evaluation.every above 0"),
   (
     "draft",
-    {"process__eta": 0.0, "method__kl_weight": 0.1},
+    {**NO_NOISE, "method__kl_weight": 0.1},
     r"kl_weight: expected 0, because no step that is differentiated \(the last 1\) has noise",
   ),
   (
     "draft",
-    {"process__eta": 0.0, "evaluation__every": 1, "guard__action": "warn", "guard__kl_budget": 1.0},
+    {**NO_NOISE, "evaluation__every": 1, "guard__action": "warn", "guard__kl_budget": 1.0},
     "kl_budget: expected 0, because every step",
   ),
-  ("draft", {"evaluation__features": "clap"}, "unknown 'clap'"),
+  ("draft", {"evaluation__features": "clap"}, "features: expected one of .*, got 'clap'"),
 ])
 def test_a_wrong_config_is_refused_before_anything_is_written(
   name, changes, message, make_config, tmp_path

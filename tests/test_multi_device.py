@@ -8,11 +8,11 @@ from device_jobs import CASES, MESHES, assert_close, case_flags, finish, records
 
 TOLERANCE = 1e-5
 
-
+OF_IMAGES = [name for name in CASES if name != "plans"]
 IN_THE_DEFAULT_SUITE = ("full weights", "data 2 x fsdp 4")
 PAIRS = [
   pytest.param(*pair, marks=() if pair == IN_THE_DEFAULT_SUITE else pytest.mark.slow)
-  for pair in itertools.product(CASES, ("data 8", "data 2 x fsdp 4"))
+  for pair in itertools.product(OF_IMAGES, ("data 8", "data 2 x fsdp 4"))
 ]
 
 
@@ -40,7 +40,7 @@ def test_eight_devices_agree_with_one_on_the_embedded_model(run_case, name):
     assert_close(records(workdirs[mesh]), expected, TOLERANCE)
 
 
-XL_CASES = [name for name in CASES if name != "rollout pairs"]  # DDPO, DPO and DRaFT
+XL_CASES = [name for name in OF_IMAGES if name != "rollout pairs"]  # DDPO, DPO and DRaFT
 
 
 @pytest.mark.slow

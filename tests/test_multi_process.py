@@ -22,8 +22,9 @@ STATED_SECONDS = 60  # docs/devices.md: within this time of a process's death th
 def launch(small_model, compilation_cache):
   """`launch(workdir, *flags, name=...)`: launch/local.sh with two processes and a case."""
 
-  def launch(workdir, *flags, name="full weights"):
-    all_flags = case_flags(name, workdir, small_model, *flags)
+  def launch(workdir, *flags, name="plans"):
+    model = "planner" if name == "plans" else small_model
+    all_flags = case_flags(name, workdir, model, *flags)
     return subprocess.Popen(
       [ROOT / "launch" / "local.sh", "2", *all_flags],
       env={**environment(compilation_cache), "PYTHON": sys.executable},
@@ -81,14 +82,14 @@ def test_a_killed_process_ends_the_others_with_a_message(killed):
 
 def test_two_processes_do_what_one_does(killed, run_case):
   """As far as the killed job came."""
-  alone = records(run_case("full weights", ["one device"])["one device"])
+  alone = records(run_case("plans", ["one device"], "planner")["one device"])
   found = records(killed[0])
   assert len(found) >= 3
   assert_close(found, alone[: len(found)], 1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(CASES.keys() - {"full weights"}))
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"plans"}))
 def test_two_processes_do_what_one_does_in_every_case(name, launch, run_case, tmp_path):
   finish(launch(tmp_path / "run", name=name))
   alone = run_case(name, ["one device"])["one device"]
@@ -97,7 +98,7 @@ def test_two_processes_do_what_one_does_in_every_case(name, launch, run_case, tm
 
 @pytest.mark.slow
 def test_the_relaunched_job_does_what_one_process_does(relaunched, run_case):
-  alone = run_case("full weights", ["one device"])["one device"]
+  alone = run_case("plans", ["one device"], "planner")["one device"]
   assert_close(records(relaunched), records(alone), 1e-5)
   assert checkpoint.read_latest(relaunched)[0] == 5
   assert (relaunched / "evaluation.json").exists()

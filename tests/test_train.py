@@ -1,4 +1,4 @@
-"""The main job, end to end on the embedded model, in its `quicktest` size.
+"""The main job, end to end in its `quicktest` size: on the planner, and once on the `shapes` model.
 
 A run takes seconds even when its programs come from the cache, so one of them serves many tests.
 """
@@ -12,13 +12,12 @@ import signal
 import jax
 import numpy as np
 import pytest
+from device_jobs import on_planner, records
 
 from jaxalign import train
 from jaxalign.training import checkpoint, metrics
 from jaxalign.training import workdir as workdir_lib
 from jaxalign.training.feeds import exactness, rollouts
-
-TIMING = {"throughput/images_per_s", "compile/count"}
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +25,14 @@ def make_config(load_config):
   """A config in which every part of the state counts: average, statistics, several epochs."""
 
   def make(**changes):
-    config = load_config("ddpo", "quicktest,per_prompt")
+    config = on_planner(load_config("ddpo", "quicktest,per_prompt"))
     config.num_iterations = 4
-    config.lora.rank = 4
+    config.lora.update({"rank": 4, "targets": "."})
     config.ema_decay = 0.9
     config.advantage.min_count = 2
     config.batch.update({"num_epochs": 2, "updates_per_epoch": 2, "timestep_fraction": 0.5})
     config.guidance.scale = 3.0
-    config.reward.update({"names": (f"{__name__}:brightness",), "normalize": "batch"})
+    config.reward.update({"names": (f"{__name__}:width",), "normalize": "batch"})
     config.update_from_flattened_dict({key.replace("__", "."): v for key, v in changes.items()})
     return config
 
@@ -48,13 +47,6 @@ def finished(make_config, tmp_path_factory):
   return workdir
 
 
-def records(workdir):
-  return [
-    {name: value for name, value in record.items() if name not in TIMING}
-    for record in metrics.read(workdir)
-  ]
-
-
 def contents(workdir):
   return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
 
@@ -67,21 +59,21 @@ def test_a_run_leaves_everything_it_promises(finished):
     f"step_{step:06d}.png" for step in range(5)
   ]
   report = json.loads((finished / "evaluation.json").read_text())
-  assert set(report["rewards"]) == {"shapes", "shapes_correct", "shapes_learned"}
+  assert set(report["rewards"]) == {"planner"}
   assert [record["step"] for record in records(finished)] == [0, 1, 2, 3]
   assert workdir_lib.load(finished).step == 4
 
 
 def test_the_log_shows_the_raw_reward_whatever_the_advantages_see(finished):
   for record in records(finished):
-    brightness = record[f"reward/{__name__}:brightness"]  # a mean in float32
-    assert record["reward/mean"] == pytest.approx(brightness, rel=1e-6) and brightness > 0.1
+    raw = record[f"reward/{__name__}:width"]  # a mean in float32
+    assert record["reward/mean"] == pytest.approx(raw, rel=1e-6) and raw > 0.1
 
 
-def assert_exact_at_first_and_not_later(workdir):
+def assert_first_ratio_is_one(workdir, gap):
   for record in records(workdir):
     assert record["policy/first_ratio_max_error"] == 0.0
-    assert record["policy/log_prob_gap"] == 0.0
+    assert record["policy/log_prob_gap"] <= gap
     assert record["policy/approx_kl"] > 0.0  # of the later updates
     assert record["grad/norm"] > 0.0
 
@@ -89,14 +81,21 @@ def assert_exact_at_first_and_not_later(workdir):
 def test_the_first_ratio_is_exactly_one_with_an_adapter(finished):
   """Traps 8 and 13: rollout and update evaluate the same policy, guidance included."""
   assert json.loads((finished / "config.json").read_text())["guidance"]["scale"] != 1.0
-  assert_exact_at_first_and_not_later(finished)
+  assert_first_ratio_is_one(finished, gap=5e-6)
 
 
 @pytest.mark.parametrize("targets", ["", pytest.param(r"attn2/to_k$", marks=pytest.mark.slow)])
-def test_the_first_ratio_is_exactly_one_when_weights_are_trained(make_config, tmp_path, targets):
-  """All of the network's, or those of a few layers."""
-  train.train(make_config(lora__rank=0, lora__targets=targets, num_iterations=2), tmp_path)
-  assert_exact_at_first_and_not_later(tmp_path)
+def test_on_the_embedded_model_rollout_and_update_agree_to_the_bit(load_config, tmp_path, targets):
+  """All of the network's weights are trained, or those of a few layers."""
+  config = load_config("ddpo", "quicktest")
+  config.lora.targets = targets
+  config.guidance.scale = 3.0
+  config.batch.update({"num_epochs": 2, "updates_per_epoch": 2, "timestep_fraction": 0.5})
+  config.reward.names = (f"{__name__}:width",)
+  train.train(config, tmp_path)
+  assert_first_ratio_is_one(tmp_path, gap=0.0)
+  report = json.loads((tmp_path / "evaluation.json").read_text())
+  assert set(report["rewards"]) == {"shapes", "shapes_correct", "shapes_learned"}
 
 
 def test_nothing_is_compiled_after_the_second_iteration(finished):
@@ -129,11 +128,11 @@ def test_sigterm_saves_and_the_same_command_finishes(finished, make_config, tmp_
   assert written[0]["reward/mean"] != records(finished)[0]["reward/mean"]
 
 
-def test_a_nan_reward_stops_the_run_and_saves_the_image(make_config, tmp_path):
+def test_a_nan_reward_stops_the_run_and_saves_the_sample(make_config, tmp_path):
   config = make_config(reward__names=(f"{__name__}:not_a_number",))
   with pytest.raises(ValueError, match=r"iteration 0: (.|\n)*rejected_step_0") as error:
     train.train(config, tmp_path)
-  assert (tmp_path / "rejected_step_000000" / "0000.png").exists()
+  assert (tmp_path / "rejected_step_000000" / "0000.npy").exists()
   assert len(str(error.value).splitlines()) <= 3
 
 
@@ -196,10 +195,10 @@ def test_a_gap_beyond_the_bound_ends_the_run_after_saving_it(make_config, tmp_pa
   ({"advantage__name": "group"}, r"config\.advantage 'group': .*valid keys"),
   ({"data__source": "missing.txt"}, "found no file"),
   ({"model__path": "./missing"}, "no model folder"),
-  ({"process__transition": "flow_sde"}, r"config\.process|flow_sde"),
+  ({"process__transition": "ddpm"}, r"config\.process|ddpm"),
   ({"lora__targets": "nothing"}, "match none"),
   ({"lora__targets": "("}, "no regular expression"),
-  ({"process__eta": 0.0}, "every step is deterministic"),
+  ({"process__noise_level": 0.0}, "every step is deterministic"),
   ({"seed": 2**31}, r"config\.seed: expected a seed from 0"),
   ({"num_iterations": 0}, "num_iterations: expected at least 1"),
   ({"ema_decay": 1.0}, "ema_decay: expected 0"),
@@ -233,22 +232,23 @@ def test_plain_reinforce_is_refused_for_several_updates(load_config, tmp_path):
 def test_a_dry_run_states_memory_and_speed_and_writes_nothing(make_config, tmp_path, capsys):
   train.train(make_config(), tmp_path / "run", dry_run=True)
   printed = capsys.readouterr().out
-  assert "4 images = 2 records x 2" in printed
-  assert "memory per device" in printed and "images/s" in printed
+  assert "4 plans = 2 records x 2" in printed
+  assert "memory per device" in printed and "plans/s" in printed
   assert list(pathlib.Path(tmp_path).iterdir()) == []
 
 
-def brightness(images, prompts):
-  del prompts
-  return images.mean((1, 2, 3))
+def width(samples, records):
+  """How far a sample's numbers are spread; of plans and of images."""
+  del records
+  return samples.reshape(len(samples), -1).std(axis=1)
 
 
-def terminates_once(images, prompts):
+def terminates_once(samples, records):
   if not terminates_once.done:
     terminates_once.done = True
     os.kill(os.getpid(), signal.SIGTERM)
-  return brightness(images, prompts)
+  return width(samples, records)
 
 
-def not_a_number(images, prompts):
-  return np.where(np.arange(len(images)) == 1, np.nan, brightness(images, prompts))
+def not_a_number(samples, records):
+  return np.where(np.arange(len(samples)) == 1, np.nan, width(samples, records))

@@ -89,6 +89,39 @@ def test_both_sides_get_the_noise_of_evaluations_and_no_other(stub):
   assert stub.noise == 2 * [(5, name, 0, 0), (5, name, 0, 1)]
 
 
+def test_every_sample_is_scored_with_its_own_record_in_whatever_pieces(stub):
+  made = make(rewards=[f"{__name__}:length"])  # pieces of four, and of two
+  expected = [len(record["prompt"]) for record in made.records[made.ids]]
+  assert expected[:2] != expected[4:]
+  found = made.run(stub.system, 0.5).rewards[f"{__name__}:length"]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_a_report_says_what_is_of_the_base_model_and_what_of_the_aligned_one(stub):
+  """Half of each image is 0.1 brighter than the parameters; a category adds its own number."""
+  made = make(rewards=[f"{__name__}:brightness_and_category"])
+  report = made.compare_with_base(stub.system, 0.5).report()
+  row = report["rewards"][f"{__name__}:brightness_and_category"]
+  categories = [record["category"] for record in made.records[made.ids]]
+  offset = np.mean([len(category) for category in categories])
+  assert row["base"] == pytest.approx(0.3 + offset, abs=1e-5)
+  assert row["aligned"] == pytest.approx(0.55 + offset, abs=1e-5)
+  assert row["difference"] == pytest.approx(0.25, abs=1e-5) and row["win_rate"] == 1.0
+  assert set(row["categories"]) == set(categories) and len(set(categories)) > 1
+  for category, means in row["categories"].items():
+    expected = {"base": 0.3 + len(category), "aligned": 0.55 + len(category)}
+    assert means == pytest.approx(expected, abs=1e-5)
+
+
+def length(images, records):
+  return np.array([len(record["prompt"]) for record in records], np.float32)
+
+
+def brightness_and_category(images, records):
+  added = np.array([len(record["category"]) for record in records], np.float32)
+  return images.mean((1, 2, 3)) + added
+
+
 def brightness(images, prompts):
   del prompts
   return images.mean((1, 2, 3))

@@ -18,7 +18,11 @@ LABELS = [1.0, 0.0, 0.5, 0.6, 0.25, 1.0]  # of the first image
 METHOD = methods.Method(lambda params, frozen, batch, key: (batch.p, {}), "pairs", soft_labels=True)
 
 
+encoded = []  # of every call of `encode`: what its noise is a function of
+
+
 def encode(frozen, images, seed, step, j):
+  encoded.append((seed, step, j))
   return images[:, :, 0, 0, :1].astype(np.float32)
 
 
@@ -97,6 +101,24 @@ def test_dropped_prompts_are_empty_and_keep_their_pair_and_label(make_feed):
     shares.append(np.mean(shorter == 0))
   assert 0.3 < np.mean(shares) < 0.7  # of 120 with standard deviation 0.046
   assert (examples(make_feed(condition_dropout=1.0), 0)[1] == 0).all()
+
+
+def test_the_share_of_dropped_prompts_is_the_one_asked_for(make_feed):
+  """A quarter: three quarters, which is what is kept, would be as far from it as can be seen."""
+  feed = make_feed(condition_dropout=0.25)
+  dropped = [tuple(examples(feed, step)[1] == 0) for step in range(40)]
+  assert 0.15 < np.mean(dropped) < 0.35  # of 240, with standard deviation 0.028
+  assert len(set(dropped)) > 5  # other ones in other iterations
+  assert [tuple(examples(feed, step)[1] == 0) for step in range(3)] == dropped[:3]
+  assert (examples(make_feed(), 0)[1] > 0).all()
+
+
+def test_every_microbatch_is_encoded_with_noise_of_its_own(make_feed):
+  feed = make_feed()
+  encoded.clear()
+  for step in (0, 1):
+    feed.draw(None, step)
+  assert encoded == [(3, step, j) for step in (0, 1) for j in (0, 1, 2)]
 
 
 def test_a_loss_without_soft_labels_refuses_ties_alone(make_feed):

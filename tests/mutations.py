@@ -1,0 +1,618 @@
+"""Deliberate bugs: each a line of the package replaced, and the test files that must notice.
+
+A green suite says little about lines that no test watches, above all about what is handed from one
+part to the next: such a mistake is the same on both sides of every comparison of a run with itself.
+`test_mutations.py` makes each of these mistakes and demands that the suite fails. Whoever changes a
+line here keeps its mistake up to date, and whoever writes a feed adds the mistakes it invites.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Mutant(NamedTuple):
+  """A mistake.
+
+  name: what goes wrong.
+  file: under `jaxalign/`.
+  old: exact text that occurs once in it.
+  new: what stands there instead.
+  tests: test files, under `tests/`, that have to fail; the cheapest that do.
+  """
+
+  name: str
+  file: str
+  old: str
+  new: str
+  tests: tuple[str, ...]
+
+  def apply(self, text: str) -> str:
+    """The file's text with the mistake in it; ValueError unless it has one place for it."""
+    if (count := text.count(self.old)) != 1:
+      raise ValueError(f"{self.name}: expected its text once in {self.file}, found {count} times")
+    return text.replace(self.old, self.new)
+
+
+ONLINE = ("training/test_online_feed.py",)
+RECORDS = ("training/test_records_feed.py",)
+STORED = ("training/test_stored_pairs.py",)
+UPDATE = ("training/test_update.py",)
+SYSTEM = ("test_system.py",)
+AVERAGE = ("test_average.py",)
+LOOP = ("test_loop.py",)
+GUARD = ("training/test_guard.py",)
+EVALUATION = ("evaluation/test_evaluation.py",)
+
+# That were once made all at once, in code of those days, and left the suite green.
+REVIEWED = [
+  Mutant(
+    "the KL is added to the reward",
+    "training/feeds/rollouts.py",
+    "total = total - self._kl_weight * nats",
+    "total = total + self._kl_weight * nats",
+    ONLINE,
+  ),
+  Mutant(
+    "all records of a batch are one group",
+    "training/feeds/rollouts.py",
+    "group = np.unique(record_ids, return_inverse=True)[1].astype(np.int32)",
+    "group = np.zeros(len(record_ids), np.int32)",
+    ONLINE,
+  ),
+  Mutant(
+    "pairs do not share their first noise",
+    "training/feeds/rollouts.py",
+    "plan=plan, shared_noise=True)",
+    "plan=plan, shared_noise=False)",
+    ONLINE,
+  ),
+  Mutant(
+    "the dropout of conditions is inverted",
+    "training/feeds/stored.py",
+    "rng.random(len(rows)) < self._dropout)",
+    "rng.random(len(rows)) >= self._dropout)",
+    STORED,
+  ),
+  Mutant(
+    "texts are shifted against their images",
+    "training/feeds/stored.py",
+    "tokens = system.take(self.tokens, rows)",
+    "tokens = system.take(self.tokens, np.roll(rows, 1))",
+    STORED,
+  ),
+  Mutant(
+    "every label counts as certain",
+    "training/feeds/stored.py",
+    "p=self.pairs.p[rows[part]],",
+    "p=np.ones_like(self.pairs.p[rows[part]]),",
+    STORED,
+  ),
+  Mutant(
+    "every slice has the queries of the first records",
+    "training/feeds/records.py",
+    "self._query_of(ids[part])",
+    "self._query_of(ids[: len(part)])",
+    RECORDS,
+  ),
+  Mutant(
+    "the key of the steps is that of the initial noise",
+    "system.py",
+    "return sample(params, frozen, tokens, x_T, key_steps, table)",
+    "return sample(params, frozen, tokens, x_T, key_start, table)",
+    SYSTEM,
+  ),
+  Mutant(
+    "every microbatch is encoded with the same noise",
+    "system.py",
+    'key = streams.stream(seed, "encoding", i, j)',
+    'key = streams.stream(seed, "encoding", i, 0)',
+    SYSTEM,
+  ),
+  Mutant(
+    "all slices share a key",
+    "training/update.py",
+    'key_slice = streams.stream(seed, "loss", i, j, number)',
+    'key_slice = streams.stream(seed, "loss", i, j, 0)',
+    UPDATE,
+  ),
+  Mutant(
+    "the key of a loss does not depend on the iteration",
+    "training/update.py",
+    'key_slice = streams.stream(seed, "loss", i, j, number)',
+    'key_slice = streams.stream(seed, "loss", 0, j, number)',
+    UPDATE,
+  ),
+  Mutant(
+    "evaluations during the run are of the raw parameters",
+    "train.py",
+    "validation.run(sys, state.sampling_params, kl=validation.kl)",
+    "validation.run(sys, state.params, kl=validation.kl)",
+    AVERAGE,
+  ),
+  Mutant(
+    "the final comparison is of the raw parameters",
+    "train.py",
+    "sys, state.sampling_params, kl_floor=precision.recorded_kl(workdir)",
+    "sys, state.params, kl_floor=precision.recorded_kl(workdir)",
+    AVERAGE,
+  ),
+  Mutant(
+    "a run is read back with the raw parameters",
+    "training/workdir.py",
+    'state.get("ema_params") or state["params"]',
+    'state["params"]',
+    AVERAGE,
+  ),
+  Mutant(
+    "every piece is scored with the first records",
+    "evaluation/evaluation.py",
+    "self.score(sys, samples[piece], records[piece])",
+    "self.score(sys, samples[piece], records[: len(samples[piece])])",
+    EVALUATION,
+  ),
+  Mutant(
+    "base and aligned are swapped in the categories",
+    "evaluation/evaluation.py",
+    '{"base": before_by[category], "aligned": after_by[category]}',
+    '{"base": after_by[category], "aligned": before_by[category]}',
+    EVALUATION,
+  ),
+]
+
+FEEDS = [
+  Mutant(
+    "every microbatch of an iteration has the same noise",
+    "training/feeds/rollouts.py",
+    'streams.number("rollout"), step, j, self._start, self._table)',
+    'streams.number("rollout"), step, 0, self._start, self._table)',
+    ONLINE,
+  ),
+  Mutant(
+    "every iteration has the same noise",
+    "training/feeds/rollouts.py",
+    'streams.number("rollout"), step, j, self._start, self._table)',
+    'streams.number("rollout"), 0, j, self._start, self._table)',
+    ONLINE,
+  ),
+  Mutant(
+    "single trajectories share their first noise",
+    "training/feeds/rollouts.py",
+    "plan=plan, shared_noise=False)",
+    "plan=plan, shared_noise=True)",
+    ONLINE,
+  ),
+  Mutant(
+    "the noise that is shared is another group's",
+    "training/feeds/rollouts.py",
+    "samples // self._group * self._group",
+    "samples % self._group",
+    ONLINE,
+  ),
+  Mutant(
+    "rewards are asked of the records in reverse",
+    "training/feeds/rollouts.py",
+    "self.pool.submit(held, self.records[ids[rows]])",
+    "self.pool.submit(held, self.records[ids[rows[::-1]]])",
+    ONLINE,
+  ),
+  Mutant(
+    "samples are made of the first microbatch's records",
+    "training/feeds/rollouts.py",
+    "system.take(self.tokens, ids), *noise)\n      parts",
+    "system.take(self.tokens, record_ids[: len(ids)]), *noise)\n      parts",
+    ONLINE,
+  ),
+  Mutant(
+    "the logged reward is the normalised one",
+    "training/feeds/rollouts.py",
+    "raw = self._rewards.raw(named)",
+    "raw = total",
+    ONLINE,
+  ),
+  Mutant(
+    "statistics of rewards are not remembered",
+    "training/feeds/rollouts.py",
+    "state = dataclasses.replace(state, stats=stats)",
+    "state = dataclasses.replace(state, stats=state.stats)",
+    ONLINE,
+  ),
+  Mutant(
+    "a step ends where it began",
+    "training/feeds/rollouts.py",
+    "rollout.x[i + 1, j, row]",
+    "rollout.x[i, j, row]",
+    ONLINE,
+  ),
+  Mutant(
+    "the row of the step table is the step's before",
+    "training/feeds/rollouts.py",
+    "row=table[jnp.asarray(i)],\n      cond=cond._replace(cond=own),",
+    "row=table[jnp.asarray(i) - 1],\n      cond=cond._replace(cond=own),",
+    ONLINE,
+  ),
+  Mutant(
+    "the row of a pair's step is the step's before",
+    "training/feeds/rollouts.py",
+    "row=table[jnp.asarray(i)],\n      cond=cond._replace(cond=jax",
+    "row=table[jnp.asarray(i) - 1],\n      cond=cond._replace(cond=jax",
+    ONLINE,
+  ),
+  Mutant(
+    "advantages are those of the first samples",
+    "training/feeds/rollouts.py",
+    "advantages=advantages[sample],",
+    "advantages=advantages[: len(sample)],",
+    ONLINE,
+  ),
+  Mutant(
+    "the worst of a group is preferred",
+    "training/feeds/rollouts.py",
+    "np.stack([rewards.argmax(axis=1), rewards.argmin(axis=1)], axis=1)",
+    "np.stack([rewards.argmin(axis=1), rewards.argmax(axis=1)], axis=1)",
+    ONLINE,
+  ),
+  Mutant(
+    "a tie counts as a preference",
+    "training/feeds/rollouts.py",
+    "untied = rewards.max(axis=1) > rewards.min(axis=1)",
+    "untied = rewards.max(axis=1) >= rewards.min(axis=1)",
+    ONLINE,
+  ),
+  Mutant(
+    "a pair has the condition of another",
+    "training/feeds/rollouts.py",
+    "lambda leaf: leaf[:, 0], both",
+    "lambda leaf: leaf[::-1, 0], both",
+    ONLINE,
+  ),
+  Mutant(
+    "the gap is measured after the last update",
+    "training/feeds/rollouts.py",
+    "self._exactness.metrics(updates[0][exactness.GAP])",
+    "self._exactness.metrics(updates[-1][exactness.GAP])",
+    ONLINE,
+  ),
+  Mutant(
+    "one of both bounds on the gap is enough",
+    "training/feeds/exactness.py",
+    "gap <= self.max_log_prob_gap and share <= self.max_share",
+    "gap <= self.max_log_prob_gap or share <= self.max_share",
+    ONLINE,
+  ),
+  Mutant(
+    "another sample than the rejected one is saved",
+    "rewards/pool.py",
+    "held[error.index]",
+    "held[0]",
+    ONLINE,
+  ),
+  Mutant(
+    "every iteration has the same records",
+    "training/feeds/records.py",
+    "self.records.draw_for_step(self._seed, step, self.plan.examples)",
+    "self.records.draw_for_step(self._seed, 0, self.plan.examples)",
+    RECORDS,
+  ),
+  Mutant(
+    "condition and query are of different records",
+    "training/feeds/records.py",
+    "cond, query = pick_examples((data.cond.cond, data.query), selected)",
+    "cond, query = pick_examples((data.cond.cond, data.query), selected)\n"
+    "    query = jax.tree.map(lambda leaf: leaf[::-1], query)",
+    RECORDS,
+  ),
+  Mutant(
+    "every iteration encodes with the same noise",
+    "training/feeds/stored.py",
+    "samples, self._seed, step, j)",
+    "samples, self._seed, 0, j)",
+    STORED,
+  ),
+  Mutant(
+    "the same places of a batch lose their condition in every iteration",
+    "training/feeds/stored.py",
+    'streams.generator(self._seed, "condition dropout", step)',
+    'streams.generator(self._seed, "condition dropout", 0)',
+    STORED,
+  ),
+  Mutant(
+    "the loser of a pair comes first",
+    "data/preference_pairs.py",
+    "(record.candidates[w], record.candidates[l])",
+    "(record.candidates[l], record.candidates[w])",
+    STORED,
+  ),
+]
+
+TRAINING = [
+  Mutant(
+    "the gradient is the sum over slices",
+    "training/update.py",
+    "lambda leaf: leaf / slices, total",
+    "lambda leaf: leaf, total",
+    UPDATE,
+  ),
+  Mutant(
+    "the gradient is the last slice's",
+    "training/update.py",
+    "jax.tree.map(jnp.add, total, grads), devices), values",
+    "jax.tree.map(jnp.add, zeros, grads), devices), values",
+    UPDATE,
+  ),
+  Mutant(
+    "the key of a loss does not depend on the update",
+    "training/update.py",
+    'key_slice = streams.stream(seed, "loss", i, j, number)',
+    'key_slice = streams.stream(seed, "loss", i, 0, number)',
+    UPDATE,
+  ),
+  Mutant(
+    "the average is of the parameters before the update",
+    "training/update.py",
+    "optim.ema_update(ema_params, params, decay=ema_decay)",
+    "optim.ema_update(ema_params, state.params, decay=ema_decay)",
+    UPDATE,
+  ),
+  Mutant(
+    "the norm of the gradient is that of the step",
+    "training/update.py",
+    '"grad/norm": optax.global_norm(grads)',
+    '"grad/norm": optax.global_norm(updates)',
+    UPDATE,
+  ),
+  Mutant(
+    "the average decays by what it should keep",
+    "training/optim.py",
+    "decay * ema + (1.0 - decay) * new",
+    "(1.0 - decay) * ema + decay * new",
+    UPDATE,
+  ),
+  Mutant(
+    "the average begins at zero",
+    "training/state.py",
+    "ema_params = jax.tree.map(jnp.copy, params) if with_ema else None",
+    "ema_params = jax.tree.map(jnp.zeros_like, params) if with_ema else None",
+    UPDATE,
+  ),
+  Mutant(
+    "every update of a rollout passes for its first",
+    "training/batching.py",
+    "fresh = np.full(shape, not result)",
+    "fresh = np.full(shape, True)",
+    ONLINE,
+  ),
+  Mutant(
+    "every iteration trains in the same order",
+    "training/batching.py",
+    'streams.generator(seed, "transitions", iteration)',
+    'streams.generator(seed, "transitions", 0)',
+    ONLINE,
+  ),
+  Mutant(
+    "all samples of a slice are trained on the first one's steps",
+    "training/batching.py",
+    "steps.reshape(-1, plan.slice_size, plan.timesteps).transpose(0, 2, 1)",
+    "steps.reshape(-1, plan.timesteps, plan.slice_size)",
+    ONLINE,
+  ),
+  Mutant(
+    "the loop gives every update the key of the first",
+    "train.py",
+    "data, selection, config.seed, step, j)",
+    "data, selection, config.seed, step, 0)",
+    LOOP,
+  ),
+  Mutant(
+    "the loop forgets what the feed has remembered",
+    "train.py",
+    "state, data, selections, record = feed.draw(state, step)",
+    "_, data, selections, record = feed.draw(state, step)",
+    LOOP,
+  ),
+  Mutant(
+    "pictures are of the raw parameters",
+    "train.py",
+    "sys, state.sampling_params, num_samples=self.num_samples",
+    "sys, state.params, num_samples=self.num_samples",
+    AVERAGE,
+  ),
+  Mutant(
+    "a run that its guard ended is judged by its newest state",
+    "train.py",
+    "state = watch.end(fresh_state())",
+    "watch.end(fresh_state())",
+    AVERAGE,
+  ),
+  Mutant(
+    "a guard bears one evaluation more than its patience",
+    "training/guard.py",
+    "since >= self.patience",
+    "since > self.patience",
+    GUARD,
+  ),
+  Mutant(
+    "a guard keeps the newest state for the best",
+    "training/guard.py",
+    "if verdict.is_best:",
+    "if True:",
+    GUARD,
+  ),
+  Mutant(
+    "that a guard has ended a run is not written",
+    "training/guard.py",
+    "self._write(ended=True)",
+    "self._write(ended=False)",
+    AVERAGE,
+  ),
+  Mutant(
+    "the newest checkpoint of a run that a guard ended is taken",
+    "training/workdir.py",
+    '(take == "chosen" and kept.ended)',
+    "False",
+    AVERAGE,
+  ),
+  Mutant(
+    "a strength has no effect",
+    "training/workdir.py",
+    "sys.policy.at_strength(params, strength)",
+    "params",
+    AVERAGE,
+  ),
+  Mutant(
+    "a data file may be edited between two starts",
+    "training/workdir.py",
+    "_check_digests(workdir, found.get(DIGESTS, {}), digests, wanted)",
+    "pass",
+    ("training/test_workdir.py",),
+  ),
+]
+
+SAMPLING = [
+  Mutant(
+    "samples do not start from the noise that they share",
+    "system.py",
+    "x_T = x_T if start is None else x_T[start]",
+    "x_T = x_T",
+    SYSTEM,
+  ),
+  Mutant(
+    "guidance is away from the condition itself",
+    "system.py",
+    "model.condition(frozen, model.empty)",
+    "model.condition(frozen, tokens)",
+    SYSTEM,
+  ),
+  Mutant(
+    "the KL is the policy's to itself",
+    "system.py",
+    'policy.variables(params, frozen["base"]),\n      frozen["reference"],',
+    'policy.variables(params, frozen["base"]),\n      policy.variables(params, frozen["base"]),',
+    SYSTEM,
+  ),
+  Mutant(
+    "the KL is the mean over steps",
+    "system.py",
+    "return jnp.sum(kl, axis=0)",
+    "return jnp.mean(kl, axis=0)",
+    SYSTEM,
+  ),
+  Mutant(
+    "all microbatches of an evaluation have the same noise",
+    "system.py",
+    'streams.number("evaluation"), part, j, None, self.pipeline.table)',
+    'streams.number("evaluation"), part, 0, None, self.pipeline.table)',
+    SYSTEM,
+  ),
+  Mutant(
+    "all parts of an evaluation have the same noise",
+    "evaluation/evaluation.py",
+    '"part": PARTS.index(self.part)}',
+    '"part": 0}',
+    ("evaluation/test_evaluation_parts.py",),
+  ),
+  Mutant(
+    "the base model of a comparison is the aligned one",
+    "evaluation/evaluation.py",
+    "base = self.run(sys, sys.policy.params)",
+    "base = self.run(sys, params)",
+    EVALUATION,
+  ),
+  Mutant(
+    "the gain is the loss",
+    "evaluation/statistics.py",
+    "np.asarray(aligned, np.float64) - np.asarray(base, np.float64)",
+    "np.asarray(base, np.float64) - np.asarray(aligned, np.float64)",
+    EVALUATION,
+  ),
+  Mutant(
+    "the interval takes samples of one record for independent",
+    "evaluation/statistics.py",
+    "_, inverse = np.unique(clusters, return_inverse=True)\n  totals",
+    "inverse = np.arange(len(clusters))\n  totals",
+    ("evaluation/test_statistics.py",),
+  ),
+  Mutant(
+    "evaluate judges the base model",
+    "evaluate.py",
+    "found.system, found.params, kl_floor",
+    "found.system, found.system.policy.params, kl_floor",
+    AVERAGE,
+  ),
+  Mutant(
+    "export writes the base model",
+    "export.py",
+    "policy.variables(found.params, policy.base)",
+    "policy.variables(policy.params, policy.base)",
+    AVERAGE,
+  ),
+  Mutant(
+    "sample draws with the base model",
+    "sample.py",
+    "return found.system, found.params",
+    "return found.system, found.system.policy.params",
+    AVERAGE,
+  ),
+]
+
+REWARDS = [
+  Mutant(
+    "rewards of microbatches are in the wrong order",
+    "rewards/pool.py",
+    "[future.result() for future in pending]",
+    "[future.result() for future in reversed(pending)]",
+    ONLINE,
+  ),
+  Mutant(
+    "samples are scored unchecked",
+    "rewards/pool.py",
+    "self._check(held)",
+    "pass",
+    ONLINE,
+  ),
+  Mutant(
+    "the logged reward leaves out the weights",
+    "rewards/combine.py",
+    "weight * np.asarray(named[reward.name], np.float64)",
+    "np.asarray(named[reward.name], np.float64)",
+    ONLINE,
+  ),
+  Mutant(
+    "the reward that is trained on leaves out the weights",
+    "rewards/combine.py",
+    "weight * normalize(np.asarray(named[reward.name], np.float64))",
+    "normalize(np.asarray(named[reward.name], np.float64))",
+    ONLINE,
+  ),
+  Mutant(
+    "every device reward has the first one's query",
+    "rewards/combine.py",
+    "return {part.name: part.encode(records) for part in parts}",
+    "return {part.name: parts[0].encode(records) for part in parts}",
+    RECORDS,
+  ),
+  Mutant(
+    "a sample is compared with its whole group",
+    "labels/advantages.py",
+    "deviation * size / jnp.maximum(size - 1.0, 1.0)",
+    "deviation",
+    ONLINE,
+  ),
+  Mutant(
+    "advantages are clipped from below alone",
+    "labels/advantages.py",
+    "jnp.clip(advantages, -limit, limit)",
+    "jnp.maximum(advantages, -limit)",
+    ("labels/test_advantages.py",),
+  ),
+  Mutant(
+    "a record's statistics are those of the row before it",
+    "labels/advantages.py",
+    "row = jnp.where(is_kept, record_ids, num_records)",
+    "row = jnp.where(is_kept, record_ids - 1, num_records)",
+    ONLINE,
+  ),
+]
+
+MUTANTS = [*REVIEWED, *FEEDS, *TRAINING, *SAMPLING, *REWARDS]

@@ -1,0 +1,333 @@
+"""The feeds that sample, on a system of a few numbers: which record, reward, noise and advantage.
+
+A sample says what it was asked: its record, and which of an iteration's samples it is, n. Rewards
+are a table by n, so that every advantage can be worked out by hand.
+"""
+
+import contextlib
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import methods, streams, system
+from jaxalign.diffusion import guidance, rollout, schedules
+from jaxalign.distributed import sharding
+from jaxalign.modalities.modality import Modality, SampleError
+from jaxalign.rewards import combine, contract
+from jaxalign.training.feeds import rollouts
+from jaxalign.training.state import TrainState
+
+SEED, MICROBATCH, NUM_STEPS = 3, 4, 3
+REWARDS = np.array([0, 4, 1, 3, 5, 5, 2, 8], np.float32)  # of the samples of an iteration
+METHOD = methods.Method(lambda *_: None, "rollout")
+TABLE = schedules.StepTable(*[np.arange(NUM_STEPS, dtype=np.float32)] * 6)  # step s has t = s
+# Two updates of four samples, each on both of the steps that have noise, in two slices.
+BATCH = {
+  "num_records": 4,
+  "group_size": 2,
+  "microbatch": MICROBATCH,
+  "updates_per_epoch": 2,
+  "num_epochs": 1,
+  "timestep_range": (0.0, 1.0),
+  "timestep_fraction": 1.0,
+}
+TWO_RECORDS = {"num_records": 2, "updates_per_epoch": 1}
+LEAVE_ONE_OUT = {"name": "leave_one_out", "limit": 100.0}
+
+
+class Stub:
+  """A `System` whose trajectories are numbers: `x[s]` of sample n is 100 n + s."""
+
+  def __init__(self):
+    self.noise, self.starts = [], []
+    self.mesh, self.frozen = sharding.one_device(), {}
+    self.process = types.SimpleNamespace(stochastic_steps=lambda: [0, 2])
+    self.pipeline = types.SimpleNamespace(table=TABLE)
+    self.unfit = None  # the sample n that no reward may see
+    modality = Modality("numbers", self.check, {}, None, self.write)
+    self.model = types.SimpleNamespace(modality=modality, tokenize=self.tokenize)
+
+  @staticmethod
+  def tokenize(records):
+    return np.array([[record["value"]] for record in records], np.float32)
+
+  def sample_fn(self, params, frozen, tokens, seed, name, i, j, start, table):
+    self.noise.append((seed, name, i, j))
+    self.starts.append(start)
+    n = MICROBATCH * j + jnp.arange(float(len(tokens)))
+    steps = jnp.append(table.t, NUM_STEPS)[:, None]
+    rolled = rollout.Rollout(x=(100 * n + steps)[..., None], log_prob=-(10 * n + steps[:-1]))
+    cond = guidance.Guided({"text": jnp.asarray(tokens)}, {"text": jnp.zeros((1, 1))})
+    samples = jnp.stack([tokens[:, 0], n], axis=1)
+    return system.Sampled(rolled, cond, jax.device_put(samples, sharding.batch(self.mesh)))
+
+  @staticmethod
+  def kl_fn(params, frozen, sampled, table):
+    assert table.t.tolist() == TABLE.t.tolist()
+    return 1.0 + sampled.samples[:, 1] % 2  # 1 nat of every even sample, 2 of every odd one
+
+  def check(self, samples):
+    if self.unfit in samples[:, 1]:
+      raise SampleError("it is unfit", index=int(np.argmax(samples[:, 1] == self.unfit)))
+
+  @staticmethod
+  def write(samples, folder):
+    np.save(folder / "0000.npy", samples)
+    return [folder / "0000.npy"]
+
+
+def by_number(samples, records):
+  """The table's reward, of a sample that comes with its own record."""
+  assert [record["value"] for record in records] == samples[:, 0].tolist()
+  return REWARDS[samples[:, 1].astype(int)]
+
+
+def record_value(samples, records):
+  return np.array([record["value"] for record in records], np.float32)
+
+
+def rewards_of(*functions, weights=(1.0,), normalize="none"):
+  made = tuple(contract.Reward(function.__name__, function) for function in functions)
+  return combine.WeightedRewards(made, weights, normalize)
+
+
+BY_NUMBER = rewards_of(by_number)
+
+
+@pytest.fixture
+def stub():
+  return Stub()
+
+
+@pytest.fixture
+def make_feed(stub, tmp_path):
+  """Record i of four is of value 10 i + 5, and is known by it."""
+  with contextlib.ExitStack() as opened:
+
+    def make(kind=rollouts.Rollouts, method=METHOD, rewards=BY_NUMBER, records=4, **changes):
+      lines = [json.dumps({"prompt": "x", "value": 10 * i + 5}) for i in range(records)]
+      (tmp_path / "records.jsonl").write_text("\n".join(lines))
+      sections = {
+        "seed": SEED,
+        "data": {"source": str(tmp_path / "records.jsonl")},
+        "batch": {**BATCH, **changes.pop("batch", {})},
+        "reward_pool": {"num_threads": 1},
+        "advantage": LEAVE_ONE_OUT,
+        "exactness": {"max_log_prob_gap": 0.5, "tolerance": 0.1, "max_share": 0.25},
+        **changes,
+      }
+      return opened.enter_context(kind(sections, stub, method, rewards, tmp_path))
+
+    yield make
+
+
+def state_of(feed):
+  return TrainState(jnp.zeros((), jnp.int32), {}, None, None, feed.init_stats())
+
+
+def starts(stub):
+  """Of every microbatch: which noise its samples start from."""
+  return [None if start is None else start.tolist() for start in stub.starts]
+
+
+def draw(feed, step=0):
+  return feed.draw(state_of(feed), step)
+
+
+def every(feed, drawn):
+  """The batches of all slices of all updates, as one of numpy arrays."""
+  parts = []
+  for selection in drawn.selections:
+    for k in range(len(selection.example)):
+      one = jax.tree.map(lambda leaf, k=k: leaf[k], selection)
+      batch = feed.select(drawn.data, one)
+      parts.append(batch.__class__(**{**vars(batch), "cond": batch.cond.cond["text"]}))
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def test_every_transition_is_of_its_sample_with_its_record_and_advantage(make_feed):
+  feed = make_feed()
+  drawn = draw(feed)
+  batch = every(feed, drawn)
+  n, i = batch.x_t[:, 0] // 100, batch.row.t
+  assert sorted(zip(n, i, strict=True)) == [(k, s) for k in range(8) for s in (0, 2)]
+  np.testing.assert_array_equal(batch.x_t[:, 0], 100 * n + i)
+  np.testing.assert_array_equal(batch.x_s[:, 0], 100 * n + i + 1)
+  np.testing.assert_array_equal(batch.old_log_prob, -(10 * n + i))
+  # A pair of samples of one record: each against the other.
+  expected = np.array([-4, 4, -2, 2, 0, 0, -6, 6], np.float32)
+  np.testing.assert_array_equal(batch.advantages, expected[n.astype(int)])
+  drawn_ids = feed.records.draw_for_step(SEED, 0, 4)
+  assert len(set(drawn_ids)) == 4
+  own = 10 * np.repeat(drawn_ids, 2) + 5
+  np.testing.assert_array_equal(batch.cond[:, 0], own[n.astype(int)])
+
+
+def test_only_the_first_update_is_fresh(make_feed):
+  feed = make_feed(batch={"num_epochs": 2})
+  drawn = draw(feed)
+  fresh = [np.unique(selection.fresh).tolist() for selection in drawn.selections]
+  assert fresh == [[True], [False], [False], [False]]
+  assert every(feed, drawn).fresh.tolist() == [True] * 8 + [False] * 24
+
+
+def test_a_record_that_is_drawn_twice_is_one_group(make_feed):
+  feed = make_feed(records=2)
+  drawn = draw(feed)
+  ids = feed.records.draw_for_step(SEED, 0, 4)
+  assert sorted(ids) == [0, 0, 1, 1]
+  expected = np.zeros(8, np.float32)
+  for record in (0, 1):
+    own = np.repeat(ids == record, 2)
+    expected[own] = (REWARDS[own] - REWARDS[own].mean()) * 4 / 3  # against the other three
+  np.testing.assert_allclose(drawn.data[2], expected, atol=1e-6)
+
+
+def test_statistics_are_kept_by_record_and_carried_in_the_state(make_feed):
+  per_record = {"name": "per_prompt", "buffer_size": 4, "min_count": 4, "epsilon": 0.0}
+  feed = make_feed(advantage={**per_record, "limit": 100.0}, batch=TWO_RECORDS)
+  rewards = REWARDS[:4]
+  first = draw(feed)
+  # With two rewards of a record each, those of the batch: mean 2, standard deviation sqrt(2.5).
+  np.testing.assert_allclose(first.data[2], (rewards - 2) / np.sqrt(2.5), rtol=1e-6)
+  ids = feed.records.draw_for_step(SEED, 0, 2)
+  expected = np.zeros((4, 4), np.float32)
+  expected[ids, :2] = rewards.reshape(2, 2)
+  np.testing.assert_array_equal(first.state.stats.buffer, expected)
+  again = feed.draw(first.state, 0)  # the same records once more, now with four rewards each
+  np.testing.assert_allclose(again.data[2], [-1, 1, -1, 1], rtol=1e-6)
+  assert again.state.stats.count[ids].tolist() == [4, 4]
+
+
+def test_kl_is_taken_off_the_reward_at_its_weight_and_not_off_the_log(make_feed):
+  feed = make_feed(method=METHOD._replace(kl_weight=0.5))
+  drawn = draw(feed)
+  # The second of each pair pays half a nat more than the first.
+  np.testing.assert_array_equal(drawn.data[2], [-3.5, 3.5, -1.5, 1.5, 0.5, -0.5, -5.5, 5.5])
+  assert drawn.record["kl/to_ref"] == 1.5
+  assert drawn.record["reward/mean"] == drawn.record["reward/by_number"] == 3.5
+
+
+def test_without_a_weight_no_kl_is_computed(make_feed, stub):
+  stub.kl_fn = None  # would fail if it were called
+  assert "kl/to_ref" not in draw(make_feed()).record
+
+
+def test_rewards_are_logged_raw_and_normalised_in_the_advantage(make_feed):
+  rewards = rewards_of(by_number, record_value, weights=(2.0, -1.0), normalize="batch")
+  drawn = draw(make_feed(rewards=rewards))
+  assert drawn.record["reward/by_number"] == 3.5 and drawn.record["reward/record_value"] == 20.0
+  assert drawn.record["reward/mean"] == 2 * 3.5 - 20.0
+  # The reward of a record is the same for both of its samples, so that it drops out.
+  expected = 2 * np.array([-4, 4, -2, 2, 0, 0, -6, 6]) / REWARDS.std()
+  np.testing.assert_allclose(drawn.data[2], expected, rtol=1e-5)
+
+
+def test_every_microbatch_has_noise_of_its_own(make_feed, stub):
+  feed = make_feed()
+  for step in (0, 1):
+    draw(feed, step)
+  name = streams.number("rollout")
+  assert stub.noise == [(SEED, name, i, j) for i in (0, 1) for j in (0, 1)]
+  assert starts(stub) == [None] * 4  # and every sample has its own
+
+
+def test_the_iteration_changes_the_records_and_their_order_of_training(make_feed):
+  feed = make_feed()
+  first, second = draw(feed, 0), draw(feed, 1)
+  texts = [drawn.data[0][1].cond["text"].tolist() for drawn in (first, second)]
+  assert texts[0] != texts[1]
+  orders = [np.stack([s.example for s in drawn.selections]) for drawn in (first, second)]
+  assert (orders[0] != orders[1]).any()
+
+
+def test_the_gap_of_the_first_update_is_bounded(make_feed):
+  feed = make_feed()
+
+  def updates(gaps, ratios):
+    return [
+      {"policy/log_prob_gap": np.array(gap), "policy/ratio": np.array(ratio)}
+      for gap, ratio in zip(gaps, ratios, strict=True)
+    ]
+
+  record = feed.summarize(updates([[0.0, 0.2, 0.0, 0.0], [9.0] * 4], [[1.0] * 4, [1.0, 3.0] * 2]))
+  assert record["policy/log_prob_gap"] == 0.2 and record["policy/log_prob_gap_share"] == 0.25
+  assert record["policy/ratio_mean"] == 1.5 and record["policy/first_ratio_max_error"] == 0.0
+  assert feed.check(record, 7) is None
+  large = feed.summarize(updates([[0.0, 0.6, 0.0, 0.0]], [[1.0] * 4]))
+  problem = str(feed.check(large, 7))
+  assert "iteration 7" in problem and "2 of 8 log-prob" in problem and "up to 6.0e-01" in problem
+  many = feed.summarize(updates([[0.2, 0.2, 0.0, 0.0]], [[1.0] * 4]))
+  assert "4 of 8 log-prob" in str(feed.check(many, 7))
+  assert feed.check({"loss/total": 0.0}, 7) is None  # a method without log-probabilities
+
+
+def nan_of_the_sixth(samples, records):
+  return np.where(samples[:, 1] == 6, np.nan, 0.0)
+
+
+@pytest.mark.parametrize("unfit, reward, reason", [
+  (6, by_number, "it is unfit"), (None, nan_of_the_sixth, "1 of 4 values are not finite")
+])
+def test_a_rejected_sample_is_saved_and_named(unfit, reward, reason, make_feed, stub, tmp_path):
+  stub.unfit = unfit
+  feed = make_feed(rewards=rewards_of(reward))
+  with pytest.raises(contract.RewardError, match=f"iteration 5: .*{reason}") as error:
+    draw(feed, 5)
+  path = tmp_path / "rejected_step_000005" / "0000.npy"
+  assert str(path) in str(error.value)
+  own = 10 * feed.records.draw_for_step(SEED, 5, 4)[3] + 5  # n = 6 is of the fourth record
+  np.testing.assert_array_equal(np.load(path), [[own, 6]])
+
+
+def test_a_loss_without_a_ratio_is_refused_a_second_update(make_feed):
+  with pytest.raises(ValueError, match="no ratio to correct a second update"):
+    make_feed(method=METHOD._replace(on_policy=True))
+
+
+PAIRS = {"num_records": 4, "group_size": 2, "updates_per_epoch": 1}
+
+
+def test_pairs_are_of_one_noise_and_step_the_better_one_first(make_feed, stub):
+  feed = make_feed(rollouts.RolloutPairs, batch=PAIRS)
+  drawn = draw(feed)
+  assert starts(stub) == [[0, 0, 2, 2]] * 2
+  assert drawn.record["preference/ties"] == 0.25
+  batch = every(feed, drawn)
+  n, i = batch.x_t[..., 0] // 100, batch.row.t
+  # Of a tie, the third, both are the first sample, and it counts nothing; the others share its.
+  pairs = {0: (1, 0, 4 / 3), 1: (3, 2, 4 / 3), 2: (4, 4, 0.0), 3: (7, 6, 4 / 3)}
+  seen = sorted(zip((n[:, 0] // 2).tolist(), i.tolist(), strict=True))
+  assert seen == [(k, s) for k in range(4) for s in (0, 2)]
+  ids = feed.records.draw_for_step(SEED, 0, 4)
+  for row, pair in enumerate((n[:, 0] // 2).astype(int)):
+    best, worst, weight = pairs[pair]
+    assert n[row].tolist() == [best, worst]
+    assert batch.x_t[row, :, 0].tolist() == [100 * best + i[row], 100 * worst + i[row]]
+    assert batch.x_s[row, :, 0].tolist() == [100 * best + i[row] + 1, 100 * worst + i[row] + 1]
+    assert batch.cond[row, 0] == 10 * ids[pair] + 5
+    assert batch.weight[row] == pytest.approx(weight)
+
+
+def test_of_a_larger_group_the_first_best_and_the_first_worst_are_taken(make_feed, stub):
+  batch = {"num_records": 2, "group_size": 4, "updates_per_epoch": 1}
+  chosen, weight = draw(make_feed(rollouts.RolloutPairs, batch=batch)).data[2:]
+  assert chosen.tolist() == [[1, 0], [7, 6]] and weight.tolist() == [1.0, 1.0]
+  assert starts(stub) == [[0, 0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("kind", [rollouts.Rollouts, rollouts.RolloutPairs])
+def test_shapes_are_those_of_a_draw(kind, make_feed):
+  feed = make_feed(kind, batch=PAIRS)
+  drawn = draw(feed)
+  data, selection = feed.shapes(state_of(feed))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), data) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), drawn.data
+  )
+  shapes = [leaf.shape for leaf in selection]
+  assert shapes == [leaf.shape for leaf in drawn.selections[0]]
+

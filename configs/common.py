@@ -157,6 +157,8 @@ def _add_evaluation(config: Config) -> None:
     "kl_budget": 0.0,  # nats of trajectory KL to the base model
     "diversity_floor": 0.0,  # share of the base model's diversity
   }
+  # After the first update: layers that match, gradients everywhere, samples that move.
+  config.self_check = {"action": "stop"}  # or "warn", or "off"
   config.samples = {"every": 8, "num_samples": 16}  # iterations
   config.checkpoint = {"every": 5, "keep": 2}  # iterations
   config.log = {"wandb_project": ""}  # "" does not log there

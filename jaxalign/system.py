@@ -176,12 +176,12 @@ def from_model(
     dtype=model.dtype,
   )
   policy = place_policy(policy, model, mesh)
-  process = section("process", model.make_process)
+  steps = section("process", model.make_process)
   guided = section("guidance", guidance_lib.classifier_free, denoise_fn=model.denoise)
   pipeline = Pipeline(
-    kernel=Kernel(guided, process.transition),
-    conditional=Kernel(model.denoise, process.transition),
-    table=process.table,
+    kernel=Kernel(guided, steps.transition),
+    conditional=Kernel(model.denoise, steps.transition),
+    table=steps.table,
     levels=model.levels,
     prediction_type=model.prediction_type,
     latent_shape=model.latent_shape,

@@ -22,7 +22,16 @@ from jaxalign.distributed import hosts, sharding
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.evaluation import precision
 from jaxalign.rewards import combine
-from jaxalign.training import checkpoint, curve, feeds, guard, metrics, optim, update
+from jaxalign.training import (
+  checkpoint,
+  curve,
+  feeds,
+  guard,
+  metrics,
+  optim,
+  self_check,
+  update,
+)
 from jaxalign.training import dry_run as dry_run_lib
 from jaxalign.training import workdir as workdir_lib
 from jaxalign.training.state import TrainState, init_state
@@ -84,6 +93,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
   draw = section("samples", Samples, workdir=workdir, evaluation=evaluations.shown, writer=writer)
   last, every = config.num_iterations, config.evaluation.every
+  check_fn = make_self_check(sections, sys, evaluations.shown, workdir)
   floor = measure_floor(sys, evaluations.shown, sections["guidance"]) if start == 0 else None
   base = validation.run(sys, sys.policy.params).means("eval/") if bounds else {}
   settings = {name: sections[name] for name in ("process", "guidance")} | (
@@ -117,6 +127,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       # Log, check, save.
       record |= feed.summarize(jax.device_get(updates))
       record[f"throughput/{feed.unit}_per_s"] = feed.num_samples / (time.perf_counter() - began)
+      unfit = check_fn(state, record) if step == 0 else None
       record["compile/count"] = compilations.count
       record |= floor.metrics() if floor is not None and step == 0 else {}
       evaluated = every > 0 and (step + 1) % every == 0
@@ -124,7 +135,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
         scores = validation.run(sys, state.sampling_params, kl=validation.kl)
         record |= scores.means("eval/")
       writer.write(step, record)
-      problem = feed.check(record, step)
+      problem = feed.check(record, step) or unfit
       if evaluated:
         verdict = watch.look(state, record)
       iterations.set_postfix_str(progress_line(record, feed.unit))
@@ -156,6 +167,26 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
   watch.close()
   writer.close()
+
+
+def make_self_check(sections, sys, evaluation, workdir):
+  """`(state, record) -> problem | None` of the first iteration, see `self_check.run`."""
+  action = checks.call_section(sections, "self_check", self_check.make)
+  shown = evaluation.records[evaluation.ids[: evaluation.microbatch]]
+
+  def check(state: TrainState, record) -> str | None:
+    return self_check.run(
+      action,
+      workdir,
+      sys,
+      state,
+      record,
+      shown,
+      targets=sections["lora"]["targets"],
+      sampling={"microbatch": evaluation.microbatch, "seed": evaluation.seed},
+    )
+
+  return check
 
 
 def measure_floor(sys, evaluation, guidance) -> precision.Floor | None:
@@ -242,7 +273,7 @@ class Samples:
     if not hosts.is_first():
       return
     captions = [sys.model.describe(record) for record in records]
-    picture = sys.model.modality.picture(samples, captions, 8)
+    picture = sys.model.modality.picture(list(samples), captions, 8)
     path = self.workdir / "samples" / f"step_{step:06d}.png"
     path.parent.mkdir(exist_ok=True)
     picture.save(path)

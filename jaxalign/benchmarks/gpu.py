@@ -39,7 +39,7 @@ def rollout(name: str, folder: pathlib.Path) -> measure.Calls:
   """Images of 50 guided steps, decoded, at several batch sizes."""
   model = models.build(name).with_compute(dtype="bfloat16", remat="none")
   sys = system.from_model(
-    model,
+    stable_diffusion.as_model(model),
     seed=0,
     lora=system.NO_LORA,
     process={"transition": "ddim", "num_steps": ROLLOUT_STEPS, "eta": 0.0},

@@ -105,8 +105,8 @@ def load_model(
     message = f"--lora: {len(file.unused)} tensors fit no layer and are not used, such as"
     print(message, file.unused[0], file=sys.stderr)
   adapters = file.at_strength(_STRENGTH.value)
-  merged = {name: lora.merge(networks[name], adapter) for name, adapter in adapters.items()}
-  merged = {name: merged.get(adapted[name], networks[adapted[name]]) for name in adapted}
+  networks |= {name: lora.merge(networks[name], adapter) for name, adapter in adapters.items()}
+  merged = {component: networks[name] for component, name in adapted.items()}
   params = {"params": merged.pop("denoiser")}
   return dataclasses.replace(loaded, frozen={**loaded.frozen, **merged}), params
 

@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxalign.types import Array
+
 AXES = ("data", "fsdp")
 # Smaller arrays are whole on every device: fetching a part costs more than its memory.
 MIN_ELEMENTS = 2**16
@@ -144,7 +146,7 @@ def constrain_params(tree: Any, mesh: Mesh) -> Any:
 
 
 def pick_own_rows(
-  pick: Callable, stacked: Any, axes: Any, examples: jax.Array, *others: Any
+  pick: Callable, stacked: Any, axes: Any, examples: Array, *others: Any
 ) -> Any:
   """Inside a program: examples of stacked microbatches, each taken by the device that holds it.
 

@@ -48,7 +48,9 @@ class Scores:
 
   def means(self, prefix: str) -> dict[str, float | None]:
     """By name; None for what is not defined."""
-    values = {name: float(values.mean()) for name, values in self.rewards.items()}
+    values: dict[str, float | None] = {
+      name: float(values.mean()) for name, values in self.rewards.items()
+    }
     values |= {"kl_to_ref": self.kl_to_ref, "vendi": self.vendi, "diversity": self.diversity}
     return {f"{prefix}{name}": value for name, value in values.items()}
 

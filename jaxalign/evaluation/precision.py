@@ -51,7 +51,7 @@ def measure(
 
   None where the network computes in float32. `guidance` is the section of the config.
   """
-  if sys.model.exact is None or sys.model.dtype is None:
+  if sys.model.exact is None:
     return None
   noise = (seed, streams.number("evaluation"), 0, 0, None, sys.pipeline.table)
   sampled = sys.sample_fn(sys.policy.params, sys.frozen, tokens, *noise)
@@ -69,7 +69,7 @@ def recorded_kl(workdir: pathlib.Path) -> float | None:
 
 def make_measure_fn(sys: System, guidance: Mapping[str, Any]) -> Callable[..., tuple]:
   """Jitted `(params, frozen, sampled, key) -> (kl [B], log_ratio [B])`."""
-  exact = sys.model.exact
+  exact = sys.model.exact or sys.model.denoise
   guided = guidance_lib.classifier_free(exact, **guidance)
 
   def measure(

@@ -148,10 +148,8 @@ class Networks:
     return flops.minimum(self._model.decode, self._others, latents, **chosen)
 
   def encode(self, batch: int) -> flops.Minimum:
-    encode, key = self._model.encode, streams.key_shape()
-    return flops.minimum(
-      lambda params, samples: encode(params, samples, key), self._others, self._samples(batch)
-    )
+    args = (self._samples(batch), streams.key_shape())
+    return flops.minimum(self._model.encode, self._others, *args)
 
   def reward(self, device: DeviceReward, query: Any) -> flops.Minimum:
     """With its gradient in the samples; `query` `[B, ...]` are arrays or shapes."""

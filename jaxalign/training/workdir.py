@@ -17,7 +17,7 @@ from jaxalign.types import Params
 # how it is judged.
 MAY_CHANGE = (
   *("num_iterations", "mesh", "reward_pool", "exactness"),
-  *("checkpoint", "log", "samples", "evaluation", "guard"),
+  *("checkpoint", "log", "samples", "evaluation", "guard", "self_check"),
 )
 
 # Fields of a config that may name a data file; what they name may also be a set without one.
@@ -66,8 +66,7 @@ def load(
       f"expected a run that a guard has watched, found no {workdir / guard.RECORD}\n"
       "leave --best out"
     )
-  by_guard = kept is not None and (take == "best" or (take == "chosen" and kept.ended))
-  if not by_guard:
+  if kept is None or take == "newest" or (take == "chosen" and not kept.ended):
     step, state = checkpoint.read_latest(workdir)
     taken = f"iteration {step}, the newest checkpoint"
   elif kept.step:

@@ -62,7 +62,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
 
 ON_EIGHT_DEVICES = """
 import jax, numpy as np
-from jaxalign import sharding
+from jaxalign.distributed import sharding
 from jaxalign.models.weights import lazy
 
 mesh = sharding.make_mesh(data=2, fsdp=-1)
@@ -111,8 +111,10 @@ np.testing.assert_array_equal(noise, jax.random.normal(jax.random.key(0), (16, 3
 
 AN_UPDATE = """
 import jax, jax.numpy as jnp, numpy as np, optax
-from jaxalign import methods, sharding, update
-from jaxalign.state import init_state
+from jaxalign import methods
+from jaxalign.distributed import sharding
+from jaxalign.training import update
+from jaxalign.training.state import init_state
 
 mesh = sharding.make_mesh(data=2, fsdp=4)
 tx = optax.adam(0.1)

@@ -326,6 +326,8 @@ def as_model(bundle: StableDiffusion) -> Model:
     named = {name: tree for name, tree in params.items() if name != "denoiser"}
     save(bundle.with_params({**named, "unet": params["denoiser"]}), folder)
 
+  in_float32 = dataclasses.replace(bundle.networks, dtype=None)
+  exact = None if bundle.networks.dtype is None else in_float32.denoise
   text_encoders = [name for name in _WEIGHTS if name.startswith("text") and name in bundle.configs]
   return Model(
     params={**others, **({"denoiser": bundle.params["unet"]} if "unet" in bundle.params else {})},
@@ -344,7 +346,7 @@ def as_model(bundle: StableDiffusion) -> Model:
     modality=IMAGES,
     files=ModelFiles(write, {"denoiser": "unet", **{name: name for name in text_encoders}}),
     dtype=bundle.networks.dtype,
-    exact=dataclasses.replace(bundle.networks, dtype=None).denoise,
+    exact=exact,
     stored_dtypes=bundle.stored_dtypes,
   )
 

@@ -100,6 +100,9 @@ class Sampling:
     raw = self._rewards.raw(named)
     record = {"reward/mean": float(raw.mean()), "reward/std": float(raw.std())}
     record |= {f"reward/{name}": float(values.mean()) for name, values in named.items()}
+    if plan.group_size > 1:
+      spread = np.ptp(raw.reshape(-1, plan.group_size), axis=1)
+      record["reward/flat_groups"] = float(np.mean(spread == 0))  # these teach nothing
     if kl:
       nats = np.concatenate(jax.device_get(kl))
       record["kl/to_ref"] = float(nats.mean())

@@ -196,10 +196,19 @@ def from_model(
       if name != "denoiser"
     },
   }
+  programs = make_programs(model, pipeline, policy, mesh)
+  return System(mesh, model, pipeline, policy, frozen, **programs)
+
+
+def make_programs(
+  model: Model, pipeline: Pipeline, policy: policy_lib.Policy, mesh: jax.sharding.Mesh
+) -> dict[str, Callable[..., Any]]:
+  """The functions of a `System` by name; those that end in `_fn` are jitted for the mesh."""
   condition = make_condition(model)
   sample = make_sample(pipeline, condition, policy)
 
   def sample_fn(params, frozen, tokens, seed, name, i, j, start, table):
+    # One key for where the chains start, and one for the noise of their steps.
     key_start, key_steps = jax.random.split(streams.stream(seed, name, i, j))
     count = len(jax.tree.leaves(tokens)[0])
     x_T = jax.random.normal(key_start, (count, *model.latent_shape))
@@ -226,18 +235,13 @@ def from_model(
     return jnp.sum(kl, axis=0)
 
   placed = sampled_shardings(mesh)
-  return System(
-    mesh=mesh,
-    model=model,
-    pipeline=pipeline,
-    policy=policy,
-    frozen=frozen,
-    sample=sample,
-    sample_fn=placement.jit(sample_fn, mesh, out_shardings=placed),
-    condition_fn=placement.jit(condition, mesh, out_shardings=placed.cond),
-    encode_fn=placement.jit(encode_fn, mesh, out_shardings=sharding.batch(mesh)),
-    kl_fn=placement.jit(kl_fn, mesh, out_shardings=sharding.replicated(mesh)),
-  )
+  return {
+    "sample": sample,
+    "sample_fn": placement.jit(sample_fn, mesh, out_shardings=placed),
+    "condition_fn": placement.jit(condition, mesh, out_shardings=placed.cond),
+    "encode_fn": placement.jit(encode_fn, mesh, out_shardings=sharding.batch(mesh)),
+    "kl_fn": placement.jit(kl_fn, mesh, out_shardings=sharding.replicated(mesh)),
+  }
 
 
 def from_config(config: Mapping[str, Any], mesh: jax.sharding.Mesh | None = None) -> System:

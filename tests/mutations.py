@@ -449,8 +449,8 @@ TRAINING = [
   Mutant(
     "the newest checkpoint of a run that a guard ended is taken",
     "training/workdir.py",
-    '(take == "chosen" and kept.ended)',
-    "False",
+    'take == "newest" or (take == "chosen" and not kept.ended)',
+    'take != "best"',
     AVERAGE,
   ),
   Mutant(

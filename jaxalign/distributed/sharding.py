@@ -88,6 +88,7 @@ def params(tree: Any, mesh: Mesh) -> Any:
 
   def sharding(leaf) -> NamedSharding:
     axes = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
+    # A small array costs more to gather in every layer than to keep whole.
     if math.prod(leaf.shape) < MIN_ELEMENTS or not axes:
       return replicated(mesh)
     axis = max(axes, key=lambda axis: leaf.shape[axis])
@@ -107,16 +108,17 @@ def place_params(tree: Any, mesh: Mesh, dtypes: Any = None) -> Any:
   shardings = params(tree, mesh)
   if dtypes is None:
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, tree)
-  if is_described(mesh):
+  if is_described(mesh):  # there is nothing to put anything on
     stored = jax.tree.map(lambda leaf, t: jax.ShapeDtypeStruct(leaf.shape, t), tree, dtypes)
     return shaped(stored, shardings)
 
   def place(leaf, sharding, dtype):
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, jax.Array):  # another component of the model may have put it there
       if leaf.sharding == sharding and leaf.dtype == dtype:
         return leaf
       leaf = np.asarray(leaf)
 
+    # Asked for by each device: of an array in a file no more than its own part is ever read.
     def part(index):
       return np.asarray(leaf[index]).astype(dtype, copy=False)
 
@@ -134,6 +136,7 @@ def constrain_batch(tree: Any, mesh: Mesh) -> Any:
   sharding = batch(mesh)
 
   def constrain(leaf):
+    # An uneven cut would pad, and the padding would be computed with.
     cut = leaf.ndim > 0 and leaf.shape[0] % mesh.size == 0
     return jax.lax.with_sharding_constraint(leaf, sharding) if cut else leaf
 
@@ -167,6 +170,7 @@ def pick_own_rows(
   leaf, axis = jax.tree.leaves(stacked)[0], jax.tree.leaves(axis_tree)[0]
   microbatch = leaf.shape[axis]
 
+  # `first` is where a device's part of every microbatch begins; row numbers count from there.
   def pick_rows(first, stacked, examples, *others):
     return pick(stacked, (examples // microbatch, examples % microbatch - first), *others)
 
@@ -174,9 +178,11 @@ def pick_own_rows(
     return pick_rows(0, stacked, examples, *others)
 
   def on_device(*args):
+    # Devices lie along both axes in one row, as batches are cut over them.
     first = jax.lax.axis_index(AXES) * (microbatch // mesh.size)
     return pick_rows(first, *args)
 
+  # Inside, each device sees its own part alone, so an index cannot reach into another's.
   rows = PartitionSpec(AXES)
   cut = jax.tree.map(lambda axis: PartitionSpec(*[None] * axis, AXES), axis_tree)
   in_specs = (cut, rows, *[rows] * len(others))
@@ -214,8 +220,10 @@ def held_rows(array: jax.Array) -> tuple[np.ndarray, jax.Array]:
   def rows_of(shard):
     return np.arange(len(array))[shard.index[0]]
 
+  # Devices of a host need not be in the order of the rows that they hold.
   shards = sorted(array.addressable_shards, key=lambda shard: rows_of(shard)[0])
   rows = np.concatenate([rows_of(shard) for shard in shards])
+  # A mesh of this host's devices alone, so that nothing waits for another host.
   here = Mesh(np.array([shard.device for shard in shards]), ("held",))
   held = jax.make_array_from_single_device_arrays(
     (len(rows), *array.shape[1:]),
@@ -235,6 +243,7 @@ def exchange(values: np.ndarray, rows: np.ndarray, size: int, mesh: Mesh) -> np.
 
   All processes must call this, each with the rows that `held_rows` gave it.
   """
+  # Each device puts in what its host knows of its rows; the cut array is then gathered.
   whole = np.zeros((*values.shape[:-1], size), values.dtype)
   whole[..., rows] = values
   cut = batch(mesh, axis=values.ndim - 1)

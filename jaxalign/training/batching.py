@@ -89,11 +89,8 @@ def solve(
     updates_per_epoch=updates_per_epoch,
     num_epochs=num_epochs,
   )
-  if not 0.0 < timestep_fraction <= 1.0:
-    raise ValueError(
-      f"config.batch.timestep_fraction: expected a fraction in (0, 1], got {timestep_fraction}"
-    )
   window = _window(steps, timestep_range)
+  timesteps = _num_timesteps(window, timestep_fraction)
   samples = num_records * group_size
   if samples % (microbatch * updates_per_epoch):
     raise ValueError(
@@ -106,7 +103,6 @@ def solve(
     examples, slice_size = num_records, max(1, microbatch // 2)
     _check_pairs(num_records, group_size, microbatch, updates_per_epoch)
   examples_per_update = examples // updates_per_epoch
-  timesteps = max(1, round(timestep_fraction * len(window)))
   return BatchPlan(
     samples=samples,
     num_records=num_records,
@@ -162,6 +158,15 @@ def _window(steps: Sequence[int], timestep_range: tuple[float, float]) -> Sequen
       "could be trained\nwiden it"
     )
   return window
+
+
+def _num_timesteps(window: Sequence[int], timestep_fraction: float) -> int:
+  """How many steps of the window are drawn for each example."""
+  if not 0.0 < timestep_fraction <= 1.0:
+    raise ValueError(
+      f"config.batch.timestep_fraction: expected a fraction in (0, 1], got {timestep_fraction}"
+    )
+  return max(1, round(timestep_fraction * len(window)))
 
 
 def _check_pairs(

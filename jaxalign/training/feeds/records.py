@@ -37,6 +37,7 @@ class RecordBatches:
     self.unit = sys.model.modality.unit
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.records = checks.call_section(sections, "data", records_lib.load)
+    # On the mesh, and an argument of the update: captured, it would be a constant of the program.
     params = sharding.place_params(rewards.device.params, sys.mesh)
     self.frozen: Mapping[str, Params] = {"reward": params}
     self.tokens = sys.model.tokenize(self.records.records)
@@ -52,11 +53,12 @@ class RecordBatches:
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     ids = self.records.draw_for_step(self._seed, step, self.plan.examples)
-    conds, own = [], []
+    conds, own = [], []  # microbatches; what a record has of its own is cut over devices
     for part in self.plan.selection():
       conds.append(self._sys.condition_fn(self._sys.frozen, system.take(self.tokens, ids[part])))
       own.append((conds[-1].cond, self._query_of(ids[part])))
     cond, query = self._collect_fn(own)
+    # The empty condition is the same for all, and whole on every device.
     data = methods.Records(conds[0]._replace(cond=cond), query)
     return Drawn(state, data, [self.plan.selection()], {})
 
@@ -70,6 +72,7 @@ class RecordBatches:
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
     record = averages(updates)
+    # Of the first update alone, where the parameters are still those of the iteration's start.
     record["reward/std"] = float(np.std(updates[0]["reward/mean"]))
     return record
 
@@ -87,6 +90,7 @@ class RecordBatches:
     cond, mesh = jax.eval_shape(function, *args), self._sys.mesh
     query = self._query_of(np.zeros(self.microbatch, np.int32))
     selection = self.plan.selection()
+    # The shapes of one microbatch, as often as there are some.
     own = jax.eval_shape(stack, [(cond.cond, query)] * len(selection))
     cond_shapes, query = sharding.shaped(own, sharding.batch(mesh, axis=1))
     uncond = sharding.shaped(cond.uncond, sharding.replicated(mesh))

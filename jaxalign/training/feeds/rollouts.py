@@ -78,32 +78,35 @@ class Sampling:
   ) -> tuple[Trajectories, np.ndarray, np.ndarray, dict[str, float]]:
     """`(trajectories, record ids [B], rewards [B], metrics)` of one iteration."""
     plan, sys = self.plan, self._sys
-    chosen = self.records.draw_for_step(self._seed, step, plan.num_records)
+    # A group of K samples for each of P records, in one row: a record's samples are neighbours.
+    chosen = self.records.draw_for_step(self._seed, step, plan.num_records)  # [P]
     record_ids = np.repeat(chosen, plan.group_size)
     parts, pending, kl = [], [], []
     for j, ids in enumerate(np.split(record_ids, plan.microbatches)):
       noise = (self._seed, streams.number("rollout"), step, j, self._start, self._table)
       sampled = sys.sample_fn(state.params, sys.frozen, system.take(self.tokens, ids), *noise)
       parts.append((sampled.rollout, sampled.cond))
+      # Scored by threads of the host that holds them, while the device samples the next ones.
       rows, held = sharding.held_rows(sampled.samples)
       pending.append(self.pool.submit(held, self.records[ids[rows]]))
       if self._kl_weight:
         kl.append(sys.kl_fn(state.params, sys.frozen, sampled, self._table))
     trajectories = self._collect_fn(parts)
 
+    # Every host learns all rewards, as groups and statistics go over hosts.
     def exchange(named):
       held = np.stack(list(named.values())).reshape(len(named), plan.microbatches, -1)
       whole = sharding.exchange(held, rows, plan.microbatch, sys.mesh)
       return dict(zip(named, whole.reshape(len(named), -1), strict=True))
 
     total, named = self._gather(pending, exchange, step)
-    raw = self._rewards.raw(named)
+    raw = self._rewards.raw(named)  # [P K], as a log shows them: before any normalisation
     record = {"reward/mean": float(raw.mean()), "reward/std": float(raw.std())}
     record |= {f"reward/{name}": float(values.mean()) for name, values in named.items()}
     if plan.group_size > 1:
       spread = np.ptp(raw.reshape(-1, plan.group_size), axis=1)
       record["reward/flat_groups"] = float(np.mean(spread == 0))  # these teach nothing
-    if kl:
+    if kl:  # a penalty is taken off the reward before advantages are estimated
       nats = np.concatenate(jax.device_get(kl))
       record["kl/to_ref"] = float(nats.mean())
       total = total - self._kl_weight * nats
@@ -136,6 +139,7 @@ class Sampling:
 
   def trajectory_shapes(self, state: TrainState) -> Trajectories:
     """Those of an iteration, as shapes where they will lie."""
+    # Traced, not run: a dry run for devices that are not there has nothing to run on.
     _, function, args = self.program(state, self.microbatch)
     sampled = jax.eval_shape(function, *args)
     parts = [(sampled.rollout, sampled.cond)] * self.plan.microbatches
@@ -186,6 +190,7 @@ class Rollouts(Sampling):
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     trajectories, record_ids, total, record = self.sample(state, step)
+    # Numbers of the groups in this batch; `record_ids` are those of the whole run.
     group = np.unique(record_ids, return_inverse=True)[1].astype(np.int32)
     stats, advantage = self._estimate_fn(state.stats, total, record_ids, group)
     state = dataclasses.replace(state, stats=stats)
@@ -201,6 +206,7 @@ class Rollouts(Sampling):
   def select(data, selected: batching.Selection) -> methods.Transitions:
     (rollout, cond), table, advantages = data
     sample, i, fresh = selected
+    # [b]: each transition from the device that sampled it.
     (x_t, x_s, old_log_prob), own = pick_steps(rollout, cond.cond, sample, i)
     return methods.Transitions(
       x_t=x_t,
@@ -260,6 +266,7 @@ class RolloutPairs(Sampling):
   def select(data, selected: batching.Selection) -> methods.StepPairs:
     (rollout, cond), table, chosen, weight = data
     pair, i, _ = selected
+    # [b, 2]: the same step of the two of a pair, which have one condition.
     (x_t, x_s, _), both = pick_steps(rollout, cond.cond, jnp.asarray(chosen)[pair], i[:, None])
     return methods.StepPairs(
       x_t=x_t,
@@ -282,6 +289,7 @@ def best_and_worst(rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   P, K = rewards.shape
   samples = np.stack([rewards.argmax(axis=1), rewards.argmin(axis=1)], axis=1)
   samples = (samples + K * np.arange(P)[:, None]).astype(np.int32)
+  # The mean over the batch is then the mean over pairs that have a better one.
   untied = rewards.max(axis=1) > rewards.min(axis=1)
   return samples, (untied * (P / max(1, untied.sum()))).astype(np.float32)
 
@@ -303,7 +311,9 @@ def pick_steps(rollout: Rollout, cond: Any, sample: Array, i: Array) -> tuple[An
 def collect(parts: list[Trajectories]) -> Trajectories:
   """Stacks the microbatches of an iteration; each device keeps what it has sampled."""
   rollouts, conds = zip(*parts, strict=True)
+  # Steps stay in front; microbatches become an axis of their own, so that nothing crosses devices.
   rollout = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rollouts)
+  # The empty condition is the same in all of them.
   return rollout, conds[0]._replace(cond=stack([cond.cond for cond in conds]))
 
 

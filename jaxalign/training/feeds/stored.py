@@ -52,6 +52,7 @@ class StoredPairs:
       )
     self.tokens = sys.model.tokenize(self.pairs.records)
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
+    # Cut along each microbatch, as it was encoded: collecting moves nothing.
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
 
   def describe(self) -> str:
@@ -61,15 +62,18 @@ class StoredPairs:
     return None
 
   def draw(self, state: TrainState, step: int) -> Drawn:
-    rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)
+    # Records are drawn, and of each one pair: a ranking of nine counts as one record.
+    rows = self.pairs.draw_for_step(self._seed, step, self.plan.examples)  # [B]
     rng = streams.generator(self._seed, "condition dropout", step)
     tokens = self._with_dropout(rows, rng.random(len(rows)) < self._dropout)
     parts = []
-    for j, part in enumerate(self.plan.selection()):
+    for j, part in enumerate(self.plan.selection()):  # microbatches, as large as a slice
       samples = self._samples(rows[part])
       parts.append(
         methods.Pairs(
+          # Noise of the autoencoder's posterior is another one in every iteration and microbatch.
           x_0=self._sys.encode_fn(self._sys.frozen, samples, self._seed, step, j),
+          # Without guidance, as the losses on stored pairs are published.
           cond=self._sys.condition_fn(self._sys.frozen, system.take(tokens, part)).cond,
           p=self.pairs.p[rows[part]],
         )
@@ -81,6 +85,7 @@ class StoredPairs:
     tokens = system.take(self.tokens, rows)
     if not self._dropout:
       return tokens
+    # As published: so the branch that guidance goes away from is trained on samples too.
     return jax.tree.map(
       lambda own, empty: np.where(dropped.reshape(-1, *[1] * (own.ndim - 1)), empty, own),
       tokens,
@@ -119,6 +124,7 @@ class StoredPairs:
     del state
     sys, count = self._sys, self.plan.microbatch
     ids = system.take(self.tokens, np.zeros(count, np.int32))
+    # Of one microbatch, stacked below as often as an iteration has them.
     part = methods.Pairs(
       x_0=jax.eval_shape(sys.encode_fn, sys.frozen, self._sample_shapes(count), 0, 0, 0),
       cond=jax.eval_shape(sys.condition_fn, sys.frozen, ids).cond,

@@ -50,8 +50,8 @@ def test_rollout_and_update_agree_to_the_bit(workdir):
 
 def test_the_adapter_beside_its_layers_gives_the_same_but_for_rounding(scores):
   merged, side, base = (scores[form] for form in ("merged", "side", "base"))
-  assert 0.0 < np.abs(merged.images - side.images).max() < 1e-4
-  assert np.abs(merged.images - base.images).max() > 1e-2  # the adapter has done something
+  assert 0.0 < np.abs(merged.samples - side.samples).max() < 1e-4
+  assert np.abs(merged.samples - base.samples).max() > 1e-2  # the adapter has done something
   assert merged.kl.mean() > 0.0
   others = side.means("")
   assert others.pop("diversity") is None  # no prompt has two images

@@ -157,11 +157,9 @@ def quick_published(name, load_config, model, folder):
   return config
 
 
-# In the default suite tests/test_export.py has an XL, and other files DDPO and DRaFT.
-@pytest.mark.parametrize("name", [
-  name if name == "dpo_sd15" else pytest.param(name, marks=pytest.mark.slow)
-  for name in PUBLISHED
-])
+# The default suite trains an XL by DDPO (tests/test_export.py), and other files each method.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_config_of_a_published_model_runs(name, load_config, pairs_file, tmp_path, request):
   model = request.getfixturevalue(PUBLISHED[name])
   config = quick_published(name, load_config, model, tmp_path)

@@ -25,9 +25,9 @@ from jaxalign.distributed import sharding
 from jaxalign.labels import advantages
 from jaxalign.models.families import clip_dual
 from jaxalign.models.networks import attention, layers, unet_blocks
-from jaxalign.recipes import shapes_model
+from jaxalign.recipes import shapes_model, shapes_reward
 from jaxalign.rewards import DEVICE_REWARDS
-from jaxalign.training import feeds, reward_model, state
+from jaxalign.training import feeds, reward_model, self_check, state
 from jaxalign.training.feeds import Program, base, rollouts
 
 PACKAGE = pathlib.Path(methods.__file__).parents[1]
@@ -35,18 +35,20 @@ PLATFORMS = ("cuda", "tpu")
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("
 # Programs of the package by file, and how many: each of them is lowered here.
 JITTED = {
-  "feeds/pairs.py": 1,
-  "feeds/prompts.py": 1,
-  "feeds/rollouts.py": 2,
-  "placement.py": 1,  # the one that all others with a mesh go through
-  "precision.py": 1,
-  "pretrain.py": 2,
-  "reward_model.py": 2,
+  "distributed/placement.py": 1,  # the one that all others with a mesh go through
+  "evaluation/precision.py": 1,
+  "recipes/shapes_model.py": 1,
   "rewards/learned.py": 1,
   "sample.py": 1,
-  "state.py": 1,
   "system.py": 4,
-  "update.py": 1,
+  "training/feeds/records.py": 1,
+  "training/feeds/rollouts.py": 2,
+  "training/feeds/stored.py": 1,
+  "training/fit.py": 1,
+  "training/reward_model.py": 2,
+  "training/self_check.py": 1,
+  "training/state.py": 1,
+  "training/update.py": 1,
 }
 NOT_OF_A_RUN = {"aot", "benchmarks"}
 # Heads' sizes that cuDNN is asked for, by compute capability; 512 is the autoencoder's.
@@ -232,11 +234,13 @@ def test_attention_of_odd_lengths_and_its_gradient(capability, masked, monkeypat
 @pytest.mark.parametrize("name", DEVICE_REWARDS)
 def test_every_reward_of_the_device_and_its_gradient(name, gpu):
   reward = DEVICE_REWARDS[name](shapes_only=True)
-  features = reward.encode([{"prompt": "a red circle"}] * 2)
-  args = (reward.params, array(2, 18, 14, 3), features)
+  world = name.split("_")[0]
+  record = {"prompt": "a red circle", "start": (-0.9, 0.0), "goal": (0.9, 0.0)}
+  shape = {"gaussian": (2,), "planner": (16, 2)}.get(world, (18, 14, 3))
+  args = (reward.params, array(2, *shape), reward.encode([record] * 2))
 
-  def total(params, images, features):
-    return jnp.sum(reward.score(params, images, features))
+  def total(params, samples, query):
+    return jnp.sum(reward.score(params, samples, query))
 
   lower(jitted(name, reward.score, *args))
   lower(jitted(f"gradient of {name}", jax.grad(total, 1), *args))
@@ -257,6 +261,8 @@ def test_what_feeds_and_states_are_made_by(least, gpu):
     return state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), params, None)
 
   lower(jitted("state", init, work.system.policy.params))
+  reached = self_check.make_reached_fn(mesh)
+  lower(Program("gradients that arrive", reached, (work.system.policy.params["lora"],)))
 
 
 @pytest.mark.parametrize("name", advantages.ESTIMATORS)
@@ -292,7 +298,7 @@ def test_what_makes_the_packaged_models(least, gpu, load_config):
       (x_0, ids),
     ),
     "warm start": (
-      reward_model.make_contrastive_loss(clip, **config.warm_start.augmentation),
+      shapes_reward.make_contrastive_loss(clip, **config.warm_start.augmentation),
       clip.params,
       (seen, captions, array(2, 2, dtype=np.bool_)),
     ),

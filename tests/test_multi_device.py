@@ -6,7 +6,9 @@ import shutil
 import pytest
 from device_jobs import CASES, MESHES, assert_close, case_flags, finish, records, start
 
-TOLERANCE = 1e-5
+# Half of the transitions are clipped here, at a bound that a rounding error can carry one over: the
+# norm of a gradient, about 0.1, then changes in its fourth digit.
+TOLERANCE = 3e-5
 
 OF_IMAGES = [name for name in CASES if name != "plans"]
 IN_THE_DEFAULT_SUITE = ("full weights", "data 2 x fsdp 4")

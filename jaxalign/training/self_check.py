@@ -140,18 +140,23 @@ def gradients(opt_state: Any, mesh: jax.sharding.Mesh) -> Check:
   """Every block has met a gradient: Adam's second moments are 0 exactly where there was none."""
   moments = optax.tree_utils.tree_get(opt_state, "nu")
   tree = moments.get("lora", moments.get("params"))
-  any_fn = jax.jit(
-    lambda tree: jax.tree.map(lambda leaf: jnp.any(leaf > 0), tree),
-    out_shardings=sharding.replicated(mesh),
-  )
+  found = jax.device_get(make_reached_fn(mesh)(tree))
   blocks: dict[str, bool] = {}
-  for path, reached in jax.tree_util.tree_flatten_with_path(jax.device_get(any_fn(tree)))[0]:
+  for path, reached in jax.tree_util.tree_flatten_with_path(found)[0]:
     blocks[path[0].key] = blocks.get(path[0].key, False) or bool(reached)
   without = [block for block, reached in blocks.items() if not reached]
   text = f"gradients in {len(blocks) - len(without)} of {len(blocks)} blocks"
   if without:
     text += f", none in {', '.join(without[:6])}: what is trained there does not reach the loss"
   return Check("gradients", not without, text)
+
+
+def make_reached_fn(mesh: jax.sharding.Mesh) -> Any:
+  """Jitted: of every array whether any of it is positive, for the hosts of all devices."""
+  return jax.jit(
+    lambda tree: jax.tree.map(lambda leaf: jnp.any(leaf > 0), tree),
+    out_shardings=sharding.replicated(mesh),
+  )
 
 
 def samples_moved(

@@ -13,6 +13,7 @@ import torch
 
 from jaxalign import system
 from jaxalign.diffusion import guidance, rollout, transitions
+from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.models.families import stable_diffusion
 
 torch.set_num_threads(1)
@@ -189,8 +190,9 @@ def test_edited_images_match_diffusers(saved, oracle):
       {"text": text[:-1], "image": image}, {"text": text[-1:], "image": 0.0 * image[:1]}
     )
     variables = {"params": params["unet"]}
-    key, reduce_fn = jax.random.key(0), rollout.mean_over_latents
-    rolled = rollout.rollout(key, variables, denoise, process, latents, cond, reduce_fn)
+    kernel = Kernel(denoise, process.transition)
+    args = (process.table, latents, cond, mean_over_latents)
+    rolled = rollout.rollout(jax.random.key(0), kernel, variables, *args)
     return model.decode(params["vae"], rolled.x_0)
 
   found = edit(model.params, model.tokenize([*PROMPTS, ""]), images, latents)

@@ -90,7 +90,7 @@ def test_the_reader_takes_the_label_and_not_the_judge(folder, rows):
   assert not report.bad
   pairs = preference_pairs.PreferencePairs(records, size=(64, 64), ties="half")
   assert [record["prompt"] for record in pairs.records] == [row["prompt"] for row in rows]
-  images = pairs.images(np.arange(5))
+  images = pairs.samples(np.arange(5))
   for row, (winner, loser) in zip(rows, images, strict=True):
     expected = pixels(row)[::-1] if row["label_0"] == 0 else pixels(row)
     np.testing.assert_array_equal([winner, loser], expected)

@@ -1,6 +1,6 @@
 """Speed, side by side with PyTorch: cases by name, as JSON and as rows for docs/benchmarks.md.
 
-  pip install torch==2.13.0 && pip install -e ".[diffusers]"
+  pip install torch==2.13.0 && pip install -e ".[parity]"
   python -m jaxalign.benchmarks.throughput --case=unet-fwd-cpu,hlo-economy --output=runs/throughput
   python -m jaxalign.benchmarks.throughput --output=runs/throughput --fill=docs/benchmarks.md
 
@@ -108,7 +108,7 @@ def check(name: str) -> None:
   if missing:
     raise ValueError(
       f"{name}: expected PyTorch's side to compare with, found no {', '.join(missing)}\n"
-      f'pip install torch and -e ".[diffusers]", or measure --sides={OURS} alone'
+      f'pip install torch and -e ".[parity]", or measure --sides={OURS} alone'
     )
 
 

@@ -21,7 +21,6 @@ from jaxalign.models.model import Model
 from jaxalign.rewards import combine
 from jaxalign.types import Params, Record
 
-SHOWN = 24  # pairs of samples in before_after.png
 PARTS = ("all", "validation", "test")  # each with records and noise of its own
 
 
@@ -357,8 +356,8 @@ class Comparison:
   def write(self, workdir: pathlib.Path) -> None:
     """Writes evaluation.json and before_after.png."""
     files.write_json(workdir / "evaluation.json", self.report())
-    captions = [self.model.describe(record) for record in self.records[:SHOWN]]
-    picture = modality_lib.before_and_after(
-      self.model.modality, self.base.samples[:SHOWN], self.aligned.samples[:SHOWN], captions, 8
-    )
+    modality = self.model.modality
+    captions = [self.model.describe(record) for record in self.records[: modality.shown]]
+    before, after = (scores.samples[: modality.shown] for scores in (self.base, self.aligned))
+    picture = modality_lib.before_and_after(modality, before, after, captions, 8)
     picture.save(workdir / "before_after.png")

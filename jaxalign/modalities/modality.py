@@ -28,7 +28,8 @@ class Modality(NamedTuple):
     is the default.
   picture: `(samples, captions, columns) -> PIL image`: the samples in rows, each with its caption.
     A sample may be None, which leaves its cell empty.
-  write: `(samples, folder) -> paths`: one file a sample.
+  write: `(samples, folder) -> paths`: one file a sample, in a folder that is there.
+  shown: how many samples a picture of a comparison is of, at most.
   """
 
   unit: str
@@ -36,6 +37,7 @@ class Modality(NamedTuple):
   features: Mapping[str, FeatureFn]
   picture: Callable[[Sequence[np.ndarray | None], Sequence[str], int], Image.Image]
   write: Callable[[np.ndarray, pathlib.Path], list[pathlib.Path]]
+  shown: int = 24
 
 
 def before_and_after(

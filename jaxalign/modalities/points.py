@@ -85,4 +85,4 @@ def write(points: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
   return paths
 
 
-POINTS = Modality("points", check, {"angles": angles}, picture, write)
+POINTS = Modality("points", check, {"angles": angles}, picture, write, shown=1000)

@@ -56,7 +56,8 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     has_kl=bool(sys.process.noisy_steps()),
   )
   sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
-  evaluation_lib.features_of(sys.model.modality, test.features)  # or it would be missed at the end
+  for evaluation in filter(None, evaluations):
+    evaluation.check(sys.model)
   method = section("method", methods.make, pipeline=sys.pipeline_with(rewards))
   feed = feeds.make(method, sections, sys, rewards, workdir)
   print(feed.describe(), flush=True)

@@ -91,7 +91,16 @@ def test_it_is_evaluated_again_to_the_same_report(run, capsys):
 
 @pytest.mark.parametrize("name, changes, message", [
   ("ddpo_gaussian", {"guidance.scale": 2.0}, "scale: expected 1, because this model has no input"),
-  ("ddpo_planner", {"data.source": "shapes/train"}, 'record 0: expected a "start" of two numbers'),
+  (
+    "ddpo_planner",
+    {"data.source": "shapes/train"},
+    r'config.data.source: record 0: expected a "start" of two numbers',
+  ),
+  (
+    "ddpo_planner",
+    {"evaluation.source": "shapes/test"},
+    r'config.evaluation: shapes/test: record 0: expected a "start"',
+  ),
   ("ddpo_planner", {"evaluation.features": "pixels"}, "features: expected one of waypoints"),
 ])
 def test_what_a_world_has_not_is_refused(name, changes, message, load_config, tmp_path):

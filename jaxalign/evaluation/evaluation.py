@@ -89,6 +89,14 @@ class Evaluation:
     """Of `System.sample_all`: its seed, and a number that keeps the parts apart."""
     return {"seed": self.seed, "part": PARTS.index(self.part)}
 
+  def check(self, model: Model) -> None:
+    """Raises ValueError for records or features that the model has not: before a run, not after."""
+    try:
+      model.tokenize(self.records.records)
+    except ValueError as error:
+      raise ValueError(f"config.evaluation: {self.source}: {error}") from error
+    features_of(model.modality, self.features)
+
   def sample(
     self, sys: system.System, params: Params, *, num_samples: int, kl: bool = False
   ) -> tuple[list[Record], np.ndarray, np.ndarray | None]:

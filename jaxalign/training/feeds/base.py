@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxalign.distributed import sharding
 from jaxalign.labels.advantages import RecordStats
+from jaxalign.models.model import Model
 from jaxalign.training.state import TrainState
-from jaxalign.types import Array, Params
+from jaxalign.types import Array, Params, Record
 
 
 class Drawn(NamedTuple):
@@ -87,6 +88,14 @@ class Feed(Protocol):
   def __enter__(self) -> "Feed": ...
 
   def __exit__(self, *_) -> None: ...
+
+
+def tokenize(model: Model, records: Sequence[Record]) -> Any:
+  """Tokens of the records of the section `data`, which a ValueError names."""
+  try:
+    return model.tokenize(records)
+  except ValueError as error:
+    raise ValueError(f"config.data.source: {error}") from error
 
 
 def averages(updates: list[dict[str, np.ndarray]]) -> dict[str, float]:

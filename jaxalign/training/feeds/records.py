@@ -13,6 +13,7 @@ from jaxalign.diffusion import guidance
 from jaxalign.distributed import sharding
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.training import batching
+from jaxalign.training.feeds import base
 from jaxalign.training.feeds.base import Drawn, Program, averages, pick_examples, stack
 from jaxalign.training.state import TrainState
 from jaxalign.types import Params
@@ -40,7 +41,7 @@ class RecordBatches:
     # On the mesh, and an argument of the update: captured, it would be a constant of the program.
     params = sharding.place_params(rewards.device.params, sys.mesh)
     self.frozen: Mapping[str, Params] = {"reward": params}
-    self.tokens = sys.model.tokenize(self.records.records)
+    self.tokens = base.tokenize(sys.model, self.records.records)
     self._query = rewards.device.encode(self.records.records)
     self._sys, self._seed = sys, sections["seed"]
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))

@@ -21,7 +21,7 @@ from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.rewards.contract import RewardError
 from jaxalign.rewards.pool import Exchange, RewardPool
 from jaxalign.training import batching
-from jaxalign.training.feeds import exactness
+from jaxalign.training.feeds import base, exactness
 from jaxalign.training.feeds.base import Drawn, Program, averages, stack
 from jaxalign.training.state import TrainState
 from jaxalign.types import Array, Params
@@ -61,7 +61,7 @@ class Sampling:
     check = sys.model.modality.check
     self.pool = section("reward_pool", RewardPool, total=rewards, check=check)
     self._rewards = rewards
-    self.tokens = sys.model.tokenize(self.records.records)
+    self.tokens = base.tokenize(sys.model, self.records.records)
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     self._exactness = section("exactness", exactness.make)
     self._kl_weight = method.kl_weight

@@ -13,6 +13,7 @@ from jaxalign.data.preference_pairs import PreferencePairs
 from jaxalign.distributed import hosts, sharding
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.training import batching
+from jaxalign.training.feeds import base
 from jaxalign.training.feeds.base import Drawn, Program, averages, pick_examples, stack
 from jaxalign.training.state import TrainState
 
@@ -50,7 +51,7 @@ class StoredPairs:
         "config.data.condition_dropout: expected 0, because this model has no input without a "
         f"condition; got {self._dropout}"
       )
-    self.tokens = sys.model.tokenize(self.pairs.records)
+    self.tokens = base.tokenize(sys.model, self.pairs.records)
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     # Cut along each microbatch, as it was encoded: collecting moves nothing.
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))

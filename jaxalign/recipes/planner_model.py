@@ -3,9 +3,9 @@
   python -m jaxalign.recipes.planner_model --output=runs/planner
 
 Run on one CPU core that was shared with other work: 4500 updates in 5 minutes, 3.5 minutes of CPU
-time with drawing and compiling; alone on the core about 3. The model has 113,042 parameters. With
-10 Euler steps and without guidance 49.8 % of its plans for test records succeed (96 records, 16
-plans of each), and 47.4 % for validation records; of the demonstrations it imitates 90 % do.
+time with drawing and compiling. The model has 113,042 parameters. With 10 Euler steps and without
+guidance 49.8 % of its plans for test records succeed (96 records, 16 plans of each), and 47.4 % for
+validation records; of the demonstrations it imitates 90 % do.
 """
 
 import pathlib

@@ -92,12 +92,7 @@ def solve(
   window = _window(steps, timestep_range)
   timesteps = _num_timesteps(window, timestep_fraction)
   samples = num_records * group_size
-  if samples % (microbatch * updates_per_epoch):
-    raise ValueError(
-      f"config.batch: {samples} samples ({num_records} records x {group_size}) do not split "
-      f"into {updates_per_epoch} updates of whole microbatches of {microbatch}; "
-      f"{_fitting(samples, microbatch, updates_per_epoch)}"
-    )
+  _check_split(num_records, group_size, microbatch, updates_per_epoch)
   examples, slice_size = samples, microbatch
   if pairs:
     examples, slice_size = num_records, max(1, microbatch // 2)
@@ -167,6 +162,19 @@ def _num_timesteps(window: Sequence[int], timestep_fraction: float) -> int:
       f"config.batch.timestep_fraction: expected a fraction in (0, 1], got {timestep_fraction}"
     )
   return max(1, round(timestep_fraction * len(window)))
+
+
+def _check_split(
+  num_records: int, group_size: int, microbatch: int, updates_per_epoch: int
+) -> None:
+  """Raises ValueError unless every update has whole microbatches."""
+  samples = num_records * group_size
+  if samples % (microbatch * updates_per_epoch):
+    raise ValueError(
+      f"config.batch: {samples} samples ({num_records} records x {group_size}) do not split "
+      f"into {updates_per_epoch} updates of whole microbatches of {microbatch}; "
+      f"{_fitting(samples, microbatch, updates_per_epoch)}"
+    )
 
 
 def _check_pairs(

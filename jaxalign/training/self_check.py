@@ -171,8 +171,9 @@ def samples_moved(
   text = f"{sys.model.modality.unit} moved by {moved:.2g} on average"
   if moved > 0:
     return Check("samples_moved", True, text)
-  same = all(map(np.array_equal, *map(jax.tree.leaves, (sys.policy.params, params))))
-  if same:
+  # Gathered, as a host may hold only a part of them.
+  old, new = (map(sharding.gather, jax.tree.leaves(tree)) for tree in (sys.policy.params, params))
+  if all(map(np.array_equal, old, new)):
     return Check("samples_moved", None, "parameters have not moved yet, as in a warm-up")
   # Half precision may round a first small step away.
   text += ": what was trained is without effect"

@@ -102,3 +102,10 @@ def test_flat_rewards_are_said_and_the_run_goes_on(config, tmp_path, capsys):
   assert "self-check warns: rewards: " in capsys.readouterr().out
   found = json.loads((tmp_path / self_check.FILE).read_text())
   assert found["gradients"]["passed"] is None and found["samples_moved"]["passed"] is None
+
+
+def test_a_warm_up_that_has_not_moved_anything_yet_is_no_failure(config, tmp_path):
+  config.optim.warmup_steps = 10
+  train.train(config, tmp_path)
+  found = json.loads((tmp_path / self_check.FILE).read_text())["samples_moved"]
+  assert found["passed"] is None and "not moved yet" in found["text"]

@@ -65,7 +65,7 @@ class Sampling:
     self._sys, self._seed, self._workdir = sys, sections["seed"], workdir
     self._exactness = section("exactness", exactness.make)
     self._kl_weight = method.kl_weight
-    self._table = jax.tree.map(np.asarray, sys.pipeline.table)
+    self._table = sys.pipeline.table
     self._group = plan.group_size if shared_noise else None
     self._start = self._starts(plan.microbatch)
     self._collect_fn = jax.jit(collect, out_shardings=collected_shardings(sys.mesh))

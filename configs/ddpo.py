@@ -2,14 +2,13 @@
 
   python -m jaxalign.main --config=configs/ddpo.py --workdir=runs/ddpo
 
-On one CPU core 3 min 8 s to 3 min 24 s, compilation included. Held-out score 0.343, 0.362 and 0.336
-with seeds 0, 1 and 2 against the base model's 0.246; the 95 % intervals of the gain are
-[+0.043, +0.147], [+0.079, +0.154] and [+0.050, +0.132]. These figures and the next are of all
-held-out prompts, before validation and test were apart, and of the noise of that version.
+On two CPU cores 2 min 39 s to 2 min 52 s. Score on 384 images of test prompts 0.347, 0.361 and
+0.356 with seeds 0, 1 and 2 against the base model's 0.274; the 95 % intervals of the gain are
+[+0.029, +0.106], [+0.028, +0.137] and [+0.049, +0.114].
 
-`:long`, 51,200 images, takes 54 CPU minutes (37 minutes on 2 cores): 0.518, gain [+0.209, +0.328],
-and the share of images with every fact right goes from 9 % to 27 %, seed 0. The other variants have
-not been run at full length.
+`:long`, 51,200 images, takes 54 CPU minutes (37 on 2 cores): on all held-out prompts and in an
+earlier version from 0.246 to 0.518, gain [+0.209, +0.328], and images with every fact right from
+9 % to 27 %, seed 0. The other variants have not been run at full length.
 
 Variants, `--config=configs/ddpo.py:NAME[,NAME]`:
   long            eleven times the iterations, at half the learning rate

@@ -33,7 +33,9 @@ def shapes(*, num_iterations: int, learning_rate: float) -> Config:
     "warmup_steps": 0,  # optimizer steps
     "decay_steps": 0,  # optimizer steps until a cosine decay ends at 0; 0 is none
   }
-  config.ema_decay = 0.0  # 0 keeps no average
+  # Of an average of the trained parameters, at the end of every iteration; it is then what is
+  # evaluated, sampled and exported. 0 keeps none.
+  config.ema_decay = 0.0
   _add_evaluation(config)
   return config
 
@@ -172,8 +174,13 @@ def online(
   group_size: int,
   microbatch: int,
   reward: str,
+  by: str = "step",
 ) -> None:
-  """Adds what learning from sampled and scored images needs; `source` are their prompts."""
+  """Adds what learning from sampled and scored images needs; `source` are their prompts.
+
+  `by` is "step" for methods that train the steps of trajectories, "sample" for those that train on
+  finished samples.
+  """
   config.data = {"source": source}  # one prompt a line, or .jsonl objects with a "prompt"
   # All sizes are global and per iteration.
   config.batch = {
@@ -187,34 +194,39 @@ def online(
     # Images are shuffled within this many parts of a microbatch; 0 is one for each device, so that
     # none leaves its device. A number that all your machines divide gives the same run on each.
     "shards": 0,
+  }
+  if by == "step":
     # Trained are, of the steps with noise, those in this range (0 the first, at the highest noise
     # level, to 1), and of these a random fraction for each image.
-    "timestep_range": (0.0, 1.0),
-    "timestep_fraction": 1.0,
-  }
+    config.batch.update({"timestep_range": (0.0, 1.0), "timestep_fraction": 1.0})
+    # How far rollout and update may differ about a log-probability, before the run is ended. It is
+    # nothing to the first update after a rollout; a gap as large as the clip range would decide
+    # what is clipped in later ones. docs/exactness.md has what was measured, on CPUs.
+    config.exactness = {
+      "max_log_prob_gap": 1e-5,  # of any transition
+      "tolerance": 1e-5,  # a gap that counts as none
+      "max_share": 0.0,  # of the transitions may have a larger one
+    }
   _add_reward(config, reward)
   config.reward_pool = {"num_threads": 1}  # that score images on the host
-  # How far rollout and update may differ about a log-probability, before the run is ended. It is
-  # nothing to the first update after a rollout; a gap as large as the clip range would decide what
-  # is clipped in later ones. docs/exactness.md has what was measured, on CPUs.
-  config.exactness = {
-    "max_log_prob_gap": 1e-5,  # of any transition
-    "tolerance": 1e-5,  # a gap that counts as none
-    "max_share": 0.0,  # of the transitions may have a larger one
-  }
 
 
 def stored(config: Config, source: str, *, num_examples: int, microbatch: int) -> None:
-  """Adds what learning from stored preference pairs needs."""
+  """Adds what learning from stored preferences needs, without what its kind of labels asks for."""
   config.data = {
     "source": source,  # .parquet or .jsonl; data/preference_files.py has the format
-    "ties": "drop",  # or "half" to keep them, with p = 0.5: neither image is the winner
     "max_bad_fraction": 0.01,  # more unreadable rows than this stop the run
-    "condition_dropout": 0.0,  # share of pairs that are trained with the empty prompt
+    "condition_dropout": 0.0,  # share of examples that are trained with the empty prompt
     "resize": False,  # bring images to the size of the model, whatever their aspect ratio
   }
-  # Pairs of one optimizer step, and of one gradient slice, of all devices together.
+  # Examples of one optimizer step, and of one gradient slice, of all devices together.
   config.batch = {"num_examples": num_examples, "microbatch": microbatch}
+
+
+def stored_pairs(config: Config, source: str, *, num_examples: int, microbatch: int) -> None:
+  """Adds what learning from stored pairs needs."""
+  stored(config, source, num_examples=num_examples, microbatch=microbatch)
+  config.data.ties = "drop"  # or "half" to keep them, with p = 0.5: neither image is the winner
 
 
 def direct(

@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   # of a pair away from where their errors are small, and hardly apart.
   config = common.shapes(num_iterations=60, learning_rate=5e-4)
   config.optim.update({"b1": 0.9, "warmup_steps": 5, "decay_steps": 60})
-  common.stored(config, "runs/pairs/pairs.parquet", num_examples=192, microbatch=32)
+  common.stored_pairs(config, "runs/pairs/pairs.parquet", num_examples=192, microbatch=32)
   config.method = {
     "name": "dpo",
     # As in the published code, which takes 2000 to 5000 for Stable Diffusion at 512 pixels. The

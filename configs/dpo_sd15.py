@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config = common.sd15(num_iterations=2000, learning_rate=2.048e-5)
   config.optim.warmup_steps = 500
   config.lora.update({"alpha": 1.0, "targets": ""})  # every parameter of the UNet
-  common.stored(config, "pairs.parquet", num_examples=2048, microbatch=16)
+  common.stored_pairs(config, "pairs.parquet", num_examples=2048, microbatch=16)
   config.data.update({"condition_dropout": 0.2, "resize": True})
   config.method = {
     "name": "dpo",

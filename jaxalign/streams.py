@@ -31,6 +31,7 @@ NAMES: dict[str, tuple[str, ...]] = {
   "policy": (),  # adapters as they are initialised
   "records": ("iteration",),
   "rollout": ("iteration", "microbatch"),
+  "labels": ("iteration",),
   "transitions": ("iteration",),  # the order in which they are trained
   "pair order": ("epoch",),
   "condition dropout": ("iteration",),

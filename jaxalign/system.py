@@ -80,13 +80,13 @@ class System:
   def pipeline_with(self, rewards: combine.WeightedRewards | None) -> Pipeline:
     """`pipeline`, with the rewards too if they run on the device.
 
-    The loss finds their parameters in `frozen["reward"]`.
+    The loss finds their parameters in `frozen["rewards"]`.
     """
     device = None if rewards is None else rewards.device
     if device is None:
       return self.pipeline
     return self.pipeline._replace(
-      reward=lambda frozen, samples, query: device.score(frozen["reward"], samples, query)
+      reward=lambda frozen, samples, query: device.score(frozen["rewards"], samples, query)
     )
 
   def sample_all(

@@ -17,24 +17,16 @@ import jax
 import numpy as np
 import tqdm
 
-from jaxalign import checks, methods, system
+from jaxalign import checks, system
 from jaxalign.distributed import hosts, sharding
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.evaluation import precision
-from jaxalign.rewards import combine
-from jaxalign.training import (
-  checkpoint,
-  curve,
-  feeds,
-  guard,
-  metrics,
-  optim,
-  self_check,
-  update,
-)
+from jaxalign.training import checkpoint, curve, feeds, guard, metrics, self_check
 from jaxalign.training import dry_run as dry_run_lib
+from jaxalign.training import setup as setup_lib
+from jaxalign.training import state as state_lib
 from jaxalign.training import workdir as workdir_lib
-from jaxalign.training.state import TrainState, init_state
+from jaxalign.training.state import TrainState
 
 
 def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
@@ -43,10 +35,10 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   sections = config.to_dict()
   section = functools.partial(checks.call_section, sections)
   check_numbers(config)
-  rewards = section("reward", combine.make_total) if "reward" in sections else None
   evaluations = section("evaluation", evaluation_lib.make_evaluations)
   validation, test = evaluations
-  sys = system.from_config(sections, section("mesh", sharding.make_mesh))
+  setup = setup_lib.assemble(sections, section("mesh", sharding.make_mesh))
+  sys = setup.system
   bounds = section(
     "guard",
     guard.make,
@@ -58,32 +50,17 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
   for evaluation in filter(None, evaluations):
     evaluation.check(sys.model)
-  method = section("method", methods.make, pipeline=sys.pipeline_with(rewards))
-  feed = feeds.make(method, sections, sys, rewards, workdir)
+  feed = feeds.make(setup, workdir)
   print(feed.describe(), flush=True)
-  tx = section("optim", optim.make)
-  frozen = {**sys.frozen, **feed.frozen}
 
   # The programs, and the state that they carry.
   compilations = metrics.CompilationCounter()
-  stats = feed.init_stats()
-  fresh_state = functools.partial(
-    init_state, sys.policy.params, tx, stats, with_ema=config.ema_decay > 0, mesh=sys.mesh
-  )
-  state = fresh_state()
-  update_fn = update.jit_update(
-    method,
-    tx,
-    sys.policy.variables,
-    feed.select,
-    ema_decay=config.ema_decay,
-    mesh=sys.mesh,
-    state_shardings=sharding.params(state, sys.mesh),
-    ready_fn=sys.policy.ready,
-  )
+  state = setup.init_state(feed.init_memory())
+  update_fn = setup.jit_update(state, feed.select)
+  end_fn = state_lib.jit_end(sys.mesh, sharding.params(state, sys.mesh))
   if dry_run:
     with feed:
-      dry_run_lib.rehearse(feed, update_fn, state, frozen)
+      dry_run_lib.rehearse(feed, update_fn, state, setup.frozen)
     return
 
   # A new run, or the rest of one that was stopped.
@@ -121,9 +98,9 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
       # Loss and update. In the first one the parameters are still those that sampled.
       updates = []
       for j, selection in enumerate(selections):
-        state, values = update_fn(state, frozen, data, selection, config.seed, step, j)
+        state, values = update_fn(state, setup.frozen, data, selection, config.seed, step, j)
         updates.append(values)
-      state = dataclasses.replace(state, step=state.step + 1)
+      state = end_fn(state, setup.decays(step))
 
       # Log, check, save.
       record |= feed.summarize(jax.device_get(updates))
@@ -155,7 +132,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     print(f"stopped after iteration {int(state.step)}; the same command continues", flush=True)
   else:
     if verdict.stop:
-      state = watch.end(fresh_state())
+      state = watch.end(setup.init_state(feed.init_memory()))
       print(f"ended by the guard; its best iteration is {int(state.step)}", flush=True)
     draw.save(int(state.step), sys, state)
     comparison = test.compare_with_base(

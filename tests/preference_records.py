@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from jaxalign.data import preferences
+from jaxalign.data.candidates import make_candidate
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -26,5 +27,5 @@ def record(n=None, prompt="a cat", **labels):
   """A record of `n` images, whose grey is their index."""
   labels = {name: np.array(values, np.float32) for name, values in labels.items()}
   n = len(next(iter(labels.values()))) if n is None else n
-  candidates = tuple(preferences.make_candidate(solid((i, i, i))) for i in range(n))
+  candidates = tuple(make_candidate(solid((i, i, i))) for i in range(n))
   return preferences.Record(prompt, candidates, **labels)

@@ -14,12 +14,14 @@ from jax._src.cudnn import fused_attention_stablehlo as fused
 
 from jaxalign import methods, streams, system
 from jaxalign.benchmarks import workload
+from jaxalign.data import examples, preferences
 from jaxalign.diffusion import rollout as rollout_lib
 from jaxalign.distributed import placement, sharding
 from jaxalign.evaluation import precision
+from jaxalign.labels.base import Scores
 from jaxalign.models.families import stable_diffusion
 from jaxalign.training import batching
-from jaxalign.training.feeds import Program, base, rollouts
+from jaxalign.training.feeds import Program, base, online
 
 # Odd on purpose, which fused attention has refused: 63 positions and 7 tokens. Sizes of heads are
 # multiples of 8, or it would not be chosen.
@@ -38,8 +40,27 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   "draft_lv": ("draft", {"num_noises": 2}),
   "align_prop": ("draft", {"mean_grad_steps": 1.0, "std_grad_steps": 1.0, "kl_weight": 0.0}),
   "refl": ("draft", {"step_range": (0.5, 1.0), "target": 0.5}),
+  "kto": ("kto", {"beta": 1.0, "time_weight": "half", "weight_good": 1.0, "weight_bad": 1.0}),
+  "online_dpo": (
+    "online_dpo_planner",
+    {"beta": 1.0, "temperature": 0.0, "refresh": 2, "time_weight": "half", "num_draws": 1},
+  ),
+  "nft": (
+    "nft_planner",
+    {
+      "mix": 1.0, "advantage_limit": 5.0, "reference_weight": 1e-4, "decay_rate": 1e-3,
+      "decay_max": 0.5,
+    },
+  ),
+  "mix_grpo": (
+    "mix_grpo_planner",
+    {"clip_range": 1e-4, "window_size": 1, "window_stride": 1, "window_every": 1},
+  ),
+  "rwr": ("rwr_planner", {"gamma": 1.0, "refresh": 1}),
+  "rwr_sparse": ("rwr_planner", {"share": 0.5, "refresh": 1}),
 }
-# What is trained, by name: sections `lora`.
+# What is trained, by name: what the section `lora` has beside these.
+LORA = {"alpha": 16.0, "targets": r"(to_q|to_k|to_v|to_out_0)$"}
 TRAINED: dict[str, dict[str, Any]] = {
   "side": {"rank": 4, "form": "side"},
   "merged": {"rank": 4, "form": "merged"},
@@ -102,8 +123,8 @@ def make_work(model, method="ddpo_sf", trained="side", mesh=None) -> workload.Wo
   name, kwargs = METHODS[method]
   config = workload.load_config(name)
   config.method = {"name": method, **kwargs}
-  config.lora.update(TRAINED[trained])
-  config.process.num_steps = NUM_STEPS
+  config.lora = {**LORA, **TRAINED[trained]}
+  config.process = {"transition": "ddim", "num_steps": NUM_STEPS, "eta": 1.0}
   config.guidance.scale = 5.0
   if name == "draft":
     config.reward.names = (f"{device_jobs.__name__}:soft_brightness",)
@@ -114,7 +135,7 @@ def make_work(model, method="ddpo_sf", trained="side", mesh=None) -> workload.Wo
 
 def update(work: workload.Workload, batch: int = 2) -> Program:
   """An optimizer step of several slices."""
-  data, selection = DATA[work.method.data](work, batch)
+  data, selection = data_of(work, batch)
   return Program("update", work.update_fn, (work.state, work.frozen, data, selection, 0, 0, 0))
 
 
@@ -175,27 +196,30 @@ def _sampled(work, batch):
 # What an iteration holds, as a feed leaves it on the mesh, and which of it each slice takes.
 
 
-def _trajectories(work, batch):
-  sampled = _sampled(work, batch)
-  held = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)] * HELD)
-  return sharding.shaped(held, rollouts.collected_shardings(work.system.mesh))
+def data_of(work, batch):
+  """What an iteration of the method holds, and the selection of one update."""
+  kind = work.data
+  if isinstance(kind, methods.Records):
+    return _inputs(work, batch)
+  if isinstance(kind, methods.Stored):
+    return _stored(work, batch)
+  return _online(work, batch, kind)
 
 
-def _transitions(batch):
+def _online(work, batch, kind):
+  sys, sampled = work.system, _sampled(work, batch)
+  collect = online.collect if kind.by == "step" else online.collect_finished
+  collected = jax.eval_shape(collect, [(sampled.rollout, sampled.cond)] * HELD)
+  collected = sharding.shaped(collected, online.collected_shardings(kind.by, sys.mesh))
+  # Labels of the method itself, for groups of two.
+  rows = _array(HELD * batch // 2, 2)
+  ids = _array(rows.shape[0], dtype=np.int32)
+  scores = Scores(rows, {"reward": rows}, {"reward": _array()}, rows, ids, ids)
+  memory = jax.eval_shape(lambda: kind.memory(rows.shape[0]))
+  labels = jax.eval_shape(kind.label, memory, scores, streams.key_shape())[1]
   number = _array(SLICES, batch, dtype=np.int32)
-  return batching.Selection(number, number, _array(SLICES, batch, dtype=np.bool_))
-
-
-def _rollouts(work, batch):
-  table = work.system.pipeline.table
-  return (_trajectories(work, batch), table, _array(HELD * batch)), _transitions(batch)
-
-
-def _rollout_pairs(work, batch):
-  pairs = HELD * batch // 2
-  images = _array(pairs, 2, dtype=np.int32)
-  table = work.system.pipeline.table
-  return (_trajectories(work, batch), table, images, _array(pairs)), _transitions(batch)
+  selection = batching.Selection(number, number, _array(SLICES, batch, dtype=np.bool_))
+  return (collected, sys.pipeline.table, labels.samples, labels.values), selection
 
 
 def _stacked(work, part):
@@ -203,23 +227,24 @@ def _stacked(work, part):
   return sharding.shaped(held, sharding.batch(work.system.mesh, axis=1))
 
 
-def _pairs(work, batch):
-  x_0 = _array(batch, 2, *work.system.model.latent_shape)
-  part = methods.Pairs(x_0, _cond(work, batch).cond, _array(batch))
+def _stored(work, batch):
+  # Of a record of two candidates, for the form of the examples that the method makes of it.
+  options = {"ties": "drop"} if work.data.examples is examples.pairs else {"threshold": 0.5}
+  made = work.data.examples(record_of_two(), **options)
+  x_0 = _array(batch, *made.candidates.shape[1:], *work.system.model.latent_shape)
+  labels = {name: _array(batch) for name in made.values}
+  part = methods.Finished(x_0, _cond(work, batch).cond, labels)
   return _stacked(work, part), _array(SLICES, batch, dtype=np.int32)
 
 
-def _records(work, batch):
+def record_of_two():
+  prob = np.array([[np.nan, 1.0], [0.0, np.nan]], np.float32)
+  return preferences.Record("a prompt", (None, None), prob=prob)
+
+
+def _inputs(work, batch):
   cond = _cond(work, batch)
   query = work.rewards.device.encode([{"prompt": "a red circle"}] * batch)
   own, query = _stacked(work, (cond.cond, query))
-  data = methods.Records(cond._replace(cond=own), query)
+  data = methods.Inputs(cond._replace(cond=own), query)
   return data, _array(SLICES, batch, dtype=np.int32)
-
-
-DATA = {
-  "rollout": _rollouts,
-  "rollout_pairs": _rollout_pairs,
-  "pairs": _pairs,
-  "records": _records,
-}

@@ -26,7 +26,7 @@ from jaxalign.training import workdir as workdir_lib
 
 NUM_ITERATIONS, DECAY = 4, 0.5
 REWARD = "toy_model:brightness"
-NAMES = ("ema_params", "params")
+NAMES = ("ema", "params")
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,11 @@ class Run:
     self.evaluations = evaluation.make_evaluations(**self.sections["evaluation"])
 
   def params(self, name, step=None, folder=checkpoint.CHECKPOINTS):
-    return checkpoint.read_latest(self.workdir, folder, step=step)[1][name]
+    state = checkpoint.read_latest(self.workdir, folder, step=step)[1]
+    return state["params"] if name == "params" else state["copies"].get(name)
 
   def scores(self, part, name, step=None):
-    """The mean reward of a part of the evaluation, of "params" or "ema_params"."""
+    """The mean reward of a part of the evaluation, of "params" or "ema"."""
     made = getattr(self.evaluations, part).run(self.system, self.params(name, step))
     return made.means("")[REWARD]
 
@@ -83,7 +84,7 @@ def run(config, tmp_path_factory):
 
 
 def assert_of_the_average(found, of):
-  """`found` is what `of("ema_params")` gives, and visibly not what `of("params")` does."""
+  """`found` is what `of("ema")` gives, and visibly not what `of("params")` does."""
   average, raw = (np.asarray(of(name)) for name in NAMES)
   np.testing.assert_allclose(found, average, atol=1e-5)
   assert np.abs(average - raw).max() > 0.01
@@ -98,7 +99,7 @@ def test_the_average_is_of_the_parameters_of_every_iteration(run):
   for step in range(1, NUM_ITERATIONS + 1):
     raw = bias(run.params("params", step))
     average = DECAY * average + (1 - DECAY) * raw
-    np.testing.assert_allclose(bias(run.params("ema_params", step)), average, atol=1e-6)
+    np.testing.assert_allclose(bias(run.params("ema", step)), average, atol=1e-6)
 
 
 def test_evaluations_during_the_run_are_of_the_average(run):
@@ -124,7 +125,7 @@ def assert_compared(report, run):
   assert_of_the_average(report["aligned"], lambda name: run.scores("test", name))
   base = run.evaluations.test.run(run.system, run.system.policy.params).means("")[REWARD]
   assert report["base"] == pytest.approx(base, abs=1e-6)
-  difference = run.scores("test", "ema_params") - base
+  difference = run.scores("test", "ema") - base
   assert report["difference"] == pytest.approx(difference, abs=1e-5)
 
 
@@ -229,7 +230,7 @@ def test_without_an_average_all_of_it_is_of_the_parameters(config, tmp_path):
   changed.ema_decay, changed.num_iterations = 0.0, 1
   train.train(changed, tmp_path)
   run = Run(changed, tmp_path)
-  assert run.params("ema_params") is None
+  assert run.params("ema") is None
   (record,) = metrics.read(tmp_path)
   scores = run.scores("validation", "params")
   assert record[f"eval/{REWARD}"] == pytest.approx(scores, abs=1e-6)

@@ -175,7 +175,7 @@ def test_commands_take_the_state_that_a_guard_ended_a_run_with(ended):
   assert (chosen.step, newest.step, best.step) == (1, 3, 1)
   assert chosen.taken == "iteration 1, the best by its guard"
   assert newest.taken == "iteration 3, the newest checkpoint"
-  saved = checkpoint.read_latest(ended, checkpoint.BEST)[1]["ema_params"]
+  saved = checkpoint.read_latest(ended, checkpoint.BEST)[1]["copies"]["ema"]
   same = functools.partial(np.testing.assert_allclose, atol=1e-7)  # a strength of 1 rounds
   jax.tree.map(same, chosen.params, saved)
   with pytest.raises(AssertionError):

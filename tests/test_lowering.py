@@ -19,16 +19,17 @@ import optax
 import programs
 import pytest
 import small_models
+import toy_policy
 
 from jaxalign import methods, system
 from jaxalign.distributed import sharding
-from jaxalign.labels import advantages
+from jaxalign.labels import advantages, pairs
 from jaxalign.models.families import clip_dual
 from jaxalign.models.networks import attention, layers, unet_blocks
 from jaxalign.recipes import shapes_model, shapes_reward
 from jaxalign.rewards import DEVICE_REWARDS
-from jaxalign.training import feeds, reward_model, self_check, state
-from jaxalign.training.feeds import Program, base, rollouts
+from jaxalign.training import reward_model, self_check, state
+from jaxalign.training.feeds import Program, base, online
 
 PACKAGE = pathlib.Path(methods.__file__).parents[1]
 PLATFORMS = ("cuda", "tpu")
@@ -42,7 +43,7 @@ JITTED = {
   "sample.py": 1,
   "system.py": 4,
   "training/feeds/records.py": 1,
-  "training/feeds/rollouts.py": 2,
+  "training/feeds/online.py": 2,
   "training/feeds/stored.py": 1,
   "training/fit.py": 1,
   "training/reward_model.py": 2,
@@ -107,7 +108,6 @@ def array(*shape, dtype=np.float32):
 
 def test_no_method_no_data_and_no_program_is_left_out():
   assert set(programs.METHODS) == set(methods.METHODS)
-  assert set(programs.DATA) == set(feeds.FEEDS)
   found = {}
   for path in sorted(PACKAGE.rglob("*.py")):
     name = path.relative_to(PACKAGE)
@@ -250,17 +250,21 @@ def test_what_feeds_and_states_are_made_by(least, gpu):
   work = programs.make_work(least)
   sampled = jax.eval_shape(work.system.sample_fn, *programs.rollout(work).args)
   mesh = work.system.mesh
-  placed = rollouts.collected_shardings(mesh)
-  collect = jax.jit(rollouts.collect, out_shardings=placed)
+  placed = online.collected_shardings("step", mesh)
+  collect = jax.jit(online.collect, out_shardings=placed)
   lower(Program("collect", collect, ([(sampled.rollout, sampled.cond)] * 2,)))
   stack = jax.jit(base.stack, out_shardings=sharding.batch(mesh, axis=1))
   lower(Program("stack", stack, ([(array(2, 3), array(2))] * 2,)))
   tx = optax.adam(1.0)
 
   def init(params):
-    return state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), params, None)
+    step = jnp.zeros((), jnp.int32)
+    return state.TrainState(step, params, tx.init(params), {"ema": params}, None)
 
   lower(jitted("state", init, work.system.policy.params))
+  ended = state.jit_end(mesh, sharding.replicated(mesh))
+  fresh = jax.eval_shape(init, work.system.policy.params)
+  lower(Program("end of an iteration", ended, (fresh, {"ema": 0.5})))
   reached = self_check.make_reached_fn(mesh)
   lower(Program("gradients that arrive", reached, (work.system.policy.params["lora"],)))
 
@@ -272,9 +276,14 @@ def test_every_estimator_of_advantages(name, gpu):
     "group": {"epsilon": 1e-4, "ddof": 0},
     "leave_one_out": {},
   }.get(name, {"epsilon": 1e-4})
-  made = advantages.make(name, num_groups=2, group_size=2, limit=5.0, **kwargs)
-  ids = array(4, dtype=np.int32)
-  lower(jitted(name, made.estimate, made.init(3), array(4), ids, ids))
+  made = advantages.make(name, limit=5.0, **kwargs)
+  lower(jitted(name, made.estimate, made.init(3), toy_policy.scores_of(np.zeros((2, 2)))))
+
+
+@pytest.mark.parametrize("label", [pairs.best_and_worst])
+def test_every_label(label, gpu):
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  lower(jitted("label", label, None, toy_policy.scores_of(np.zeros((2, 2))), key))
 
 
 def test_what_makes_the_packaged_models(least, gpu, load_config):

@@ -17,7 +17,7 @@ from device_jobs import on_planner, records
 from jaxalign import train
 from jaxalign.training import checkpoint, metrics
 from jaxalign.training import workdir as workdir_lib
-from jaxalign.training.feeds import exactness, rollouts
+from jaxalign.training.feeds import exactness, online
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +167,13 @@ def test_bounds_that_mean_nothing_are_refused(changes, message):
 
 def test_a_gap_beyond_the_bound_ends_the_run_after_saving_it(make_config, tmp_path, monkeypatch):
   """With a rollout whose log-probabilities are off; then it continues, to the same bits."""
-  original = rollouts.collect
+  original = online.collect
 
   def off(parts):
     rollout, cond = original(parts)
     return dataclasses.replace(rollout, log_prob=rollout.log_prob + 3e-5), cond
 
-  monkeypatch.setattr(rollouts, "collect", off)
+  monkeypatch.setattr(online, "collect", off)
   with pytest.raises(ValueError, match=r"iteration 0: .* disagree about (\d+) of \1 .*") as error:
     train.train(make_config(num_iterations=2), tmp_path / "stopped")
   assert "this iteration is saved; the same command continues after it" in str(error.value)

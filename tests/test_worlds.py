@@ -2,22 +2,35 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from device_jobs import records
 from PIL import Image
 
-from jaxalign import evaluate, train
+from jaxalign import evaluate, methods, train
+from jaxalign.diffusion import forward
+from jaxalign.labels.base import Labels
+from jaxalign.training import checkpoint
 from jaxalign.training import workdir as workdir_lib
 from jaxalign.worlds import gaussian
 
 WORLDS = ("ddpo_gaussian", "ddpo_planner")
+# Methods whose optimum is the tilted reference, and what is changed to be done in some seconds.
+ANSWERS = {
+  "ddpo_gaussian": {},
+  "rwr_gaussian": {"num_iterations": 120, "optim.decay_steps": 120, "process.num_steps": 96},
+  "online_dpo_gaussian": {"num_iterations": 120, "optim.decay_steps": 120},
+}
 
 
-def test_ddpo_reaches_the_tilted_gaussian(load_config, tmp_path):
+@pytest.mark.parametrize("name", ANSWERS)
+def test_it_reaches_the_tilted_gaussian(name, load_config, tmp_path):
   """The mean within a tenth of its way, the spread within a twentieth: 64 steps are not many."""
-  config = load_config("ddpo_gaussian")
+  config = load_config(name)
+  config.update_from_flattened_dict(ANSWERS[name])
   config.samples.every = 0
   train.train(config, tmp_path)
   learned = workdir_lib.load(tmp_path).params["params"]
@@ -32,7 +45,8 @@ def test_ddpo_reaches_the_tilted_gaussian(load_config, tmp_path):
   np.testing.assert_allclose(np.exp(learned["log_std"]), std, rtol=0.05)
   report = json.loads((tmp_path / "evaluation.json").read_text())
   assert report["rewards"]["gaussian_quadratic"]["interval_95"][0] > 0
-  assert 0.05 < report["kl_to_ref"] < 0.2 and report["kl_steps"] == [63, 64]
+  steps = config.process.num_steps
+  assert 0.05 < report["kl_to_ref"] < 0.2 and report["kl_steps"] == [steps - 1, steps]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,6 +80,68 @@ def test_one_iteration_and_one_more_equal_two(run, tmp_path):
   train.train(shorter, tmp_path)
   train.train(config, tmp_path)
   assert records(tmp_path) == records(workdir)
+
+
+def raft(pipeline, *, keep):
+  """A method from outside the package, with data of a new kind: of each record the best samples.
+
+  RAFT (arXiv:2304.06767): the loss of diffusion training on the `keep` best, and nothing else.
+  """
+
+  def label(memory, scores, key):
+    P, K = scores.total.shape
+    best = jnp.argsort(-scores.total, axis=1)[:, :keep]
+    samples = (best + K * jnp.arange(P)[:, None]).reshape(-1).astype(jnp.int32)
+    of_best = jnp.take_along_axis(scores.total, best, axis=1)
+    return memory, Labels(samples, {"reward": of_best.reshape(-1)}, {"kept": of_best.mean()})
+
+  def loss(variables, frozen, batch, key):
+    row, eps = forward.draw(key, pipeline.levels, len(batch.x_0), batch.x_0.shape[1:])
+    error = forward.denoising_error(
+      pipeline.conditional.denoise_fn, variables, row, pipeline.prediction_type, batch.x_0, eps,
+      batch.cond,
+    )
+    return error, {"reward/kept": batch.labels["reward"]}
+
+  return methods.Method(loss, methods.Rollouts(label, by="sample"))
+
+
+def test_a_method_from_outside_with_data_of_its_own(load_config, tmp_path):
+  """One file, named in a config, that this package knows nothing of; and it learns."""
+  config = load_config("rwr_gaussian")
+  config.method = {"name": f"{__name__}:raft", "keep": 2}
+  config.update_from_flattened_dict({
+    "num_iterations": 12, "optim.decay_steps": 0, "process.num_steps": 16, "samples.every": 0,
+    "batch.num_records": 8, "batch.group_size": 8, "batch.microbatch": 16,
+  })
+  train.train(config, tmp_path)
+  written = records(tmp_path)
+  assert all(record["kept"] > record["reward/mean"] for record in written)
+  assert written[0]["reward/kept"] == pytest.approx(written[0]["kept"], abs=1e-5)
+  report = json.loads((tmp_path / "evaluation.json").read_text())
+  assert report["rewards"]["gaussian_quadratic"]["interval_95"][0] > 0
+
+
+@pytest.mark.parametrize("name, changes", [
+  ("nft_planner", {"method.decay_rate": 0.5}),
+  ("mix_grpo_planner", {"method.window_size": 1}),
+  ("online_dpo_planner", {"method.refresh": 1, "ema_decay": 0.5}),
+])
+def test_copies_and_windows_are_resumed_to_the_bit(name, changes, load_config, tmp_path):
+  config = load_config(name, "quicktest")
+  config.samples.every = 0
+  config.update_from_flattened_dict(changes)
+  train.train(config, tmp_path / "whole")
+  shorter = config.copy_and_resolve_references()
+  shorter.num_iterations = 1
+  train.train(shorter, tmp_path / "parts")
+  train.train(config, tmp_path / "parts")
+  assert records(tmp_path / "parts") == records(tmp_path / "whole")
+  whole, parts = (checkpoint.read_latest(tmp_path / part)[1] for part in ("whole", "parts"))
+  jax.tree.map(np.testing.assert_array_equal, parts, whole)
+  assert set(whole["copies"]) == {
+    "nft_planner": {"old"}, "mix_grpo_planner": set(), "online_dpo_planner": {"reference", "ema"}
+  }[name]
 
 
 def test_it_is_sampled_by_the_command(run, command, tmp_path):

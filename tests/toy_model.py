@@ -14,7 +14,8 @@ from scheduler_configs import SD1
 
 from jaxalign import files
 from jaxalign.diffusion import schedulers, transitions
-from jaxalign.methods import Method
+from jaxalign.labels import advantages
+from jaxalign.methods import Method, Rollouts
 from jaxalign.modalities.image import IMAGES
 from jaxalign.models.model import Model, ModelFiles
 
@@ -72,16 +73,16 @@ def brightness(images, records):
   return images.mean((1, 2, 3))
 
 
-def make_noting(pipeline) -> Method:
+def make_noting(pipeline, *, advantage) -> Method:
   """A method whose loss is the sum of the bias, and which logs what it was given."""
 
   def loss(params, frozen, batch, key):
-    bias = params["params"]["layer"]["bias"]
+    bias, shape = params["params"]["layer"]["bias"], batch.fresh.shape
     values = {
-      "noted/noise": jax.random.uniform(key, batch.advantages.shape),
+      "noted/noise": jax.random.uniform(key, shape),
       "noted/fresh": batch.fresh.astype(jnp.float32),
-      "noted/bias": jnp.broadcast_to(bias[0], batch.advantages.shape),
+      "noted/bias": jnp.broadcast_to(bias[0], shape),
     }
-    return jnp.broadcast_to(bias.sum(), batch.advantages.shape), values
+    return jnp.broadcast_to(bias.sum(), shape), values
 
-  return Method(loss, "rollout")
+  return Method(loss, Rollouts(advantages.of_every_sample(advantage)))

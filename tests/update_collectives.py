@@ -19,8 +19,7 @@ import toy_policy
 from jaxalign import methods
 from jaxalign.diffusion import guidance, rollout
 from jaxalign.distributed import sharding
-from jaxalign.training import batching, update
-from jaxalign.training.feeds import records, rollouts, stored
+from jaxalign.training import batching, feeds, update
 from jaxalign.training.state import init_state
 
 MICROBATCH, MICROBATCHES, SLICES = 16, 2, 2
@@ -28,10 +27,14 @@ LATENT = (16, 16, 2)
 PIPELINE = toy_policy.PIPELINE._replace(latent_shape=LATENT)
 SLICE_BYTES = 4 * MICROBATCH * math.prod(LATENT)  # of one x_t of a gradient slice, all devices'
 KWARGS = {
-  "ddpo": {"clip_range": 1e-4, "kl_weight": 0.1},
+  "ddpo": {"clip_range": 1e-4, "kl_weight": 0.1, "advantage": toy_policy.ADVANTAGE},
   "d3po": {"beta": 0.1, "clip_range": 0.1},
   "dpo": {"beta": 100.0, "time_weight": "half", "num_draws": 1},
   "draft": {"num_grad_steps": 2, "kl_weight": 0.01},
+  "nft": {
+    "mix": 0.5, "advantage_limit": 5.0, "reference_weight": 0.01, "decay_rate": 0.1,
+    "decay_max": 0.5, "advantage": toy_policy.ADVANTAGE,
+  },
 }
 COLLECTIVE = re.compile(
   r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
@@ -41,8 +44,8 @@ ARRAY = re.compile(r"\b(pred|[su](?:8|16|32|64)|bf16|f16|f32|f64)\[([\d,]*)\]")
 WIDTH = {"pred": 1, "bf16": 2}
 
 
-def data_of(kind, mesh):
-  """`(data, selection, select)` as the feed of this kind makes them, as shapes on the mesh."""
+def data_of(name, mesh):
+  """`(data, selection)` as the feed of this method makes them, as shapes on the mesh."""
   steps, J, m = toy_policy.NUM_STEPS, MICROBATCHES, MICROBATCH
 
   def array(*shape, cut=None, dtype=jnp.float32):
@@ -54,16 +57,20 @@ def data_of(kind, mesh):
   rolled = rollout.Rollout(array(steps + 1, J, m, *LATENT, cut=2), array(steps, J, m, cut=2))
   examples = jax.ShapeDtypeStruct((SLICES, m), np.int32)
   transitions = batching.Selection(examples, examples, jax.ShapeDtypeStruct((SLICES, m), np.bool_))
-  if kind == "rollout":
-    return ((rolled, cond), toy_policy.TABLE, array(J * m)), transitions, rollouts.Rollouts.select
-  if kind == "rollout_pairs":
-    images = jax.ShapeDtypeStruct((J * m, 2), np.int32)
-    data = ((rolled, cond), toy_policy.TABLE, images, array(J * m))
-    return data, transitions, rollouts.RolloutPairs.select
-  if kind == "pairs":
-    pairs = methods.Pairs(array(J, m, 2, *LATENT, cut=1), text, array(J, m, cut=1))
-    return pairs, examples, stored.StoredPairs.select
-  return methods.Records(cond, array(J, m, cut=1)), examples, records.RecordBatches.select
+  if name == "ddpo":
+    labels = array(J * m, dtype=np.int32), {"advantages": array(J * m)}
+    return ((rolled, cond), toy_policy.TABLE, *labels), transitions
+  if name == "d3po":
+    labels = array(J * m, 2, dtype=np.int32), {"weight": array(J * m)}
+    return ((rolled, cond), toy_policy.TABLE, *labels), transitions
+  if name == "nft":
+    labels = array(J * m, dtype=np.int32), {"advantages": array(J * m)}
+    finished = array(J, m, *LATENT, cut=1), text
+    return (finished, toy_policy.TABLE, *labels), transitions
+  if name == "dpo":
+    labels = {"p": array(J, m, cut=1)}
+    return methods.Finished(array(J, m, 2, *LATENT, cut=1), text, labels), examples
+  return methods.Inputs(cond, array(J, m, cut=1)), examples
 
 
 def collectives(compiled):
@@ -84,15 +91,14 @@ def compiled_update(name, mesh, select=None):
   """The update of a method; `select` in the place of its feed's."""
   method = methods.make(name, PIPELINE, **KWARGS[name])
   tx = optax.sgd(1.0)
-  data, selection, of_feed = data_of(method.data, mesh)
-  state = init_state(toy_policy.PARAMS, tx, None, with_ema=False, mesh=mesh)
+  data, selection = data_of(name, mesh)
+  state = init_state(toy_policy.PARAMS, tx, copies=method.copies, mesh=mesh)
   placed = sharding.params(state, mesh)
   update_fn = update.jit_update(
     method,
     tx,
     lambda params, given: {**given, **params},
-    select or of_feed,
-    ema_decay=0.0,
+    select or feeds.select_fn(method.data),
     mesh=mesh,
     state_shardings=placed,
   )

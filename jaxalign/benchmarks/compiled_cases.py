@@ -11,13 +11,13 @@ from jaxalign import system
 from jaxalign.aot import reading, topology
 from jaxalign.benchmarks import gpu, measure, models, workload
 from jaxalign.distributed import sharding
-from jaxalign.methods import Pairs, Records
+from jaxalign.methods import Finished, Inputs, Rollouts, Stored
 from jaxalign.models.adapters import lora
 from jaxalign.models.networks import clip_vision
 from jaxalign.rewards import DeviceReward
 from jaxalign.training import least_work
 from jaxalign.training.batching import Selection
-from jaxalign.training.feeds import base, rollouts
+from jaxalign.training.feeds import base, online
 
 
 class Case(NamedTuple):
@@ -155,11 +155,11 @@ def program(
   number = sharding.shaped(jax.ShapeDtypeStruct((slices, size), np.int32), whole)
   selection: Any = number
   query = None
-  if work.method.data == "rollout":
+  if isinstance(work.data, Rollouts):
     data: Any = _trajectories(sys, size)
     fresh = sharding.shaped(jax.ShapeDtypeStruct((slices, size), np.bool_), whole)
     selection = Selection(number, number, fresh)
-  elif work.method.data == "pairs":
+  elif isinstance(work.data, Stored):
     data = _pairs(sys, size, slices)
   else:
     assert work.rewards is not None and work.rewards.device is not None
@@ -179,28 +179,29 @@ def _cond(sys: system.System, count: int) -> Any:
   return jax.eval_shape(sys.condition_fn, sys.frozen, _tokens(sys, count))
 
 
-def _trajectories(sys: system.System, size: int) -> tuple[rollouts.Trajectories, Any, Any]:
+def _trajectories(sys: system.System, size: int) -> tuple[online.Trajectories, Any, Any, Any]:
   """Those of an iteration, the steps that they took, and their advantages."""
   sampled = jax.eval_shape(sys.sample_fn, *workload.rollout_args(sys, _tokens(sys, size)))
-  collected = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)] * HELD)
-  advantages = jax.ShapeDtypeStruct((HELD * size,), jnp.float32)
-  placed = rollouts.collected_shardings(sys.mesh), sharding.replicated(sys.mesh)
-  (held, advantages) = sharding.shaped((collected, advantages), placed)
-  return held, sys.pipeline.table, advantages
+  collected = jax.eval_shape(online.collect, [(sampled.rollout, sampled.cond)] * HELD)
+  samples = jax.ShapeDtypeStruct((HELD * size,), jnp.int32)
+  labels = {"advantages": jax.ShapeDtypeStruct((HELD * size,), jnp.float32)}
+  placed = online.collected_shardings("step", sys.mesh), sharding.replicated(sys.mesh)
+  held, (samples, labels) = sharding.shaped((collected, (samples, labels)), placed)
+  return held, sys.pipeline.table, samples, labels
 
 
-def _pairs(sys: system.System, size: int, slices: int) -> Pairs:
+def _pairs(sys: system.System, size: int, slices: int) -> Finished:
   x_0: Any = jax.ShapeDtypeStruct((size, 2, *sys.model.latent_shape), jnp.float32)
   p: Any = jax.ShapeDtypeStruct((size,), jnp.float32)
-  part = Pairs(x_0, _cond(sys, size).cond, p)
+  part = Finished(x_0, _cond(sys, size).cond, {"p": p})
   return _stacked(sys, part, slices)
 
 
-def _records(sys: system.System, device: DeviceReward, size: int, slices: int) -> Records:
+def _records(sys: system.System, device: DeviceReward, size: int, slices: int) -> Inputs:
   cond = _cond(sys, size)
   own, query = _stacked(sys, (cond.cond, device.encode([{"prompt": ""}] * size)), slices)
   uncond = sharding.shaped(cond.uncond, sharding.replicated(sys.mesh))
-  return Records(cond._replace(cond=own, uncond=uncond), query)
+  return Inputs(cond._replace(cond=own, uncond=uncond), query)
 
 
 def _stacked(sys: system.System, part: Any, slices: int) -> Any:

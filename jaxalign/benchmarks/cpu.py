@@ -101,7 +101,7 @@ def ddpo_calls(
 ) -> measure.Calls:
   """Iterations of the config: sampling, rewards, and every update."""
   work = workload.make(config, model)
-  feed = feeds.make(work.method, work.sections, work.system, work.rewards, folder)
+  feed = feeds.make(work.setup, folder)
   state, step = work.state, 0
 
   def epoch() -> float:

@@ -14,7 +14,7 @@ from jaxalign.aot import flops
 from jaxalign.benchmarks import models, workload
 from jaxalign.training import least_work
 from jaxalign.training.batching import Selection
-from jaxalign.training.feeds import rollouts
+from jaxalign.training.feeds import online
 
 BATCH = 4  # images, pairs or prompts of a program
 
@@ -54,8 +54,10 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
   forward = networks.denoiser(2 * BATCH).forward
   least = forward + networks.decode(BATCH).forward + networks.condition(BATCH + 1).forward
   slices = np.zeros((1, BATCH), np.int32)
-  trajectories = jax.eval_shape(rollouts.collect, [(sampled.rollout, sampled.cond)])
-  data = (trajectories, sys.pipeline.table, jax.ShapeDtypeStruct((BATCH,), jnp.float32))
+  trajectories = jax.eval_shape(online.collect, [(sampled.rollout, sampled.cond)])
+  labels = {"advantages": jax.ShapeDtypeStruct((BATCH,), jnp.float32)}
+  samples = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+  data = (trajectories, sys.pipeline.table, samples, labels)
   selection = Selection(slices, slices, slices == 0)
   update = (work.state, work.frozen, data, selection, 0, 0, 0)
   gradient = networks.denoiser(2 * BATCH).gradient

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, methods, streams, system
+from jaxalign import methods, streams, system
 from jaxalign.cli import command
-from jaxalign.distributed import sharding
 from jaxalign.models.families import stable_diffusion
 from jaxalign.rewards import combine
-from jaxalign.training import feeds, optim, state, update
+from jaxalign.training import feeds, state
+from jaxalign.training import setup as setup_lib
 from jaxalign.training.feeds import base
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -23,17 +23,34 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 class Workload(NamedTuple):
   """The parts of a run, as `train` puts them together.
 
-  frozen: an argument of every program.
   update_fn: `(state, frozen, data, selection, seed, i, j) -> (state, metrics)`.
   """
 
-  sections: dict[str, Any]
-  system: system.System
-  rewards: combine.WeightedRewards | None
-  method: methods.Method
-  frozen: Mapping[str, Any]
+  setup: setup_lib.Setup
   state: state.TrainState
   update_fn: Any
+
+  @property
+  def sections(self) -> Mapping[str, Any]:
+    return self.setup.sections
+
+  @property
+  def system(self) -> system.System:
+    return self.setup.system
+
+  @property
+  def rewards(self) -> combine.WeightedRewards | None:
+    return self.setup.rewards
+
+  @property
+  def data(self) -> methods.Rollouts | methods.Stored | methods.Records:
+    """What the method learns from."""
+    return self.setup.method.data
+
+  @property
+  def frozen(self) -> Mapping[str, Any]:
+    """An argument of every program."""
+    return self.setup.frozen
 
 
 def load_config(name: str, variant: str = "") -> Any:
@@ -52,35 +69,11 @@ def make(
   config: Any, bundle: stable_diffusion.StableDiffusion, mesh: jax.sharding.Mesh | None = None
 ) -> Workload:
   """The workload of a config, on one device unless there is a mesh, which may be described only."""
-  sections = config.to_dict()
-
-  def section(name, function, **given):
-    return checks.call_section(sections, name, function, **given)
-
-  names = ("lora", "process", "guidance")
-  own = {name: sections[name] for name in names}
   model = stable_diffusion.as_model(bundle)
-  sys = system.from_model(model, seed=config.seed, mesh=mesh, **own)
-  rewards = section("reward", combine.make_total) if "reward" in sections else None
-  method = section("method", methods.make, pipeline=sys.pipeline_with(rewards))
-  tx = section("optim", optim.make)
-  device = rewards.device if rewards is not None else None
-  frozen = dict(sys.frozen)
-  if device is not None and method.data == "records":
-    frozen["reward"] = sharding.place_params(device.params, sys.mesh)
-  feed: Any = feeds.FEEDS[method.data]
-  fresh = state.init_state(sys.policy.params, tx, None, with_ema=False, mesh=sys.mesh)
-  update_fn = update.jit_update(
-    method,
-    tx,
-    sys.policy.variables,
-    feed.select,
-    ema_decay=0.0,
-    mesh=sys.mesh,
-    state_shardings=sharding.params(fresh, sys.mesh),
-    ready_fn=sys.policy.ready,
-  )
-  return Workload(sections, sys, rewards, method, frozen, fresh, update_fn)
+  setup = setup_lib.assemble(config.to_dict(), mesh, model=model)
+  fresh = setup.init_state()
+  update_fn = setup.jit_update(fresh, feeds.select_fn(setup.method.data))
+  return Workload(setup, fresh, update_fn)
 
 
 def tokens(sys: system.System, count: int) -> Any:
@@ -94,22 +87,22 @@ def rollout_args(sys: system.System, tokens: Any) -> tuple:
   return (sys.policy.params, sys.frozen, tokens, *noise)
 
 
-def pairs(work: Workload, count: int) -> tuple[methods.Pairs, np.ndarray]:
+def pairs(work: Workload, count: int) -> tuple[methods.Finished, np.ndarray]:
   """Stored pairs of noise, encoded already, and the selection that takes them in one slice."""
   sys = work.system
   cond = sys.condition_fn(sys.frozen, tokens(sys, count)).cond
   key = streams.stream(0, "benchmark latents")
   x_0 = jax.random.normal(key, (count, 2, *sys.model.latent_shape))
-  data = base.stack([methods.Pairs(x_0, cond, jnp.ones(count))])
+  data = base.stack([methods.Finished(x_0, cond, {"p": jnp.ones(count)})])
   return data, np.arange(count, dtype=np.int32)[None]
 
 
-def records(work: Workload, count: int) -> tuple[methods.Records, np.ndarray]:
+def records(work: Workload, count: int) -> tuple[methods.Inputs, np.ndarray]:
   """Records for a reward on the device, and the selection that takes them in one slice."""
   assert work.rewards is not None and work.rewards.device is not None
   sys = work.system
   query = work.rewards.device.encode([{"prompt": "a red circle"}] * count)
   cond = sys.condition_fn(sys.frozen, tokens(sys, count))
   own, query = base.stack([(cond.cond, query)])
-  data = methods.Records(cond._replace(cond=own), query)
+  data = methods.Inputs(cond._replace(cond=own), query)
   return data, np.arange(count, dtype=np.int32)[None]

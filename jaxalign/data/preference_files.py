@@ -32,6 +32,7 @@ import tqdm
 
 from jaxalign import files
 from jaxalign.data import preferences
+from jaxalign.data.candidates import Candidate, make_candidate
 
 FIELDS = ("prompt", "images", "label_0", *preferences.LABELS)
 SHOWN = 3  # bad rows that an error names
@@ -184,14 +185,14 @@ def _parse_json(line: bytes) -> dict[str, Any]:
   return fields
 
 
-def _candidate(image: Any, folder: pathlib.Path) -> preferences.Candidate:
+def _candidate(image: Any, folder: pathlib.Path) -> Candidate:
   if not isinstance(image, str | bytes):
     raise _BadRowError("no images", f"expected paths or bytes, found a {type(image).__name__}")
   # Path.is_file raises on a name that is too long.
   if isinstance(image, str) and not os.path.isfile(folder / image):
     raise _BadRowError("missing image", f'no image file "{folder / image}"')
   try:
-    return preferences.make_candidate(folder / image if isinstance(image, str) else image)
+    return make_candidate(folder / image if isinstance(image, str) else image)
   except ValueError as error:
     raise _BadRowError("unreadable image", str(error)) from error
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.checks import check_choice
 from jaxalign.diffusion import gaussian, predictions, schedules
 from jaxalign.diffusion.kernel import Kernel, ReduceFn, for_all, mean_over_latents
 from jaxalign.diffusion.schedules import StepTable
@@ -47,6 +48,12 @@ def denoising_log_ratio(
   # of 5000 asks for.
   excess = (prediction - other) * ((prediction - target) + (other - target))
   return -weight(step, x_0, prediction_type) * mean_over_latents(excess)
+
+
+def make_time_weight(name: str, num_levels: int) -> TimeWeight:
+  """The weight called "half" or "elbo"; ValueError for another name."""
+  check_choice("config.method.time_weight", name, ("half", "elbo"))
+  return half if name == "half" else make_elbo(num_levels)
 
 
 def half(step: StepTable, x_0: Array, prediction_type: str) -> float:

@@ -7,14 +7,16 @@ from a member of the set first, so that no rounding error is divided by a tiny e
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.checks import check_call
-from jaxalign.types import Array, check_same_shape
+from jaxalign.checks import check_call, load_function
+from jaxalign.labels.base import LabelFn, Labels, Scores
+from jaxalign.types import Array, Key, check_same_shape
 
 
 def batch_normalize(
@@ -189,75 +191,131 @@ def _take(per_row: jax.Array, index: Array) -> Array:
 
 
 class Estimator(NamedTuple):
-  """An advantage estimator as a pair of pure functions over explicit state.
+  """An advantage estimator as a pair of pure functions over explicit memory.
 
-  init: `num_records -> state`; None for the estimators that remember nothing.
-  estimate: `(state, rewards [B], record_ids [B], group [B]) -> (state, advantages [B])`.
-    `record_ids` name records for the whole run, `group` the records of this batch.
+  init: `num_records -> memory`; None for the estimators that remember nothing.
+  estimate: `(memory, scores) -> (memory, advantages [P K])`, those of a row one after another.
+  per_reward: it sees each reward by itself, and not `Scores.penalty`.
   """
 
-  init: Callable[[int], RecordStats | None]
-  estimate: Callable[
-    [RecordStats | None, Array, Array, Array], tuple[RecordStats | None, Array]
-  ]
+  init: Callable[[int], Any]
+  estimate: Callable[[Any, Scores], tuple[Any, Array]]
+  per_reward: bool = False
 
 
-def make(
-  name: str, *, num_groups: int, group_size: int, limit: float, **kwargs
-) -> Estimator:
+def make(name: str, *, limit: float, per_reward: bool = False, **kwargs) -> Estimator:
   """The estimator called `name`, an entry of `ESTIMATORS`, clipped to `[-limit, limit]`.
 
-  `num_groups` is the number of records in a batch and `group_size` the samples of each; `kwargs`
-  are the estimator's own.
+  Args:
+    name: which one; or "package.module:function", a user's own that returns an `Estimator`.
+    limit: of an advantage's size.
+    per_reward: estimates the advantages of every reward apart, and takes their weighted sum, so
+      that none drowns in another's scale ("advantage aggregation" of MixGRPO, arXiv:2507.21802).
+    **kwargs: the estimator's own.
+
+  Raises:
+    ValueError: an unknown name, arguments that it does not have, or `per_reward` with one that has
+      a memory or is not of this package; and in `estimate`, rows of one sample where samples of a
+      row are compared.
   """
-  if name not in ESTIMATORS:
+  own = load_function("config.advantage.name", name) if ":" in name else None
+  if own is None and name not in ESTIMATORS:
     raise ValueError(
-      f"config.advantage.name: unknown estimator {name!r}; known: {', '.join(ESTIMATORS)}"
+      f"config.advantage.name: unknown estimator {name!r}; known: {', '.join(ESTIMATORS)}, or your "
+      'own function as "package.module:function"'
     )
-  check_call(f"config.advantage {name!r}", ESTIMATORS[name], num_groups=num_groups, **kwargs)
-  if group_size == 1 and name in _WITHIN_GROUPS:
+  factory = own or ESTIMATORS[name]
+  check_call(f"config.advantage {name!r}", factory, **kwargs)
+  made = factory(**kwargs)
+  if own is not None and not isinstance(made, Estimator):
     raise ValueError(
-      f"config.advantage.name: {name!r} compares the samples of one record, and there is one of "
-      "each; raise config.batch.group_size, or use 'batch' or 'per_prompt'"
+      f"config.advantage.name: expected {name!r} to return a jaxalign.labels.advantages.Estimator, "
+      f"got {type(made).__name__}"
     )
-  estimator = ESTIMATORS[name](num_groups=num_groups, **kwargs)
-
-  def estimate(state, rewards, record_ids, group):
-    state, advantages = estimator.estimate(state, rewards, record_ids, group)
-    return state, clip_advantages(advantages, limit=limit)
-
-  return Estimator(estimator.init, estimate)
-
-
-def _make_batch(*, num_groups: int, epsilon: float) -> Estimator:
-  del num_groups  # one group
-  return _stateless(lambda rewards, group: batch_normalize(rewards, epsilon=epsilon))
-
-
-def _make_group(*, num_groups: int, epsilon: float, ddof: int) -> Estimator:
-  return _stateless(
-    lambda rewards, group: group_normalize(
-      rewards, group, num_groups=num_groups, epsilon=epsilon, ddof=ddof
+  estimator = made if isinstance(made, Estimator) else _on_scores(name, made, per_reward)
+  if per_reward and not estimator.per_reward:
+    raise ValueError(
+      f"config.advantage.per_reward: expected False, because {name!r} has no such form"
     )
+
+  def estimate(memory, scores: Scores):
+    memory, advantages = estimator.estimate(memory, scores)
+    return memory, clip_advantages(advantages, limit=limit)
+
+  return estimator._replace(estimate=estimate)
+
+
+def _on_scores(name: str, kind: "_Kind", per_reward: bool) -> Estimator:
+  """The estimator of a kind: of the total of the scores, or of each reward in them."""
+  per_reward = per_reward and kind.init(1) is None  # one history of a record is not one a reward
+
+  def estimate(memory, scores: Scores):
+    size = scores.total.shape[1]
+    if size == 1 and kind.within_rows:
+      raise ValueError(
+        f"config.advantage.name: {name!r} compares the samples of one record, and there is one of "
+        "each; raise config.batch.group_size, or use 'batch' or 'per_prompt'"
+      )
+    record_ids, group = (
+      jnp.repeat(jnp.asarray(ids), size) for ids in (scores.record, scores.group)
+    )
+    if not per_reward:
+      return kind.estimate(memory, jnp.ravel(jnp.asarray(scores.total)), record_ids, group)
+    terms = [
+      scores.weights[reward] * kind.estimate(None, jnp.ravel(values), record_ids, group)[1]
+      for reward, values in scores.named.items()
+    ]
+    return memory, functools.reduce(jnp.add, terms)
+
+  return Estimator(kind.init, estimate, per_reward)
+
+
+def of_every_sample(estimator: Estimator) -> LabelFn:
+  """A label function: every sample is an example, with the value "advantages" `[P K]`."""
+
+  def label(memory: Any, scores: Scores, key: Key) -> tuple[Any, Labels]:
+    del key  # nothing is random
+    memory, advantages = estimator.estimate(memory, scores)
+    samples = jnp.arange(advantages.size, dtype=jnp.int32)
+    return memory, Labels(samples, {"advantages": advantages}, {})
+
+  return label
+
+
+class _Kind(NamedTuple):
+  """An estimator before it knows of scores.
+
+  estimate: `(memory, rewards [B], record_ids [B], group [B]) -> (memory, advantages [B])`, where
+    `record_ids` name records for the whole run, `group` the records of the iteration.
+  within_rows: it compares the samples of a row with each other.
+  """
+
+  init: Callable[[int], Any]
+  estimate: Callable[[Any, Array, Array, Array], tuple[Any, Array]]
+  within_rows: bool
+
+
+def _make_batch(*, epsilon: float) -> _Kind:
+  return _forgetful(lambda r, group: batch_normalize(r, epsilon=epsilon), within_rows=False)
+
+
+def _make_group(*, epsilon: float, ddof: int) -> _Kind:
+  return _forgetful(
+    lambda r, group: group_normalize(r, group, num_groups=len(r), epsilon=epsilon, ddof=ddof)
   )
 
 
-def _make_group_global_std(*, num_groups: int, epsilon: float) -> Estimator:
-  return _stateless(
-    lambda rewards, group: group_mean_global_std(
-      rewards, group, num_groups=num_groups, epsilon=epsilon
-    )
+def _make_group_global_std(*, epsilon: float) -> _Kind:
+  return _forgetful(
+    lambda r, group: group_mean_global_std(r, group, num_groups=len(r), epsilon=epsilon)
   )
 
 
-def _make_leave_one_out(*, num_groups: int) -> Estimator:
-  return _stateless(lambda rewards, group: leave_one_out(rewards, group, num_groups=num_groups))
+def _make_leave_one_out() -> _Kind:
+  return _forgetful(lambda r, group: leave_one_out(r, group, num_groups=len(r)))
 
 
-def _make_per_prompt(
-  *, num_groups: int, buffer_size: int, min_count: int, epsilon: float
-) -> Estimator:
-  del num_groups  # the history, not the batch, says which samples belong together
+def _make_per_prompt(*, buffer_size: int, min_count: int, epsilon: float) -> _Kind:
   if not 1 <= min_count <= buffer_size:
     raise ValueError(
       f"config.advantage: expected 1 <= min_count <= buffer_size, got min_count={min_count} and "
@@ -265,25 +323,25 @@ def _make_per_prompt(
     )
 
   def estimate(stats, rewards, record_ids, group):
-    del group
+    del group  # the history, not the batch, says which samples belong together
     return per_record_normalize(stats, rewards, record_ids, min_count=min_count, epsilon=epsilon)
 
-  return Estimator(lambda num_records: init_record_stats(num_records, buffer_size), estimate)
+  init = functools.partial(init_record_stats, buffer_size=buffer_size)
+  return _Kind(init, estimate, within_rows=False)
 
 
-def _stateless(function: Callable[[Array, Array], Array]) -> Estimator:
-  return Estimator(
-    lambda num_records: None,
-    lambda state, rewards, record_ids, group: (state, function(rewards, group)),
-  )
+def _forgetful(function: Callable[[Array, Array], Array], *, within_rows: bool = True) -> _Kind:
+  def estimate(memory, rewards, record_ids, group):
+    del record_ids
+    return memory, function(rewards, group)
+
+  return _Kind(lambda num_records: None, estimate, within_rows)
 
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+ESTIMATORS: dict[str, Callable[..., _Kind]] = {
   "batch": _make_batch,
   "group": _make_group,
   "group_global_std": _make_group_global_std,
   "leave_one_out": _make_leave_one_out,
   "per_prompt": _make_per_prompt,
 }
-
-_WITHIN_GROUPS = ("group", "group_global_std", "leave_one_out")

@@ -6,17 +6,30 @@ A name with a colon, "package.module:function", is a user's own: a function of t
 from collections.abc import Callable
 
 from jaxalign.checks import check_call, closest, load_function
-from jaxalign.methods import d3po, ddpo, diffusion_dpo, direct
-from jaxalign.methods.base import Method, Pairs, Records, StepPairs, Transitions
+from jaxalign.methods import (
+  d3po,
+  ddpo,
+  diffusion_dpo,
+  direct,
+  kto,
+  mix_grpo,
+  nft,
+  online_dpo,
+  rwr,
+)
+from jaxalign.methods.base import Method, Records, Rollouts, Stored
+from jaxalign.methods.batches import Finished, Inputs, Steps
 from jaxalign.pipeline import Pipeline
 
 __all__ = [
   "METHODS",
+  "Finished",
+  "Inputs",
   "Method",
-  "Pairs",
   "Records",
-  "StepPairs",
-  "Transitions",
+  "Rollouts",
+  "Steps",
+  "Stored",
   "make",
 ]
 
@@ -30,6 +43,12 @@ METHODS: dict[str, Callable[..., Method]] = {
   "draft_lv": direct.make_draft_lv,
   "align_prop": direct.make_align_prop,
   "refl": direct.make_refl,
+  "kto": kto.make,
+  "online_dpo": online_dpo.make,
+  "nft": nft.make,
+  "mix_grpo": mix_grpo.make,
+  "rwr": rwr.make_exponential,
+  "rwr_sparse": rwr.make_sparse,
 }
 
 

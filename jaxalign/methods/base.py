@@ -1,121 +1,70 @@
-"""What a method is: a pure loss, and the name of what feeds it."""
+"""What a method is: a pure loss, and the data that it learns from, as a value."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-
-from jaxalign.diffusion.schedules import StepTable
+from jaxalign.data.examples import ExamplesFn
+from jaxalign.labels.base import LabelFn
 from jaxalign.types import Array, Key, Params
 
 
-class Method(NamedTuple):
-  """A pair of a pure function and the data it wants.
+class Rollouts(NamedTuple):
+  """Samples of the policy, scored and labelled in every iteration.
 
-  loss: `(params, frozen, batch, key) -> (loss [B], metrics {name: [B]})`. `params` are the complete
-    variables of the policy. `frozen` holds every other tree, both as arguments of the program;
-    `frozen["reference"]` are the complete variables of the reference.
-  data: what `batch` is:
-    "rollout": `Transitions` of trajectories that the policy just sampled, with their advantages;
-    "rollout_pairs": `StepPairs` of two such trajectories of one record and one initial noise;
-    "pairs": `Pairs` of finished samples, stored before the run;
-    "records": `Records`, from which the loss itself samples.
-  on_policy: whether the loss is right for one update per rollout only.
+  label: `(memory, scores, key) -> (memory, labels)`, see `labels.base`. It says what an example is:
+    a sample, or several of one record.
+  by: "step" trains each step of a trajectory that has noise, and a batch is a `batches.Steps`;
+    "sample" the finished sample, a `batches.Finished`.
+  memory: `num_records -> tree` that labels remember from iteration to iteration.
+  window: `iteration -> noise_scale [S]`: which steps of the table have noise in an iteration, for
+    chains that are deterministic elsewhere; None leaves the table as it is. It is on the host, and
+    the number of steps with noise is always the same.
+  sampled_by: "policy", or the name of one of the method's copies.
+  shared_noise: all samples of a record start from one noise.
+  on_policy: the loss is right for one update an iteration only.
   kl_weight: what a nat of trajectory KL to the reference costs; it is taken off the reward before
-    advantages are estimated. The loss adds the part of the gradient that goes through the KL.
-  soft_labels: of methods on "pairs": whether the loss uses `Pairs.p`. One that does not takes the
-    first of a pair as the winner; of a tie the first means nothing, so its feed refuses ties.
+    labels are made. The loss adds the part of the gradient that goes through the KL.
+  """
+
+  label: LabelFn
+  by: str = "step"
+  memory: Callable[[int], Any] = lambda num_records: None
+  window: Callable[[int], Array] | None = None
+  sampled_by: str = "policy"
+  shared_noise: bool = False
+  on_policy: bool = False
+  kl_weight: float = 0.0
+
+
+class Stored(NamedTuple):
+  """Samples of a file, judged before the run: pairs, thumbs, scores. A batch is a
+  `batches.Finished`.
+
+  examples: `(record, **options) -> Examples`: those that a record of the file makes. The options
+    are keys of the config's section `data`.
+  """
+
+  examples: ExamplesFn
+
+
+class Records(NamedTuple):
+  """Records alone: the loss samples for itself. A batch is a `batches.Inputs`."""
+
+
+class Method(NamedTuple):
+  """A pure loss, and what it learns from.
+
+  loss: `(variables, frozen, batch, key) -> (loss [B], metrics {name: [B]})`. `variables` are those
+    of the policy. `frozen` holds every other tree, all arguments of the program; `["reference"]`
+    are the variables of the reference and `["rewards"]` the parameters of rewards that run on the
+    device. A batch is one gradient slice, and a mean over it is one over all devices.
+  data: `Rollouts`, `Stored` or `Records`.
+  copies: of the trained parameters, by name: `iteration -> decay`, on the host. After an iteration
+    a copy becomes `decay * copy + (1 - decay) * parameters`: 0 copies them, 1 leaves it. A copy
+    starts as what the run starts from, and the loss finds its variables at `frozen[name]`; one that
+    is called "reference" takes the reference's place.
   """
 
   loss: Callable[[Params, Mapping[str, Params], Any, Key], tuple[Array, dict[str, Array]]]
-  data: str
-  on_policy: bool = False
-  kl_weight: float = 0.0
-  soft_labels: bool = False
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Transitions:
-  """Single denoising steps x_t -> x_s of sampled trajectories, with what they earned.
-
-  x_t, x_s:     `[B, *D]` float32.
-  row:          the steps' rows of the table, fields `[B]`.
-  cond:         conditioning, every leaf `[B, ...]`.
-  old_log_prob: `[B]`, under the policy that sampled, as the rollout computed it.
-  fresh:        `[B]` bool: the policy is still the one that sampled, so that the ratio is 1.
-  advantages:   `[B]`, of the whole trajectory.
-  """
-
-  x_t: Array
-  x_s: Array
-  row: StepTable
-  cond: Any
-  old_log_prob: Array
-  fresh: Array
-  advantages: Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StepPairs:
-  """The same step of two sampled trajectories, the preferred one first.
-
-  x_t, x_s: `[B, 2, *D]` float32.
-  row:      the step's row of the table, fields `[B]`.
-  cond:     conditioning, every leaf `[B, ...]`.
-  weight:   `[B]`, what the pair counts; 0 for a tie.
-  """
-
-  x_t: Array
-  x_s: Array
-  row: StepTable
-  cond: Any
-  weight: Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-  """Two finished samples of one record, the preferred one first.
-
-  x_0:  `[B, 2, *D]` float32.
-  cond: conditioning without guidance, every leaf `[B, ...]`.
-  p:    `[B]`, the probability that the first is preferred: 1 for a plain label, 0.5 for a tie.
-  """
-
-  x_0: Array
-  cond: Any
-  p: Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Records:
-  """Records to sample for.
-
-  cond:  a `Guided`, leaves `[B, ...]`.
-  query: what the reward wants to know of them, leaves `[B, ...]`.
-  """
-
-  cond: Any
-  query: Any
-
-
-def unpair(tree: Any) -> Any:
-  """`[B, 2, ...]` leaves to `[2B, ...]`: the two of a pair are neighbours.
-
-  So a batch that is sharded over devices stays where it is.
-  """
-  return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
-
-
-def for_both(tree: Any) -> Any:
-  """`[B, ...]` leaves to `[2B, ...]`: each row for both samples of its pair."""
-  return jax.tree.map(lambda leaf: leaf.repeat(2, axis=0), tree)
-
-
-def winner_and_loser(values: Array) -> tuple[Array, Array]:  # [2B] -> [B], [B]
-  """The inverse of `unpair` on one value per sample."""
-  return values[0::2], values[1::2]
+  data: Rollouts | Stored | Records
+  copies: Mapping[str, Callable[[int], float]] = {}

@@ -10,13 +10,9 @@ import jax.numpy as jnp
 from jaxalign import losses
 from jaxalign.diffusion import kernel as kernel_lib
 from jaxalign.diffusion import log_ratios
-from jaxalign.methods.base import (
-  Method,
-  StepPairs,
-  for_both,
-  unpair,
-  winner_and_loser,
-)
+from jaxalign.labels.pairs import best_and_worst
+from jaxalign.methods.base import Method, Rollouts
+from jaxalign.methods.batches import Steps, for_both, unpair, winner_and_loser
 from jaxalign.methods.diffusion_dpo import preference_metrics
 from jaxalign.pipeline import Pipeline
 
@@ -24,11 +20,11 @@ from jaxalign.pipeline import Pipeline
 def make(pipeline: Pipeline, *, beta: float, clip_range: float) -> Method:
   """D3PO; `clip_range` in (0, 1) bounds each step's probability ratio to the reference."""
 
-  def loss(params, frozen, batch: StepPairs, key):
+  def loss(variables, frozen, batch: Steps, key):
     del key  # nothing is random: the steps were sampled before
     log_ratio = log_ratios.step_log_ratio(
       pipeline.kernel,
-      params,
+      variables,
       frozen["reference"],
       unpair(batch.x_t),
       unpair(batch.x_s),
@@ -42,6 +38,7 @@ def make(pipeline: Pipeline, *, beta: float, clip_range: float) -> Method:
     values = preference_metrics(*winner_and_loser(log_ratio), p)
     is_clipped = (clipped != log_ratio).astype(clipped.dtype)
     values["preference/clip_frac"] = is_clipped.reshape(-1, 2).mean(axis=1)
-    return batch.weight * losses.dpo_loss(log_ratio_w, log_ratio_l, beta=beta, p=p), values
+    loss = losses.dpo_loss(log_ratio_w, log_ratio_l, beta=beta, p=p)
+    return batch.labels["weight"] * loss, values
 
-  return Method(loss, data="rollout_pairs")
+  return Method(loss, Rollouts(best_and_worst, shared_noise=True))

@@ -21,69 +21,87 @@ import jax.numpy as jnp
 from jaxalign import losses
 from jaxalign.diffusion import kernel as kernel_lib
 from jaxalign.diffusion import log_ratios
-from jaxalign.methods.base import Method, Transitions
+from jaxalign.labels import advantages
+from jaxalign.methods.base import Method, Rollouts
+from jaxalign.methods.batches import Steps
 from jaxalign.pipeline import Pipeline
 from jaxalign.types import Array
 
 
-def make_importance_sampling(pipeline: Pipeline, *, clip_range: float, kl_weight: float) -> Method:
+def make_importance_sampling(
+  pipeline: Pipeline, *, clip_range: float, kl_weight: float, advantage: advantages.Estimator
+) -> Method:
   """DDPO-IS: the clipped surrogate on single steps (section 4.3), for several updates a rollout."""
 
-  def loss(params, frozen, batch: Transitions, key):
+  def loss(variables, frozen, batch: Steps, key):
     del key  # no randomness
-    log_prob = _log_prob(params, pipeline, batch)
+    log_prob = _log_prob(variables, pipeline, batch)
     old = _old_log_prob(log_prob, batch)
-    surrogate = losses.clipped_pg_loss(log_prob, old, batch.advantages, clip_range=clip_range)
+    advantage_of = batch.labels["advantages"]
+    surrogate = losses.clipped_pg_loss(log_prob, old, advantage_of, clip_range=clip_range)
     clipped = losses.clip_fraction(log_prob, old, clip_range=clip_range)
-    penalty, values = _kl_penalty(params, frozen, pipeline, batch, kl_weight)
+    penalty, values = _kl_penalty(variables, frozen, pipeline, batch, kl_weight)
     values |= _diagnostics(log_prob, batch) | {"policy/clip_frac": clipped}
     return surrogate + penalty, values
 
-  return Method(loss, data="rollout", kl_weight=kl_weight)
+  return Method(loss, _rollouts(advantage, kl_weight))
 
 
-def make_score_function(pipeline: Pipeline, *, kl_weight: float) -> Method:
+def make_score_function(
+  pipeline: Pipeline, *, kl_weight: float, advantage: advantages.Estimator
+) -> Method:
   """DDPO-SF: REINFORCE on single steps (section 4.3); one update a rollout keeps it on-policy."""
 
-  def loss(params, frozen, batch: Transitions, key):
+  def loss(variables, frozen, batch: Steps, key):
     del key  # no randomness
-    log_prob = _log_prob(params, pipeline, batch)
-    penalty, values = _kl_penalty(params, frozen, pipeline, batch, kl_weight)
-    surrogate = losses.reinforce_loss(log_prob, batch.advantages)
+    log_prob = _log_prob(variables, pipeline, batch)
+    penalty, values = _kl_penalty(variables, frozen, pipeline, batch, kl_weight)
+    surrogate = losses.reinforce_loss(log_prob, batch.labels["advantages"])
     return surrogate + penalty, values | _diagnostics(log_prob, batch)
 
-  return Method(loss, data="rollout", on_policy=True, kl_weight=kl_weight)
+  return Method(loss, _rollouts(advantage, kl_weight)._replace(on_policy=True))
 
 
-def _log_prob(params, pipeline: Pipeline, batch: Transitions) -> Array:
+def _rollouts(advantage: advantages.Estimator, kl_weight: float) -> Rollouts:
+  """Every step of every sample, with the advantage of its trajectory."""
+  if advantage.per_reward and kl_weight:
+    raise ValueError(
+      "config.method.kl_weight: expected 0 with config.advantage.per_reward, which estimates the "
+      f"advantages of rewards alone; got {kl_weight:g}"
+    )
+  label = advantages.of_every_sample(advantage)
+  return Rollouts(label, memory=advantage.init, kl_weight=kl_weight)
+
+
+def _log_prob(variables, pipeline: Pipeline, batch: Steps) -> Array:
   return pipeline.kernel.log_prob(
-    params, batch.x_t, batch.x_s, batch.row, batch.cond, kernel_lib.mean_over_latents
+    variables, batch.x_t, batch.x_s, batch.row, batch.cond, kernel_lib.mean_over_latents
   )
 
 
-def _old_log_prob(log_prob: Array, batch: Transitions) -> Array:  # [B]
+def _old_log_prob(log_prob: Array, batch: Steps) -> Array:  # [B]
   """Of the policy that sampled. While it is the policy itself, that is this very forward pass.
 
   The rollout is another program, whose roundings are its own: its value would make the first ratio
   1 but for those.
   """
-  return jnp.where(batch.fresh, jax.lax.stop_gradient(log_prob), batch.old_log_prob)
+  return jnp.where(batch.fresh, jax.lax.stop_gradient(log_prob), batch.log_prob)
 
 
-def _kl_penalty(params, frozen, pipeline: Pipeline, batch: Transitions, kl_weight: float):
+def _kl_penalty(variables, frozen, pipeline: Pipeline, batch: Steps, kl_weight: float):
   """`(kl_weight KL / D [B], metrics)`; nothing is computed at weight 0."""
   if kl_weight == 0.0:
     return 0.0, {}
   kl = log_ratios.step_kl(
-    pipeline.kernel, params, frozen["reference"], batch.x_t, batch.row, batch.cond
+    pipeline.kernel, variables, frozen["reference"], batch.x_t, batch.row, batch.cond
   )
   return kl_weight * kl / batch.x_t[0].size, {"kl/step": kl}
 
 
-def _diagnostics(log_prob: Array, batch: Transitions) -> dict[str, Array]:
+def _diagnostics(log_prob: Array, batch: Steps) -> dict[str, Array]:
   old = _old_log_prob(log_prob, batch)
   return {
     "policy/ratio": losses.importance_ratio(log_prob, old),
-    "policy/log_prob_gap": jnp.abs(log_prob - batch.old_log_prob),
+    "policy/log_prob_gap": jnp.abs(log_prob - batch.log_prob),
     "policy/approx_kl": losses.approx_kl_k2(log_prob, old),
   }

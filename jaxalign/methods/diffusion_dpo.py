@@ -9,11 +9,12 @@ three independent parts: any loss on log-ratios makes a method here.
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from jaxalign import losses
-from jaxalign.diffusion import log_ratios
-from jaxalign.methods.base import Method, Pairs, for_both, unpair, winner_and_loser
+from jaxalign.data import examples
+from jaxalign.diffusion import forward, log_ratios
+from jaxalign.methods.base import Method, Stored
+from jaxalign.methods.batches import Finished, for_both, unpair, winner_and_loser
 from jaxalign.pipeline import Pipeline
 from jaxalign.types import Array
 
@@ -48,49 +49,43 @@ def make(
     pipeline: the model. Only the network without guidance is used.
     preference_loss: `(log_ratio_w, log_ratio_l, p) -> [B]`. Any loss L on plain labels has a soft
       one, its mean p L(w, l) + (1 - p) L(l, w). A loss that leaves `p` unused must not see ties:
-      `make(...)._replace(soft_labels=False)` says so.
+      `make(...)._replace(data=Stored(examples.choices))` refuses them.
     time_weight: "half" (the published convention) or "elbo" (nats, with a larger variance).
     num_draws: noise levels, spread evenly over the range, and noises that the log-ratio of a pair
       is averaged over; 1 in all published code. The loss of a noisy log-ratio is above that of its
       mean, and is least at smaller log-ratios: fewer draws learn less from the same pairs.
   """
-  weights = {"half": log_ratios.half, "elbo": log_ratios.make_elbo(pipeline.levels.num_steps)}
-  if time_weight not in weights:
-    raise ValueError(
-      f"config.method.time_weight: expected one of {', '.join(weights)}; got {time_weight!r}"
-    )
+  weight = log_ratios.make_time_weight(time_weight, pipeline.levels.num_steps)
   if num_draws < 1:
     raise ValueError(f"config.method.num_draws: expected at least 1, got {num_draws}")
 
-  def loss(params, frozen, batch: Pairs, key):
-    key_level, key_eps = jax.random.split(key)
-    num_pairs, num_levels = len(batch.p), pipeline.levels.num_steps
-    # A draw is a row of its own: [B, n] of them, for both samples of a pair the same.
-    offset = jax.random.uniform(key_level, (num_pairs, 1))
-    share = (jnp.arange(num_draws) + offset) / num_draws
-    level = jnp.minimum((share * num_levels).astype(jnp.int32), num_levels - 1).reshape(-1)
-    eps = jax.random.normal(key_eps, (len(level), *batch.x_0.shape[2:]))
+  def loss(variables, frozen, batch: Finished, key):
+    p = batch.labels["p"]
+    # The same draws for both samples of a pair.
+    row, eps = forward.draw(
+      key, pipeline.levels, len(p), batch.x_0.shape[2:], num_draws=num_draws
+    )
     x_0, cond = jax.tree.map(
       lambda leaf: leaf.repeat(num_draws, axis=0), (batch.x_0, batch.cond)
     )
     log_ratio = log_ratios.denoising_log_ratio(
-      params,
+      variables,
       frozen["reference"],
       pipeline.conditional.denoise_fn,
-      pipeline.levels[for_both(level)],
+      for_both(row),
       pipeline.prediction_type,
       unpair(x_0),
       for_both(eps),
       for_both(cond),
-      weights[time_weight],
+      weight,
     )
     log_ratio_w, log_ratio_l = (
-      one.reshape(num_pairs, num_draws).mean(axis=1) for one in winner_and_loser(log_ratio)
+      one.reshape(len(p), num_draws).mean(axis=1) for one in winner_and_loser(log_ratio)
     )
-    values = preference_metrics(log_ratio_w, log_ratio_l, batch.p)
-    return preference_loss(log_ratio_w, log_ratio_l, batch.p), values
+    values = preference_metrics(log_ratio_w, log_ratio_l, p)
+    return preference_loss(log_ratio_w, log_ratio_l, p), values
 
-  return Method(loss, data="pairs", soft_labels=True)
+  return Method(loss, Stored(examples.pairs))
 
 
 def preference_metrics(log_ratio_w: Array, log_ratio_l: Array, p: Array) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from jaxalign import losses
 from jaxalign.diffusion import backprop, rollout
 from jaxalign.diffusion import kernel as kernel_lib
 from jaxalign.methods.base import Method, Records
+from jaxalign.methods.batches import Inputs
 from jaxalign.pipeline import Pipeline
 
 
@@ -29,8 +30,8 @@ def make_draft(pipeline: Pipeline, *, num_grad_steps: int, kl_weight: float) -> 
     )
   _check_kl_weight(pipeline, kl_weight, first=S - K)
 
-  def sample(params, reference, batch, x_T, key):
-    x_0, kl = _last_steps(key, params, reference, pipeline, x_T, batch.cond, num_steps=K)
+  def sample(variables, reference, batch, x_T, key):
+    x_0, kl = _last_steps(key, variables, reference, pipeline, x_T, batch.cond, num_steps=K)
     return x_0, batch, kl
 
   return _make(pipeline, sample, kl_weight)
@@ -47,12 +48,12 @@ def make_align_prop(
   S = pipeline.table.num_steps
   _check_kl_weight(pipeline, kl_weight, first=S - max(1, S - 1))
 
-  def sample(params, reference, batch, x_T, key):
+  def sample(variables, reference, batch, x_T, key):
     key_cut, key = jax.random.split(key)
     drawn = mean_grad_steps + std_grad_steps * jax.random.normal(key_cut)
     steps = jnp.clip(jnp.round(drawn), 1, max(1, S - 1)).astype(jnp.int32)
     x_0, kl = _last_steps(
-      key, params, reference, pipeline, x_T, batch.cond, num_steps=S, first=S - steps
+      key, variables, reference, pipeline, x_T, batch.cond, num_steps=S, first=S - steps
     )
     return x_0, batch, kl
 
@@ -62,10 +63,10 @@ def make_align_prop(
 def make_draft_lv(pipeline: Pipeline, *, num_noises: int) -> Method:
   """DRaFT-LV (arXiv:2309.17400, section 4.2): the last step, from `num_noises` fresh noisings."""
 
-  def sample(params, reference, batch, x_T, key):
+  def sample(variables, reference, batch, x_T, key):
     del reference
     key_chain, key_noises = jax.random.split(key)
-    constant = jax.lax.stop_gradient(params)
+    constant = jax.lax.stop_gradient(variables)
     rolled = rollout.rollout(
       key_chain,
       pipeline.kernel,
@@ -81,9 +82,9 @@ def make_draft_lv(pipeline: Pipeline, *, num_noises: int) -> Method:
 
     cond = batch.cond._replace(cond=repeat(batch.cond.cond))
     x_0 = backprop.noised_last_step(
-      key_noises, pipeline.kernel, params, pipeline.table, repeat(rolled.x_0), cond
+      key_noises, pipeline.kernel, variables, pipeline.table, repeat(rolled.x_0), cond
     )
-    return x_0, Records(cond, repeat(batch.query)), jnp.zeros(len(x_0))
+    return x_0, Inputs(cond, repeat(batch.query)), jnp.zeros(len(x_0))
 
   return _make(pipeline, sample, 0.0)
 
@@ -102,12 +103,13 @@ def make_refl(pipeline: Pipeline, *, step_range: tuple[float, float], target: fl
       f"{step_range} of {S} steps"
     )
 
-  def sample(params, reference, batch, x_T, key):
+  def sample(variables, reference, batch, x_T, key):
     del reference
     key_step, key = jax.random.split(key)
     i = jax.random.randint(key_step, (), first, last)
+    kernel, table, prediction_type = pipeline.kernel, pipeline.table, pipeline.prediction_type
     x_0 = backprop.one_prediction(
-      key, pipeline.kernel, params, pipeline.table, pipeline.prediction_type, x_T, batch.cond, i=i
+      key, kernel, variables, table, prediction_type, x_T, batch.cond, i=i
     )
     return x_0, batch, jnp.zeros(len(x_T))
 
@@ -124,14 +126,14 @@ def _check_kl_weight(pipeline: Pipeline, kl_weight: float, *, first: int) -> Non
     )
 
 
-def _last_steps(key, params, reference, pipeline: Pipeline, x_T, cond, **window):
+def _last_steps(key, variables, reference, pipeline: Pipeline, x_T, cond, **window):
   return backprop.last_steps(
-    key, pipeline.kernel, params, reference, pipeline.table, x_T, cond, **window
+    key, pipeline.kernel, variables, reference, pipeline.table, x_T, cond, **window
   )
 
 
 def _make(pipeline: Pipeline, sample, kl_weight: float, target: float | None = None) -> Method:
-  """A method from `sample(params, reference, batch, x_T, key) -> (x_0, batch of x_0, KL)`."""
+  """A method from `sample(variables, reference, batch, x_T, key) -> (x_0, batch of x_0, KL)`."""
   reward_fn = pipeline.reward
   if reward_fn is None:
     raise ValueError(
@@ -139,12 +141,12 @@ def _make(pipeline: Pipeline, sample, kl_weight: float, target: float | None = N
       "normalize 'none'\nuse a learned one, such as 'shapes_learned'"
     )
 
-  def loss(params, frozen, batch: Records, key):
+  def loss(variables, frozen, batch: Inputs, key):
     key_start, key_sample = jax.random.split(key)
     num_records = len(jax.tree.leaves(batch.cond.cond)[0])
     x_T = jax.random.normal(key_start, (num_records, *pipeline.latent_shape))
     reference = frozen["reference"] if kl_weight else None
-    x_0, scored, kl = sample(params, reference, batch, x_T, key_sample)
+    x_0, scored, kl = sample(variables, reference, batch, x_T, key_sample)
     reward = reward_fn(frozen, pipeline.decode(frozen, x_0), scored.query)
     value = losses.reward_loss(reward, target=target) + kl_weight * kl
     values = {"reward/mean": reward} | ({"kl/window": kl} if kl_weight else {})
@@ -154,4 +156,4 @@ def _make(pipeline: Pipeline, sample, kl_weight: float, target: float | None = N
 
     return per_record(value), jax.tree.map(per_record, values)
 
-  return Method(loss, data="records")
+  return Method(loss, Records())

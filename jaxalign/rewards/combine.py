@@ -46,6 +46,12 @@ class WeightedRewards:
   weights: tuple[float, ...]
   normalize: str
 
+  @property
+  def weight_of(self) -> dict[str, float]:
+    """The weights by name."""
+    names = [reward.name for reward in self.rewards]
+    return dict(zip(names, self.weights, strict=True))
+
   def score(self, samples: np.ndarray, records: Sequence[Record]) -> dict[str, np.ndarray]:
     """Raw rewards `{name: [b]}` of samples `[b, ...]`. Safe to call from threads.
 

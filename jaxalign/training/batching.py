@@ -1,7 +1,7 @@
 """The batch algebra of a run, solved once: samples, microbatches, updates, slices."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +18,12 @@ class BatchPlan(NamedTuple):
   group_size:        samples of one record.
   microbatch:        samples in one call of the rollout.
   microbatches:      rollout calls.
-  examples:          what updates count: samples, or one pair of samples for each record.
-  slice_size:        examples' steps in one gradient slice; it holds `microbatch` samples.
-  examples_per_update: examples whose trajectories one optimizer step sees.
-  steps:             the steps of a trajectory that are trained.
-  timesteps:         how many of them are drawn for each example.
+  examples:          what updates count: samples, or several of one record, such as a pair.
+  width:             samples of an example.
+  slice_size:        examples in one gradient slice; they are of `microbatch` samples at most.
+  examples_per_update: examples that one optimizer step sees.
+  steps:             the steps of a trajectory that are trained; none where finished samples are.
+  timesteps:         how many of them are drawn for each example; 1 of a finished sample.
   slices:            gradient slices that one optimizer step accumulates.
   num_epochs:        passes over the examples.
   updates:           optimizer steps.
@@ -35,6 +36,7 @@ class BatchPlan(NamedTuple):
   microbatch: int
   microbatches: int
   examples: int
+  width: int
   slice_size: int
   examples_per_update: int
   steps: tuple[int, ...]
@@ -46,14 +48,24 @@ class BatchPlan(NamedTuple):
 
   def describe(self, unit: str) -> str:
     """Two lines for the start of a run; samples are called `unit` (`Modality.unit`)."""
-    examples = unit if self.examples == self.samples else f"pairs of {unit}"
+    lists = "pairs" if self.width == 2 else f"lists of {self.width}"
+    examples = unit if self.width == 1 else f"{lists} of {unit}"
+    timesteps = f" x {self.timesteps} of {len(self.steps)} timesteps" if self.steps else ""
     return (
       f"rollout: {self.samples} {unit} = {self.num_records} records x {self.group_size}, "
       f"in {self.microbatches} microbatches of {self.microbatch}\n"
-      f"update:  {self.updates} optimizer steps, each on {self.examples_per_update} {examples} x "
-      f"{self.timesteps} of {len(self.steps)} timesteps, in {self.slices} slices of "
-      f"{self.slice_size}"
+      f"update:  {self.updates} optimizer steps, each on {self.examples_per_update} {examples}"
+      f"{timesteps}, in {self.slices} slices of {self.slice_size}"
     )
+
+
+# examples(num_records, group_size) -> (E, samples of each) that an iteration is labelled with
+CountFn = Callable[[int, int], tuple[int, int]]
+
+
+def every_sample(num_records: int, group_size: int) -> tuple[int, int]:
+  """The `CountFn` of methods whose examples are samples."""
+  return num_records * group_size, 1
 
 
 def solve(
@@ -63,20 +75,21 @@ def solve(
   microbatch: int,
   updates_per_epoch: int,
   num_epochs: int,
-  timestep_range: tuple[float, float],
-  timestep_fraction: float,
-  steps: Sequence[int],
-  pairs: bool = False,
+  timestep_range: tuple[float, float] | None = None,
+  timestep_fraction: float | None = None,
+  steps: Sequence[int] | None = None,
+  count_examples: CountFn = every_sample,
   shards: int = 0,
   devices: int = 1,
 ) -> BatchPlan:
   """Solves the plan, or raises ValueError naming the field to change and values that fit.
 
   `steps` are the steps of a trajectory that could be trained: those with noise, for policy
-  gradients. `timestep_range` cuts a window out of them, from 0 (the first, at the highest noise
-  level) to 1, and `timestep_fraction` is the share of the window that is drawn for each sample.
-  With `pairs`, each record's samples become one pair, and a gradient slice holds half as many pairs
-  as a microbatch holds samples.
+  gradients; None where finished samples are trained on. `timestep_range` cuts a window out of them,
+  from 0 (the first, at the highest noise level) to 1, and `timestep_fraction` is the share of the
+  window that is drawn for each example. `count_examples` says how many examples the labels make of
+  a record's samples; where they are not just the samples, no device may share a record with
+  another.
 
   `shards` is the number of parts of a microbatch that examples are shuffled within, 0 for as many
   as there are `devices`: each then takes its part of every slice from what it has sampled itself.
@@ -89,15 +102,21 @@ def solve(
     updates_per_epoch=updates_per_epoch,
     num_epochs=num_epochs,
   )
-  window = _window(steps, timestep_range)
-  timesteps = _num_timesteps(window, timestep_fraction)
+  window, timesteps = _trained(steps, timestep_range, timestep_fraction)
   samples = num_records * group_size
   _check_split(num_records, group_size, microbatch, updates_per_epoch)
-  examples, slice_size = samples, microbatch
-  if pairs:
-    examples, slice_size = num_records, max(1, microbatch // 2)
-    _check_pairs(num_records, group_size, microbatch, updates_per_epoch)
+  examples, width = count_examples(num_records, group_size)
+  slice_size = min(max(1, microbatch // width), max(1, examples // updates_per_epoch))
+  of_groups = (examples, width) != (samples, 1)
+  if of_groups:
+    _check_groups(examples, width, slice_size, group_size, microbatch, updates_per_epoch)
   examples_per_update = examples // updates_per_epoch
+  shards = _solve_shards(shards, devices, microbatch, group_size if of_groups else 1)
+  if slice_size % shards:
+    raise ValueError(
+      f"config.batch.microbatch: expected a gradient slice, {slice_size} examples of {width} "
+      f"samples, that {shards} devices or shards share evenly; got {microbatch}"
+    )
   return BatchPlan(
     samples=samples,
     num_records=num_records,
@@ -105,6 +124,7 @@ def solve(
     microbatch=microbatch,
     microbatches=samples // microbatch,
     examples=examples,
+    width=width,
     slice_size=slice_size,
     examples_per_update=examples_per_update,
     steps=tuple(window),
@@ -112,7 +132,7 @@ def solve(
     slices=examples_per_update // slice_size * timesteps,
     num_epochs=num_epochs,
     updates=updates_per_epoch * num_epochs,
-    shards=_solve_shards(shards, devices, microbatch, group_size if pairs else 1),
+    shards=shards,
   )
 
 
@@ -139,8 +159,25 @@ def _solve_shards(shards: int, devices: int, microbatch: int, together: int) -> 
   return count
 
 
-def _window(steps: Sequence[int], timestep_range: tuple[float, float]) -> Sequence[int]:
-  """The part of `steps` in a range of shares of them."""
+def _trained(
+  steps: Sequence[int] | None,
+  timestep_range: tuple[float, float] | None,
+  timestep_fraction: float | None,
+) -> tuple[Sequence[int], int]:
+  """The steps that are trained, and how many of them are drawn for each example."""
+  given = {"timestep_range": timestep_range, "timestep_fraction": timestep_fraction}
+  for name, value in given.items():
+    if (value is None) != (steps is None):
+      expected = "none, because config.method trains on finished samples" if value else "a value"
+      raise ValueError(f"config.batch.{name}: expected {expected}, got {value}")
+  if steps is None:
+    return (), 1
+  window = window_of(steps, timestep_range)
+  return window, _num_timesteps(window, timestep_fraction)
+
+
+def window_of(steps: Sequence[int], timestep_range: tuple[float, float]) -> Sequence[int]:
+  """The part of `steps` in a range of shares of them; ValueError if it is empty."""
   first, last = timestep_range
   if not 0.0 <= first < last <= 1.0:
     raise ValueError(
@@ -177,24 +214,25 @@ def _check_split(
     )
 
 
-def _check_pairs(
-  num_records: int, group_size: int, microbatch: int, updates_per_epoch: int
+def _check_groups(
+  examples: int,
+  width: int,
+  slice_size: int,
+  group_size: int,
+  microbatch: int,
+  updates_per_epoch: int,
 ) -> None:
-  if group_size < 2:
-    raise ValueError(
-      f"config.batch.group_size: expected at least 2, to compare, got {group_size}"
-    )
+  """Raises ValueError unless groups are whole, and examples of them split into whole slices."""
   if microbatch % group_size:
     raise ValueError(
       f"config.batch.microbatch: expected whole groups, a multiple of group_size = "
       f"{group_size}, got {microbatch}"
     )
-  pairs = microbatch // 2
-  if num_records % (pairs * updates_per_epoch):
+  if examples % (slice_size * updates_per_epoch):
     raise ValueError(
-      f"config.batch: {num_records} pairs, one for each record, do not split into "
-      f"{updates_per_epoch} updates of slices of {pairs} (half of microbatch)\n"
-      f"num_records can be a multiple of {pairs * updates_per_epoch}"
+      f"config.batch: {examples} examples of {width} samples do not split into "
+      f"{updates_per_epoch} updates of slices of {slice_size} (microbatch / {width})\n"
+      f"their number can be a multiple of {slice_size * updates_per_epoch}"
     )
 
 
@@ -225,26 +263,34 @@ class Selection(NamedTuple):
   fresh: Array
 
 
-def selections(plan: BatchPlan, seed: int, iteration: int) -> list[Selection]:
+def selections(
+  plan: BatchPlan, seed: int, iteration: int, steps: Sequence[int] | None = None
+) -> list[Selection]:
   """The shuffled transitions of every optimizer step of an iteration.
 
   Examples are shuffled anew in each epoch, and the timesteps of each independently, of which
-  the first `plan.timesteps` are trained (the order of ddpo-pytorch). A pure function of the seed
-  and the iteration.
+  the first `plan.timesteps` are trained (the order of ddpo-pytorch). A pure function of its
+  arguments. `steps` are those of this iteration, as many as the plan has, where they move; finished
+  samples have step 0.
   """
+  steps = plan.steps if steps is None else steps
+  if len(steps) != len(plan.steps):
+    raise ValueError(
+      f"expected {len(plan.steps)} steps with noise in every iteration, found {len(steps)} in "
+      f"iteration {iteration}"
+    )
+  steps = steps or (0,)
   rng = streams.generator(seed, "transitions", iteration)
   result: list[Selection] = []
   for _ in range(plan.num_epochs):
     order = _shuffled(plan, rng)
     for part in np.split(order, plan.examples // plan.examples_per_update):
-      steps = np.stack([rng.permutation(plan.steps)[: plan.timesteps] for _ in part])
+      i = np.stack([rng.permutation(steps)[: plan.timesteps] for _ in part])
       example = np.repeat(part.reshape(-1, 1, plan.slice_size), plan.timesteps, axis=1)
-      steps = steps.reshape(-1, plan.slice_size, plan.timesteps).transpose(0, 2, 1)
+      i = i.reshape(-1, plan.slice_size, plan.timesteps).transpose(0, 2, 1)
       shape = (plan.slices, plan.slice_size)
       fresh = np.full(shape, not result)
-      result.append(
-        Selection(example.reshape(shape), steps.reshape(shape).astype(np.int32), fresh)
-      )
+      result.append(Selection(example.reshape(shape), i.reshape(shape).astype(np.int32), fresh))
   return result
 
 

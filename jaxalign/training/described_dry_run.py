@@ -5,7 +5,6 @@ printed: memory, work against the least that it could be, what crosses devices, 
 is timed, so there are no seconds but the roofline's.
 """
 
-import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,20 +12,14 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxalign import checks, methods, system
+from jaxalign import checks
 from jaxalign.aot import reading, report, topology
 from jaxalign.aot.topology import Topology
 from jaxalign.distributed import sharding
-from jaxalign.rewards import DeviceReward, combine
-from jaxalign.training import feeds, least_work, optim, state, update
-
-# What one example of an update is, by the data of the method.
-_UNITS = {
-  "rollout": "transition",
-  "rollout_pairs": "transition pair",
-  "pairs": "pair",
-  "records": "record",
-}
+from jaxalign.methods import Inputs
+from jaxalign.rewards import DeviceReward
+from jaxalign.training import feeds, least_work, state
+from jaxalign.training import setup as setup_lib
 
 
 class Job(NamedTuple):
@@ -78,35 +71,19 @@ def rehearse(config: Any, workdir: pathlib.Path, described: Topology) -> None:
 
 def _jobs(sections: Mapping[str, Any], mesh: Mesh, workdir: pathlib.Path) -> tuple[list[Job], str]:
   """The programs of an iteration, and what the feed says of its batches."""
-  section = functools.partial(checks.call_section, sections)
   evaluated = sections["evaluation"]["microbatch"]
   sharding.check_batch("config.evaluation.microbatch", evaluated, mesh)
-  rewards = None
-  if "reward" in sections:
-    rewards = section("reward", combine.make_total, shapes_only=True)
-  sys = system.from_config(sections, mesh)
-  method = section("method", methods.make, pipeline=sys.pipeline_with(rewards))
-  tx = section("optim", optim.make)
-  with feeds.make(method, sections, sys, rewards, workdir) as feed:
+  setup = setup_lib.assemble(sections, mesh, shapes_only=True)
+  sys, rewards = setup.system, setup.rewards
+  with feeds.make(setup, workdir) as feed:
     least = least_work.Programs(sys, sections, feed.tokens)
-    fresh = state.init_state(
-      sys.policy.params, tx, feed.init_stats(), with_ema=sections["ema_decay"] > 0, mesh=mesh
-    )
-    update_fn = update.jit_update(
-      method,
-      tx,
-      sys.policy.variables,
-      feed.select,
-      ema_decay=sections["ema_decay"],
-      mesh=mesh,
-      state_shardings=sharding.params(fresh, mesh),
-      ready_fn=sys.policy.ready,
-    )
+    fresh = setup.init_state(feed.init_memory())
+    update_fn = setup.jit_update(fresh, feed.select)
     first = _feed_job(feed, fresh, least, sys.process.table.num_steps)
     data, selection = feed.shapes(fresh)
-    args = (fresh, {**sys.frozen, **feed.frozen}, data, selection, 0, 0, 0)
+    args = (fresh, setup.frozen, data, selection, 0, 0, 0)
     device = rewards.device if rewards is not None else None
-    return [first, _update_job(update_fn, args, method, least, device)], feed.describe()
+    return [first, _update_job(update_fn, args, feed.example, least, device)], feed.describe()
 
 
 def _feed_job(
@@ -118,14 +95,15 @@ def _feed_job(
     count, floor = feed.microbatch, least.rollout(feed.microbatch)
     return Job(*program, num_steps, "step", count, "sample", floor)
   if program.name == "encoding":
-    return Job(*program, 1, "", feed.microbatch, "pair", least.encoding(feed.microbatch))
+    count = feed.microbatch
+    return Job(*program, 1, "", count, feed.example, least.encoding(count))
   return Job(*program, 1, "", feed.microbatch, "record", least.conditioning(feed.microbatch))
 
 
 def _update_job(
   update_fn: Any,
   args: tuple,
-  method: methods.Method,
+  example: str,
   least: least_work.Programs,
   device: DeviceReward | None,
 ) -> Job:
@@ -133,7 +111,7 @@ def _update_job(
   data, selection = args[2:4]
   slices, size = jax.tree.leaves(selection)[0].shape
   query = None
-  if method.data == "records":  # of stacked microbatches, those of one
+  if isinstance(data, Inputs):  # of stacked microbatches, those of one
     query = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data.query
     )
@@ -145,7 +123,7 @@ def _update_job(
     slices,
     "slice",
     slices * size,
-    _UNITS.get(method.data, "example"),
+    example,
     None if once is None else slices * once,
     least.unknown_trips(),
   )

@@ -1,9 +1,6 @@
 """The optimizer, from plain arguments."""
 
-import jax
 import optax
-
-from jaxalign.types import Params
 
 
 def make(
@@ -43,8 +40,3 @@ def make(
     optax.clip_by_global_norm(max_grad_norm),
     optax.adamw(schedule, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay),
   )
-
-
-def ema_update(ema_params: Params, params: Params, *, decay: float) -> Params:
-  """`decay * ema + (1 - decay) * params`, leaf by leaf."""
-  return jax.tree.map(lambda ema, new: decay * ema + (1.0 - decay) * new, ema_params, params)

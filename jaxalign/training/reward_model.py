@@ -4,6 +4,7 @@ Published reward models start from CLIP, so this does too: from the folder that 
 from a small one that `recipes.shapes_reward` fits. The result is a folder of `CLIPModel`.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import files, streams
-from jaxalign.data import preference_files, preference_pairs
+from jaxalign.data import example_set, examples, preference_files
 from jaxalign.losses import implicit_accuracy
 from jaxalign.losses import reward_model as losses
 from jaxalign.models import tokenization
@@ -65,12 +66,14 @@ def fit(config, workdir: pathlib.Path, warm_start: WarmStart) -> pathlib.Path:
   return folder
 
 
-def load_pairs(*, source: str, image_size: int, ties: str) -> preference_pairs.PreferencePairs:
+def load_pairs(*, source: str, image_size: int, ties: str) -> example_set.ExampleSet:
   """The pairs of a preference file, see `data.preference_files`; images brought to a square."""
   records, report = preference_files.load(source)
   print(report.summary())
   size = (image_size, image_size)
-  return preference_pairs.PreferencePairs(records, size=size, ties=ties, resize=True)
+  return example_set.ExampleSet(
+    records, functools.partial(examples.pairs, ties=ties), size=size, resize=True
+  )
 
 
 def make_preference_loss(model: clip_dual.CLIP) -> fit_lib.LossFn:
@@ -95,7 +98,7 @@ def make_preference_loss(model: clip_dual.CLIP) -> fit_lib.LossFn:
 
 
 def pair_batches(
-  pairs: preference_pairs.PreferencePairs,
+  pairs: example_set.ExampleSet,
   of_prompts: np.ndarray,
   *,
   seed: int,
@@ -104,7 +107,7 @@ def pair_batches(
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """`batches(step)` of pairs, a pure function of the seed and the step.
 
-  Each pair is of a record of its own: see `PreferencePairs.draw_for_step`.
+  Each pair is of a record of its own: see `ExampleSet.draw_for_step`.
 
   Args:
     pairs: of images `[H, W, 3]`.
@@ -122,7 +125,7 @@ def pair_batches(
     rng = streams.generator(seed, "pair shifts", step)
     rows = pairs.draw_for_step(seed, step, batch_size)
     images = [[_shifted(rng, image, max_shift) for image in pair] for pair in pairs.samples(rows)]
-    return np.array(images), of_prompts[rows], pairs.p[rows]
+    return np.array(images), of_prompts[rows], pairs.values["p"][rows]
 
   return batches
 
@@ -135,7 +138,7 @@ def _shifted(rng: np.random.Generator, image: np.ndarray, max_shift: int) -> np.
 
 
 def accuracy(
-  model: clip_dual.CLIP, pairs: preference_pairs.PreferencePairs, batch_size: int = 256
+  model: clip_dual.CLIP, pairs: example_set.ExampleSet, batch_size: int = 256
 ) -> dict[str, float]:
   """How often the model scores the preferred image higher, with the standard error of that share.
 
@@ -146,7 +149,7 @@ def accuracy(
   """
   score = jax.jit(model.score)
   token_ids = model.tokenize(tokenization.texts(pairs.records))
-  rows = np.flatnonzero(pairs.p != 0.5)
+  rows = np.flatnonzero(pairs.values["p"] != 0.5)
   hits = []
   for chunk in np.split(rows, range(batch_size, len(rows), batch_size)):
     images = pairs.samples(chunk).astype(np.float32) / 255.0

@@ -1,15 +1,17 @@
 """Everything that an update depends on, and that a checkpoint therefore holds."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign.distributed import sharding
-from jaxalign.labels.advantages import RecordStats
+from jaxalign.distributed import placement, sharding
 from jaxalign.types import Array, Params
+
+AVERAGE = "ema"  # the copy that is evaluated, sampled and exported, where there is one
 
 
 @jax.tree_util.register_dataclass
@@ -24,21 +26,21 @@ class TrainState:
   step: Array  # [] int32, finished iterations; optimizer steps are counted in opt_state
   params: Params  # the trained tree
   opt_state: Any
-  ema_params: Params | None  # None without an average
-  stats: RecordStats | None  # running reward statistics; None for estimators without memory
+  copies: Mapping[str, Params]  # of params, by name: the average and what the method asks for
+  memory: Any  # what labels remember; None where that is nothing
 
   @property
   def sampling_params(self) -> Params:
     """What evaluation samples with: the average if there is one."""
-    return self.params if self.ema_params is None else self.ema_params
+    return self.copies.get(AVERAGE, self.params)
 
 
 def init_state(
   params: Params,
   tx: optax.GradientTransformation,
-  stats: RecordStats | None,
+  memory: Any = None,
   *,
-  with_ema: bool,
+  copies: Iterable[str] = (),
   mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
   """The state before the first iteration; its arrays are copies, because updates donate them.
@@ -48,13 +50,37 @@ def init_state(
   devices = mesh or sharding.one_device()
 
   def init(params):
-    ema_params = jax.tree.map(jnp.copy, params) if with_ema else None
-    return TrainState(
-      jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params), ema_params, stats
-    )
+    own = {name: jax.tree.map(jnp.copy, params) for name in copies}
+    trained = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), trained, tx.init(params), own, memory)
 
   fresh = jax.eval_shape(init, params)
   placed = sharding.params(fresh, devices)
   if sharding.is_described(devices):
     return sharding.shaped(fresh, placed)
   return jax.jit(init, out_shardings=placed)(params)
+
+
+def jit_end(mesh: jax.sharding.Mesh, state_shardings: Any):
+  """`(state, decays {name: float}) -> state` at the end of an iteration. Donates the state.
+
+  It counts the iteration, and each copy becomes `decay * copy + (1 - decay) * params`.
+  """
+
+  def end(state: TrainState, decays: Mapping[str, Array]) -> TrainState:
+    copies = {
+      name: jax.tree.map(
+        lambda old, new, decay=decays[name]: decay * old + (1.0 - decay) * new, copy, state.params
+      )
+      for name, copy in state.copies.items()
+    }
+    return dataclasses.replace(state, step=state.step + 1, copies=copies)
+
+  jitted = placement.jit(end, mesh, donate_argnums=0, out_shardings=state_shardings)
+
+  def end_iteration(state: TrainState, decays: Mapping[str, float]) -> TrainState:
+    if not state.copies:  # nothing to compile for a number
+      return dataclasses.replace(state, step=state.step + 1)
+    return jitted(state, {name: jnp.float32(decay) for name, decay in decays.items()})
+
+  return end_iteration

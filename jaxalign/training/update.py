@@ -1,7 +1,7 @@
 """One optimizer step on an iteration's data: the only gradient of the policy in the package."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,12 +10,13 @@ import optax
 
 from jaxalign import methods, streams
 from jaxalign.distributed import placement, sharding
-from jaxalign.training import optim
 from jaxalign.training.state import TrainState
 from jaxalign.types import Array, Params
 
 # select(data, selected) -> batch: the examples of one slice out of an iteration's data.
 SelectFn = Callable[[Any, Any], Any]
+# (params, frozen) -> frozen, made for a loop in which params stay the same; see `Policy.ready`.
+ReadyFn = Callable[[Params, Any], Any]
 
 
 def jit_update(
@@ -24,10 +25,9 @@ def jit_update(
   variables_fn: Callable[[Params, Params], Params],
   select: SelectFn,
   *,
-  ema_decay: float,
   mesh: jax.sharding.Mesh | None = None,
   state_shardings: Any = None,
-  ready_fn: Callable[[Params, Any], Any] = lambda params, frozen: frozen,
+  ready_fn: ReadyFn = lambda params, frozen: frozen,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
   """An optimizer step whose gradient is accumulated over slices in one scan. Donates the state.
 
@@ -42,7 +42,8 @@ def jit_update(
 
   def update(state, frozen, data, selection, seed, i, j):
     # The parameters stay the same until the end, so weights are cast, or merged, for all slices.
-    frozen = ready_fn(state.params, frozen)
+    copies = copies_ready(state.copies, frozen, variables_fn, ready_fn)
+    frozen = {**ready_fn(state.params, frozen), **copies}
 
     def mean_loss(params, batch, key):
       loss, values = method.loss(variables_fn(params, frozen["base"]), frozen, batch, key)
@@ -61,12 +62,26 @@ def jit_update(
     grads = jax.tree.map(lambda leaf: leaf / slices, total)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-      ema_params = optim.ema_update(ema_params, params, decay=ema_decay)
-    state = dataclasses.replace(state, params=params, opt_state=opt_state, ema_params=ema_params)
+    state = dataclasses.replace(state, params=params, opt_state=opt_state)
     return state, {**values, "grad/norm": optax.global_norm(grads)}
 
   # Metrics are for the host of every process.
   placed = (state_shardings, sharding.replicated(devices))
   return placement.jit(update, devices, donate_argnums=0, out_shardings=placed)
+
+
+def copies_ready(
+  copies: Mapping[str, Params],
+  frozen: Mapping[str, Any],
+  variables_fn: Callable[[Params, Params], Params],
+  ready_fn: ReadyFn,
+) -> dict[str, Params]:
+  """The variables of every copy of the parameters, without a gradient.
+
+  Each is made ready by itself: what is merged for the parameters holds no other's adapters. What
+  their casts have in common XLA computes once.
+  """
+  return {
+    name: jax.lax.stop_gradient(variables_fn(copy, ready_fn(copy, frozen)["base"]))
+    for name, copy in copies.items()
+  }

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from jaxalign import checks, files, system
 from jaxalign.distributed import hosts
 from jaxalign.training import checkpoint, guard
+from jaxalign.training.state import AVERAGE
 from jaxalign.types import Params
 
 # What a run may change when it is continued: how long it goes on, on which devices, what it writes,
@@ -79,7 +80,7 @@ def load(
   config["process"].update(process)
   config["guidance"].update(guidance)
   sys = system.from_config(config)
-  params = sys.policy.params if state is None else state.get("ema_params") or state["params"]
+  params = sys.policy.params if state is None else state["copies"].get(AVERAGE, state["params"])
   return Run(config, sys, sys.policy.at_strength(params, strength), step, taken)
 
 

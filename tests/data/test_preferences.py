@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from preference_records import BLUE, GREEN, NOISE, RED, encode, record
 
-from jaxalign.data import preferences
+from jaxalign.data import candidates, preferences
 
 NAN = np.nan
 
@@ -172,7 +172,7 @@ def test_a_share_of_votes_may_be_rounded():
 
 def corners(image, **options):
   """The upper left and the lower right pixel of what `decode` makes of an image."""
-  pixels = preferences.decode(encode(image, **options))
+  pixels = candidates.decode(encode(image, **options))
   assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
   return tuple(pixels[0, 0].tolist()), tuple(pixels[-1, -1].tolist())
 
@@ -185,7 +185,7 @@ def test_greyscale_and_black_and_white():
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_keep_their_upper_eight(kind):
   values = np.array([[0, 257], [32896, 65535]], np.uint16)  # 257 i is i / 255 of the range
-  pixels = preferences.decode(encode(Image.fromarray(values), kind))
+  pixels = candidates.decode(encode(Image.fromarray(values), kind))
   np.testing.assert_array_equal(pixels[..., 0], [[0, 1], [128, 255]])
   assert (pixels == pixels[..., :1]).all()
 
@@ -219,14 +219,14 @@ def test_a_photo_taken_sideways_is_turned():
   exif = Image.Exif()
   exif[0x0112] = 6
   data = encode(image, exif=exif)
-  assert preferences.make_candidate(data).size == (6, 4)
-  assert tuple(preferences.decode(data)[0, 0]) == BLUE
+  assert candidates.make_candidate(data).size == (6, 4)
+  assert tuple(candidates.decode(data)[0, 0]) == BLUE
 
 
 def test_the_first_frame_of_an_animation():
   frames = [Image.new("RGB", (4, 4), colour) for colour in (GREEN, RED)]
   data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-  assert tuple(preferences.decode(data)[0, 0]) == GREEN
+  assert tuple(candidates.decode(data)[0, 0]) == GREEN
 
 
 
@@ -246,7 +246,7 @@ def test_the_first_frame_of_an_animation():
 )
 def test_broken_files_and_numbers_without_a_range_are_refused(data):
   with pytest.raises(ValueError, match="unreadable image: "):
-    preferences.make_candidate(data)
+    candidates.make_candidate(data)
 
 
 def test_whatever_is_broken_in_a_file_is_one_kind_of_error():
@@ -256,6 +256,6 @@ def test_whatever_is_broken_in_a_file_is_one_kind_of_error():
     data = whole.copy()
     data[rng.integers(len(data), size=3)] = rng.integers(0, 256, 3)
     try:
-      assert preferences.decode(data.tobytes()).dtype == np.uint8
+      assert candidates.decode(data.tobytes()).dtype == np.uint8
     except ValueError as error:
       assert "unreadable image" in str(error)

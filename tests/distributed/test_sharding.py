@@ -114,24 +114,28 @@ import jax, jax.numpy as jnp, numpy as np, optax
 from jaxalign import methods
 from jaxalign.distributed import sharding
 from jaxalign.training import update
-from jaxalign.training.state import init_state
+from jaxalign.training.state import init_state, jit_end
 
 mesh = sharding.make_mesh(data=2, fsdp=4)
 tx = optax.adam(0.1)
 params = sharding.place_params({"w": np.ones((512, 512), np.float32)}, mesh)
-state = init_state(params, tx, None, with_ema=True, mesh=mesh)
+state = init_state(params, tx, copies=("ema",), mesh=mesh)
 def loss(params, frozen, batch, key):
   value = jnp.mean(batch @ params["w"], axis=1)
   return value, {"value": value}
 update_fn = update.jit_update(
-  methods.Method(loss, data="pairs"), tx, lambda params, base: params, lambda x, rows: x[rows],
-  ema_decay=0.9, mesh=mesh, state_shardings=sharding.params(state, mesh),
+  methods.Method(loss, methods.Records()), tx, lambda params, base: params, lambda x, rows: x[rows],
+  mesh=mesh, state_shardings=sharding.params(state, mesh),
 )
 before = [(leaf.sharding, leaf) for leaf in jax.tree.leaves(state)]
 data, rows = np.ones((16, 512), np.float32), np.arange(16).reshape(2, 8)
 state, values = update_fn(state, {"base": {}}, data, rows, 0, 0, 0)
 for (placed, old), new in zip(before, jax.tree.leaves(state), strict=True):
   assert new.sharding == placed and old.is_deleted()
+before = state
+state = jit_end(mesh, sharding.params(state, mesh))(state, {"ema": 0.9})
+for placed, new in zip(jax.tree.leaves(sharding.params(state, mesh)), jax.tree.leaves(state)):
+  assert new.sharding == placed
 parts = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state)]
 assert parts.count((128, 512)) == 4, parts  # the parameters, their average and both moments
 assert values["value"].shape == (2, 8) and values["value"].is_fully_replicated

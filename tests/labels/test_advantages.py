@@ -1,12 +1,14 @@
 import collections
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_policy import scores_of
 
-from jaxalign.labels import advantages
+from jaxalign.labels import advantages, pairs, weights
 
 REWARDS = np.array([1.0, 3.0, 5.0, 10.0, 10.0, 7.0], np.float32)
 GROUP = np.array([0, 0, 0, 1, 1, 2], np.int32)  # one ordinary, one without spread, one of one
@@ -282,12 +284,14 @@ ESTIMATORS = {
     )[1],
   ),
 }
-PROMPT_IDS = np.array([7, 7, 7, 0, 0, 8], np.int32)  # GROUP under the names of the whole run
+ROWS, RECORDS = REWARDS.reshape(3, 2), [7, 0, 7]  # two rows of one record, which are one group
+PROMPT_IDS = np.repeat(np.array(RECORDS, np.int32), 2)
+OF_ROWS = np.array([1, 1, 0, 0, 1, 1], np.int32)  # the same, numbered in the batch
 
 
 def make_estimator(name, limit=5.0, **changes):
   kwargs, _ = ESTIMATORS[name]
-  return advantages.make(name, num_groups=3, group_size=2, limit=limit, **{**kwargs, **changes})
+  return advantages.make(name, limit=limit, **{**kwargs, **changes})
 
 
 def test_every_estimator_is_under_test():
@@ -302,36 +306,36 @@ def test_an_estimator_is_its_function_and_threads_its_state_through_jit(name):
   traces = []
 
   @jax.jit
-  def estimate(state, rewards, record_ids, group):
+  def estimate(state, scores):
     traces.append(1)
-    return estimator.estimate(state, rewards, record_ids, group)
+    return estimator.estimate(state, scores)
 
-  new_state, actual = estimate(state, REWARDS, PROMPT_IDS, GROUP)
+  new_state, actual = estimate(state, scores_of(ROWS, RECORDS))
   assert actual.shape == REWARDS.shape and actual.dtype == jnp.float32
   assert np.isfinite(actual).all() and np.any(actual != 0)
-  close(actual, ESTIMATORS[name][1](REWARDS, GROUP), rtol=1e-5)
-  again, second = estimate(new_state, REWARDS[::-1].copy(), PROMPT_IDS, GROUP)
+  close(actual, ESTIMATORS[name][1](REWARDS, OF_ROWS), rtol=1e-5)
+  again, second = estimate(new_state, scores_of(ROWS[::-1], RECORDS))
   assert len(traces) == 1 and jax.tree.structure(again) == jax.tree.structure(state)
   assert np.isfinite(second).all()
 
 
 def test_per_prompt_remembers_and_the_others_cannot():
   estimator = make_estimator("per_prompt")
-  state, first = estimator.estimate(estimator.init(9), REWARDS, PROMPT_IDS, GROUP)
-  np.testing.assert_array_equal(state.count, [2, 0, 0, 0, 0, 0, 0, 3, 1])
-  _, second = estimator.estimate(state, REWARDS + 3, PROMPT_IDS, GROUP)
+  state, first = estimator.estimate(estimator.init(9), scores_of(ROWS, RECORDS))
+  np.testing.assert_array_equal(state.count, [2, 0, 0, 0, 0, 0, 0, 4, 0])
+  _, second = estimator.estimate(state, scores_of(ROWS + 3, RECORDS))
   assert np.abs(second - first).max() > 0.1  # the old rewards are in the mean now
   forgetful = make_estimator("group")
-  _, one = forgetful.estimate(None, REWARDS, PROMPT_IDS, GROUP)
-  close(forgetful.estimate(None, REWARDS + 3, PROMPT_IDS, GROUP)[1], one, rtol=1e-5)
+  _, one = forgetful.estimate(None, scores_of(ROWS, RECORDS))
+  close(forgetful.estimate(None, scores_of(ROWS + 3, RECORDS))[1], one, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", advantages.ESTIMATORS)
 def test_advantages_are_clipped_to_the_limit(name):
   free = make_estimator(name, limit=1e9)
   bound = make_estimator(name, limit=0.5)
-  _, wide = free.estimate(free.init(9), REWARDS, PROMPT_IDS, GROUP)
-  _, narrow = bound.estimate(bound.init(9), REWARDS, PROMPT_IDS, GROUP)
+  _, wide = free.estimate(free.init(9), scores_of(ROWS, RECORDS))
+  _, narrow = bound.estimate(bound.init(9), scores_of(ROWS, RECORDS))
   assert np.abs(wide).max() > 0.55
   close(narrow, np.clip(wide, -0.5, 0.5))
 
@@ -340,12 +344,91 @@ def test_a_wrong_name_or_key_is_told():
   with pytest.raises(
     ValueError, match=r"config\.advantage\.name: unknown estimator 'grpo'; known: b"
   ):
-    advantages.make("grpo", num_groups=3, group_size=2, limit=5.0)
+    advantages.make("grpo", limit=5.0)
   with pytest.raises(ValueError, match=r'config\.advantage.*did you mean "epsilon"'):
-    advantages.make("batch", num_groups=3, group_size=2, limit=5.0, epsilonn=1e-6)
+    advantages.make("batch", limit=5.0, epsilonn=1e-6)
 
 
 @pytest.mark.parametrize("name", ["group", "group_global_std", "leave_one_out"])
 def test_groups_of_one_are_refused_because_their_advantage_is_always_zero(name):
   with pytest.raises(ValueError, match=r"group_size"):
-    advantages.make(name, num_groups=3, group_size=1, limit=5.0, **ESTIMATORS[name][0])
+    make_estimator(name).estimate(None, scores_of(REWARDS[:, None]))
+
+
+def test_each_reward_may_have_advantages_of_its_own():
+  """By hand: of a small and of a large reward, weighted 1 and 3; neither drowns in the other."""
+  small, large = np.array([[0.0, 1.0]]), np.array([[300.0, 100.0]])
+  scores = scores_of(small + 3 * large, small=small, large=large)
+  scores = dataclasses.replace(scores, weights={"small": 1.0, "large": 3.0})
+  kwargs = {"limit": 10.0, "epsilon": 0.0, "ddof": 0}
+  apart = advantages.make("group", per_reward=True, **kwargs)
+  assert apart.per_reward
+  close(apart.estimate(None, scores)[1], [-1 + 3, 1 - 3])
+  close(advantages.make("group", **kwargs).estimate(None, scores)[1], [1, -1])
+
+
+def test_a_history_of_records_is_not_one_of_rewards():
+  with pytest.raises(ValueError, match=r"per_reward: expected False, because 'per_prompt'"):
+    make_estimator("per_prompt", per_reward=True)
+
+
+def best_is_one(*, bonus):
+  """An estimator from outside: 1 + bonus for the best of a row, 0 for the others."""
+
+  def estimate(memory, scores):
+    best = scores.total == scores.total.max(axis=1, keepdims=True)
+    return memory, jnp.ravel((1.0 + bonus) * best)
+
+  return advantages.Estimator(lambda num_records: None, estimate)
+
+
+def test_an_estimator_from_outside_is_named_by_its_function():
+  made = advantages.make(f"{__name__}:best_is_one", limit=1.5, bonus=1.0)
+  close(made.estimate(None, scores_of(ROWS))[1], [0, 1.5, 0, 1.5, 1.5, 0])
+  with pytest.raises(ValueError, match="missing a required argument: 'bonus'"):
+    advantages.make(f"{__name__}:best_is_one", limit=1.5)
+  with pytest.raises(ValueError, match=r"Estimator, got int"):
+    advantages.make(f"{__name__}:not_an_estimator", limit=1.5)
+
+
+def not_an_estimator():
+  return 3
+
+
+# ---- other labels
+
+
+def test_every_sample_is_an_example():
+  _, labels = advantages.of_every_sample(make_estimator("leave_one_out"))(
+    None, scores_of(ROWS), None
+  )
+  assert labels.samples.tolist() == list(range(6))
+  close(labels.values["advantages"], [-2, 2, -5, 5, 3, -3])
+
+
+def test_the_best_and_the_worst_of_a_row_are_a_pair():
+  """The first of several best or worst; a tie counts nothing, and the others as much more."""
+  rewards = [[0.0, 3.0, 3.0, -1.0], [2.0, 2.0, 2.0, 2.0], [5.0, 4.0, 4.0, 6.0]]
+  _, labels = pairs.best_and_worst(None, scores_of(rewards), None)
+  assert labels.samples.tolist() == [[1, 3], [4, 4], [11, 9]]
+  close(labels.values["weight"], [1.5, 0.0, 1.5])
+  close(labels.values["gap"], [4.0, 0.0, 2.0])
+  close(labels.metrics["preference/ties"], 1 / 3)
+  with pytest.raises(ValueError, match="group_size: expected at least 2, to compare, got 1"):
+    pairs.best_and_worst(None, scores_of([[1.0], [2.0]]), None)
+
+
+def test_how_often_the_better_one_is_chosen():
+  gap = jnp.array([0.0, 1.0, 2.0])
+  close(pairs.choice_probability(gap, temperature=0.0), [1, 1, 1])
+  close(pairs.choice_probability(gap, temperature=2.0), 1 / (1 + np.exp([0.0, -0.5, -1.0])))
+
+
+def test_weights_of_samples_by_hand():
+  """exp(ln 2 * r) is 1, 2, 4 and 8, of mean 15 / 4; of the best half each counts twice."""
+  rewards = jnp.array([0.0, 1.0, 2.0, 3.0])
+  found = weights.exponential_weights(rewards, gamma=float(np.log(2)))
+  close(found, np.array([1, 2, 4, 8]) * 4 / 15)
+  close(weights.exponential_weights(jnp.full(4, 7.0), gamma=3.0), np.ones(4))
+  close(weights.sparse_weights(rewards, share=0.5), [0, 0, 2, 2])
+  close(weights.sparse_weights(jnp.full(4, 7.0), share=0.1), np.ones(4))

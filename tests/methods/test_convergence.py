@@ -11,9 +11,10 @@ from jaxalign import methods
 from jaxalign.diffusion import guidance, rollout, schedules, transitions
 from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.labels import advantages
+from jaxalign.labels.base import Scores
 from jaxalign.pipeline import Pipeline
 from jaxalign.training import batching, optim, update
-from jaxalign.training.feeds import rollouts
+from jaxalign.training.feeds import online
 from jaxalign.training.state import init_state
 
 TARGET = 1.5
@@ -63,7 +64,8 @@ def toy(name):
   pipeline = Pipeline(
     kernel, kernel, table, table, "eps", latent_shape=(1,), decode=lambda frozen, x_0: x_0
   )
-  method = methods.make(name, pipeline, **kwargs)
+  estimator = advantages.make("batch", limit=5.0, epsilon=1e-6)
+  method = methods.make(name, pipeline, advantage=estimator, **kwargs)
   cond = guidance.Guided({}, {})
 
   @jax.jit
@@ -71,18 +73,17 @@ def toy(name):
     key_start, key_steps = jax.random.split(key)
     x_T = 0.3 * jax.random.normal(key_start, (BATCH, 1))
     rolled = rollout.rollout(key_steps, kernel, params, table, x_T, cond, mean_over_latents)
-    rewards = -jnp.square(rolled.x_0[:, 0] - TARGET)
-    zeros = jnp.zeros(BATCH, jnp.int32)
-    estimator = advantages.make("batch", num_groups=1, group_size=2, limit=5.0, epsilon=1e-6)
-    _, advantage = estimator.estimate(None, rewards, zeros, zeros)
-    return rollouts.collect([(rolled, cond)]), table, advantage
+    rewards = -jnp.square(rolled.x_0[:, 0] - TARGET)[None]
+    zero = jnp.zeros(1, jnp.int32)
+    _, found = method.data.label(None, Scores(rewards, {}, {}, 0.0 * rewards, zero, zero), key)
+    return online.collect([(rolled, cond)]), table, found.samples, found.values
 
   return (
     plan,
     tx,
     sample,
     update.jit_update(
-      method, tx, lambda params, base: {**base, **params}, rollouts.Rollouts.select, ema_decay=0.0
+      method, tx, lambda params, base: {**base, **params}, online.select_fn(method.data)
     ),
   )
 
@@ -92,7 +93,7 @@ def toy(name):
 def test_training_moves_the_samples_to_the_maximum_of_the_reward(name, seed):
   """x_0 = x_T - 5 b + noise, reward -(x_0 - TARGET)^2, so the optimum is b = -TARGET / 5."""
   plan, tx, sample, step_fn = toy(name)
-  state = init_state({"b": jnp.zeros(1)}, tx, None, with_ema=False)
+  state = init_state({"b": jnp.zeros(1)}, tx)
   errors = []
   for step in range(40):
     data = sample(state.params, jax.random.fold_in(jax.random.key(seed), step))

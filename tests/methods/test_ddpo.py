@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from toy_policy import (
+  ADVANTAGE,
   ADVANTAGES,
   FROZEN,
   KERNEL,
@@ -18,26 +19,30 @@ from toy_policy import (
   PIPELINE,
   SHAPE,
   TABLE,
-  select_transitions,
+  select_steps,
   selection,
   trajectories,
+  transitions_of,
 )
 
 from jaxalign import methods
 from jaxalign.diffusion.kernel import mean_over_latents
 from jaxalign.training import update
-from jaxalign.training.feeds import rollouts
+from jaxalign.training.feeds import online
 from jaxalign.training.state import init_state
 
 KWARGS = {"ddpo": {"clip_range": 1e-4, "kl_weight": 0.0}, "ddpo_sf": {"kl_weight": 0.0}}
+SELECT = online.select_fn(methods.Rollouts(None, by="step"))
 
 
 def make(name, **changes):
-  return methods.make(name, PIPELINE, **{**KWARGS[name], **changes})
+  return methods.make(name, PIPELINE, advantage=ADVANTAGE, **{**KWARGS[name], **changes})
 
 
-def batch_of(image, i, **changes):
-  batch = select_transitions((trajectories(), TABLE, ADVANTAGES), selection(image, i))
+def batch_of(image, i, advantages=None, **changes):
+  batch = select_steps(transitions_of(), selection(image, i))
+  if advantages is not None:
+    changes["labels"] = {"advantages": advantages}
   return dataclasses.replace(batch, **changes)
 
 
@@ -70,11 +75,11 @@ def test_no_gradient_to_what_was_sampled(name):
 
   def total(old_log_prob, x_s, advantages):
     changed = batch_of(
-      [5, 0, 3, 2, 2], [0, 3, 1, 2, 0], old_log_prob=old_log_prob, x_s=x_s, advantages=advantages
+      [5, 0, 3, 2, 2], [0, 3, 1, 2, 0], log_prob=old_log_prob, x_s=x_s, advantages=advantages
     )
     return make(name).loss(PARAMS, FROZEN, changed, jax.random.key(0))[0].sum()
 
-  given = (batch.old_log_prob, batch.x_s, batch.advantages)
+  given = (batch.log_prob, batch.x_s, batch.labels["advantages"])
   for leaf in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*given):
     assert not leaf.any()
 
@@ -82,7 +87,7 @@ def test_no_gradient_to_what_was_sampled(name):
 @pytest.mark.parametrize("name", KWARGS)
 def test_an_advantage_of_zero_teaches_nothing(name):
   batch = batch_anywhere()
-  batch = dataclasses.replace(batch, advantages=jnp.zeros_like(batch.advantages))
+  batch = dataclasses.replace(batch, labels={"advantages": jnp.zeros(5)})
   _, grad = loss_and_grad(name, batch)
   assert not any(leaf.any() for leaf in jax.tree.leaves(grad))
 
@@ -112,7 +117,7 @@ def test_the_loss_of_one_step_by_hand():
   np.testing.assert_allclose(loss, [-2.0 * log_prob], rtol=1e-5)
   # With log p_old = log p - log 1.5 the ratio is 1.5 whatever the number of latents, 30 here.
   batch = batch_of(
-    [1], [2], x_s=mean + std, old_log_prob=jnp.array([log_prob - np.log(1.5)], jnp.float32),
+    [1], [2], x_s=mean + std, log_prob=jnp.array([log_prob - np.log(1.5)], jnp.float32),
     advantages=jnp.array([-2.0]),
   )  # fmt: skip
   (_, (loss, values)), _ = loss_and_grad("ddpo", batch, clip_range=0.1)
@@ -132,9 +137,9 @@ def test_the_loss_of_one_step_by_hand():
 )
 def test_the_surrogate_is_pessimistic_and_no_plain_clamp(advantage, log_ratio, loss, has_gradient):
   batch = batch_of([4], [1], advantages=jnp.array([advantage]))
-  log_prob = batch.old_log_prob  # on-policy: that of PARAMS
+  log_prob = batch.log_prob  # on-policy: that of PARAMS
   batch = batch_of(
-    [4], [1], advantages=jnp.array([advantage]), old_log_prob=log_prob - jnp.float32(log_ratio)
+    [4], [1], advantages=jnp.array([advantage]), log_prob=log_prob - jnp.float32(log_ratio)
   )
   (actual, (_, values)), grad = loss_and_grad("ddpo", batch, clip_range=0.1)
   np.testing.assert_allclose(actual, loss, rtol=1e-5)
@@ -159,8 +164,8 @@ def test_selection_takes_the_right_transitions():
     j, place = divmod(image, 3)  # in two microbatches of three
     np.testing.assert_array_equal(batch.x_t[row], rolled.x[i, j, place])
     np.testing.assert_array_equal(batch.x_s[row], rolled.x[i + 1, j, place])
-    assert batch.old_log_prob[row] == rolled.log_prob[i, j, place]
-    assert batch.advantages[row] == ADVANTAGES[image] and batch.row.t[row] == TABLE.t[i]
+    assert batch.log_prob[row] == rolled.log_prob[i, j, place]
+    assert batch.labels["advantages"][row] == ADVANTAGES[image] and batch.row.t[row] == TABLE.t[i]
     np.testing.assert_array_equal(batch.cond.cond["text"][row], cond.cond["text"][j, place])
   assert batch.cond.uncond["text"].shape == (1, 2)  # shared, so not gathered
 
@@ -187,7 +192,7 @@ def test_the_ratio_on_policy_is_exactly_one():
   chosen = all_transitions(8, 3)
   for image, i in zip(chosen.example, chosen.i, strict=True):
     batch = batch_of(image, i)
-    np.testing.assert_array_equal(score(PARAMS, batch), batch.old_log_prob)
+    np.testing.assert_array_equal(score(PARAMS, batch), batch.log_prob)
     # In the program of the loss XLA may contract mean and difference, and then the new
     # log-probability is never rounded: the gap is below an ulp and the ratio a neighbour of 1.
     (_, (_, values)), _ = loss_and_grad("ddpo", batch)
@@ -200,7 +205,7 @@ def test_the_ratio_on_policy_is_exactly_one():
 def test_while_the_policy_is_the_one_that_sampled_the_ratio_is_one_by_construction():
   """Whatever the rollout's roundings; the gap that is logged is the true one."""
   batch = batch_of([5, 0, 2], [2, 3, 0])
-  off = dataclasses.replace(batch, old_log_prob=batch.old_log_prob + jnp.array([0.0, 0.3, -0.2]))
+  off = dataclasses.replace(batch, log_prob=batch.log_prob + jnp.array([0.0, 0.3, -0.2]))
   fresh = dataclasses.replace(off, fresh=jnp.ones(3, bool))
   (_, (_, values)), grad = loss_and_grad("ddpo", fresh)
   np.testing.assert_array_equal(values["policy/ratio"], np.ones(3, np.float32))
@@ -231,7 +236,8 @@ def test_the_gradient_is_that_of_the_gaussian_in_closed_form():
   mean_bumped, _ = distribution(bumped, batch)
   expected = np.mean((batch.x_s - mean) / std**2 * (mean_bumped - mean))
   _, grad = loss_and_grad("ddpo_sf", batch)
-  np.testing.assert_allclose(grad["b"][0], -float(batch.advantages[0]) * expected, rtol=2e-3)
+  advantage = float(batch.labels["advantages"][0])
+  np.testing.assert_allclose(grad["b"][0], -advantage * expected, rtol=2e-3)
 
 
 # ---- updates
@@ -245,14 +251,12 @@ SGD = optax.sgd(1.0)
 
 
 @functools.cache
-def update_fn(ema_decay):
-  return update.jit_update(make("ddpo"), SGD, full, rollouts.Rollouts.select, ema_decay=ema_decay)
+def update_fn():
+  return update.jit_update(make("ddpo"), SGD, full, SELECT)
 
 
-def updated(selected, ema_decay=0.5):
-  state = init_state(PARAMS, SGD, None, with_ema=ema_decay > 0)
-  arguments = (FROZEN, (trajectories(), TABLE, ADVANTAGES), selected, 0, 0, 0)
-  return update_fn(ema_decay)(state, *arguments)
+def updated(selected):
+  return update_fn()(init_state(PARAMS, SGD), FROZEN, transitions_of(), selected, 0, 0, 0)
 
 
 def test_slices_add_up_to_one_big_slice():
@@ -268,25 +272,19 @@ def test_slices_add_up_to_one_big_slice():
       )
 
 
-def test_an_update_is_the_mean_gradient_times_the_rate_and_the_average_follows():
+def test_an_update_is_the_mean_gradient_times_the_rate():
   state, values = updated(all_transitions(4, 6))
   everything = all_transitions(1, 24)
   _, grad = loss_and_grad("ddpo", batch_of(everything.example[0], everything.i[0]))
   for name, start in PARAMS.items():
     step = grad[name] / 24  # of a sum over 24 transitions
     np.testing.assert_allclose(state.params[name], start - step, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(state.ema_params[name], start - step / 2, rtol=1e-5, atol=1e-6)
   norm = np.sqrt(sum(float(jnp.sum((g / 24) ** 2)) for g in jax.tree.leaves(grad)))
   np.testing.assert_allclose(values["grad/norm"], norm, rtol=1e-5)
 
 
-def test_without_an_average_there_is_none():
-  state, _ = updated(all_transitions(4, 6), ema_decay=0.0)
-  assert state.ema_params is None and state.sampling_params is state.params
-
-
 def test_the_state_is_donated_and_the_start_is_not_lost():
-  state = init_state(PARAMS, SGD, None, with_ema=True)
-  arguments = (FROZEN, (trajectories(), TABLE, ADVANTAGES), all_transitions(4, 6), 0, 0, 0)
-  jax.block_until_ready(update_fn(0.5)(state, *arguments))
+  state = init_state(PARAMS, SGD)
+  arguments = (FROZEN, transitions_of(), all_transitions(4, 6), 0, 0, 0)
+  jax.block_until_ready(update_fn()(state, *arguments))
   assert state.params["b"].is_deleted() and not PARAMS["b"].is_deleted()

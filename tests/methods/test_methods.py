@@ -11,7 +11,7 @@ import toy_policy
 from toy_policy import FROZEN, PARAMS, PIPELINE, TABLE
 
 from jaxalign import methods
-from jaxalign.training import feeds
+from jaxalign.data import examples
 
 # What each method of METHODS is made with; a new method is added here and gets every test below.
 KWARGS = {
@@ -24,12 +24,27 @@ KWARGS = {
   "draft_lv": {"num_noises": 2},
   "align_prop": {"mean_grad_steps": 2.0, "std_grad_steps": 1.0, "kl_weight": 0.01},
   "refl": {"step_range": (0.5, 1.0), "target": 2.0},
+  "kto": {"beta": 2.0, "time_weight": "half", "weight_good": 1.0, "weight_bad": 1.5},
+  "online_dpo": {
+    "beta": 5.0, "temperature": 1.0, "refresh": 3, "time_weight": "half", "num_draws": 2
+  },
+  "nft": {
+    "mix": 0.5, "advantage_limit": 5.0, "reference_weight": 0.01, "decay_rate": 0.1,
+    "decay_max": 0.5,
+  },
+  "mix_grpo": {
+    "clip_range": 0.1, "window_size": 2, "window_stride": 1, "window_every": 2
+  },
+  "rwr": {"gamma": 0.5, "refresh": 1},
+  "rwr_sparse": {"share": 0.5, "refresh": 2},
 }
+WITH_ADVANTAGE = ("ddpo", "ddpo_sf", "mix_grpo", "nft")
 KEY = jax.random.key(11)
 
 
 def make(name, **changes):
-  return methods.make(name, PIPELINE, **{**KWARGS[name], **changes})
+  given = {"advantage": toy_policy.ADVANTAGE} if name in WITH_ADVANTAGE else {}
+  return methods.make(name, PIPELINE, **{**given, **KWARGS[name], **changes})
 
 
 @functools.cache
@@ -47,7 +62,7 @@ def loss_and_grad_fn(name, compiled=True):
 
 
 def batch_of(name):
-  return toy_policy.make_batch(make(name).data)
+  return toy_policy.BATCHES[name]()
 
 
 def loss_and_grad(name, params=PARAMS, batch=None, key=KEY, compiled=True):
@@ -56,7 +71,7 @@ def loss_and_grad(name, params=PARAMS, batch=None, key=KEY, compiled=True):
 
 
 def test_every_method_is_under_test():
-  assert set(KWARGS) == set(methods.METHODS)
+  assert set(KWARGS) == set(toy_policy.BATCHES) == set(methods.METHODS)
 
 
 @pytest.mark.parametrize("noise, refused", [
@@ -79,14 +94,14 @@ def test_a_weight_of_a_kl_that_no_differentiated_step_has_is_refused(noise, refu
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_its_data_has_a_feed(name):
-  assert make(name).data in feeds.FEEDS
+def test_its_data_is_of_a_kind_that_has_a_feed(name):
+  assert isinstance(make(name).data, methods.Rollouts | methods.Stored | methods.Records)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_loss_and_metrics_are_finite_and_one_per_example(name):
   (_, (loss, values)), grad = loss_and_grad(name)
-  examples = 5 if make(name).data == "rollout" else 3
+  examples = 5 if isinstance(batch_of(name), methods.Steps) and name != "d3po" else 3
   assert loss.shape == (examples,) and loss.dtype == jnp.float32 and jnp.isfinite(loss).all()
   assert values
   for metric in values.values():
@@ -140,7 +155,7 @@ def prefer_winners(pipeline, *, strength):
 
   hinge = lambda w, l, p: jnp.maximum(0.0, 1.0 - strength * (w - l))  # noqa: E731
   method = diffusion_dpo.make(pipeline, hinge, time_weight="half", num_draws=1)
-  return method._replace(soft_labels=False)
+  return method._replace(data=methods.Stored(examples.choices))
 
 
 def not_a_method(pipeline):
@@ -149,7 +164,7 @@ def not_a_method(pipeline):
 
 def test_a_method_from_outside_is_named_by_its_function():
   method = methods.make(f"{__name__}:prefer_winners", PIPELINE, strength=3.0)
-  batch = toy_policy.make_batch("pairs")
+  batch = toy_policy.pairs_batch()
   loss, _ = method.loss(REFERENCE_PARAMS, FROZEN, batch, KEY)
   np.testing.assert_allclose(loss, np.ones(3), rtol=1e-6)  # hinge at the reference
   with pytest.raises(ValueError, match=r"missing a required .*argument: 'strength'"):

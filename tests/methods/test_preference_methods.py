@@ -47,7 +47,9 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
   conditional = PIPELINE.conditional._replace(denoise_fn=predict)
   pipeline = PIPELINE._replace(conditional=conditional, prediction_type="x_0")
   method = methods.make("dpo", pipeline, beta=case["beta"], time_weight="half", num_draws=1)
-  batch = methods.Pairs(target.reshape(3, 2, *target.shape[1:]), {}, jnp.ones(3))
+  batch = methods.Finished(
+    target.reshape(3, 2, *target.shape[1:]), {}, {"p": jnp.ones(3)}
+  )
   frozen = {"reference": {"prediction": ref_pred}}
   loss, values = method.loss({"prediction": pred}, frozen, batch, jax.random.key(0))
 
@@ -76,7 +78,7 @@ def test_diffusion_dpo_equals_the_published_implementation(case):
   ("d3po", {"beta": 0.1, "clip_range": 0.1}, np.log(2.0) * np.array([0.75, 1.5, 1.5])),
 ])
 def test_at_the_reference_the_loss_is_known_and_nothing_is_preferred(name, kwargs, expected):
-  batch = toy_policy.make_batch(methods.make(name, PIPELINE, **kwargs).data)
+  batch = toy_policy.BATCHES[name]()
   loss, values = loss_fn(name, **kwargs)(REFERENCE, FROZEN, batch, jax.random.key(1))
   np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-9)
   np.testing.assert_allclose(values["preference/margin"], np.zeros(3), atol=1e-6)
@@ -87,7 +89,7 @@ def test_at_the_reference_the_loss_is_known_and_nothing_is_preferred(name, kwarg
   ("d3po", {"beta": 0.1, "clip_range": 0.5}),
 ])
 def test_swapping_winner_and_loser_negates_the_margin(name, kwargs):
-  batch = toy_policy.make_batch(methods.make(name, PIPELINE, **kwargs).data)
+  batch = toy_policy.BATCHES[name]()
   first = "x_0" if name == "dpo" else "x_s"
   swapped = dataclasses.replace(batch, **{first: getattr(batch, first)[:, ::-1]})
   if name == "d3po":
@@ -102,7 +104,7 @@ def test_swapping_winner_and_loser_negates_the_margin(name, kwargs):
 
 def test_winner_and_loser_share_level_and_noise():
   """A pair of one sample twice has no margin, whatever the policy."""
-  batch = toy_policy.make_batch("pairs")
+  batch = toy_policy.pairs_batch()
   same = dataclasses.replace(batch, x_0=batch.x_0[:, :1].repeat(2, axis=1))
   fn = loss_fn("dpo", beta=50.0, time_weight="half", num_draws=1)
   _, values = fn(PARAMS, FROZEN, same, jax.random.key(4))
@@ -111,13 +113,13 @@ def test_winner_and_loser_share_level_and_noise():
 
 
 def test_one_step_of_dpo_lowers_the_error_of_the_winner_and_raises_the_losers():
-  batch = toy_policy.make_batch("pairs")
+  batch = toy_policy.pairs_batch()
   fn, key = loss_fn("dpo", beta=50.0, time_weight="half", num_draws=1), jax.random.key(5)
   # At the reference, where beta d = 0 and both samples pull equally.
   slope = jax.grad(lambda p: fn(p, FROZEN, batch, key)[0].sum())(REFERENCE)
   moved = jax.tree.map(lambda p, g: p - 1e-3 * g, REFERENCE, slope)
   _, values = fn(moved, FROZEN, batch, key)
-  assert (values["preference/margin"] * (2 * batch.p - 1)).sum() > 0
+  assert (values["preference/margin"] * (2 * batch.labels["p"] - 1)).sum() > 0
 
 
 STORED = [
@@ -128,8 +130,8 @@ STORED = [
 
 @pytest.mark.parametrize("name,kwargs", STORED)
 def test_a_stored_pair_may_be_swapped_while_p_becomes_one_minus_p(name, kwargs):
-  batch, fn, key = toy_policy.make_batch("pairs"), loss_fn(name, **kwargs), jax.random.key(8)
-  swapped = dataclasses.replace(batch, x_0=batch.x_0[:, ::-1], p=1 - batch.p)
+  batch, fn, key = toy_policy.pairs_batch(), loss_fn(name, **kwargs), jax.random.key(8)
+  swapped = dataclasses.replace(batch, x_0=batch.x_0[:, ::-1], labels={"p": 1 - batch.labels["p"]})
   (loss, values), (other, others) = (fn(PARAMS, FROZEN, b, key) for b in (batch, swapped))
   np.testing.assert_allclose(loss, other, rtol=1e-5)
   np.testing.assert_allclose(values["preference/accuracy"], others["preference/accuracy"])
@@ -138,8 +140,8 @@ def test_a_stored_pair_may_be_swapped_while_p_becomes_one_minus_p(name, kwargs):
 
 @pytest.mark.parametrize("name,kwargs", STORED)
 def test_stored_ties_teach_nothing_at_the_reference_and_lead_back_to_it(name, kwargs):
-  batch, fn, key = toy_policy.make_batch("pairs"), loss_fn(name, **kwargs), jax.random.key(9)
-  ties = dataclasses.replace(batch, p=jnp.full(3, 0.5))
+  batch, fn, key = toy_policy.pairs_batch(), loss_fn(name, **kwargs), jax.random.key(9)
+  ties = dataclasses.replace(batch, labels={"p": jnp.full(3, 0.5)})
   slope = jax.grad(lambda p: fn(p, FROZEN, ties, key)[0].sum())
   assert not any(leaf.any() for leaf in jax.tree.leaves(slope(REFERENCE)))
   moved = jax.tree.map(lambda p, g: p - 1e-3 * g, PARAMS, slope(PARAMS))
@@ -148,8 +150,8 @@ def test_stored_ties_teach_nothing_at_the_reference_and_lead_back_to_it(name, kw
 
 
 def test_a_tie_of_weight_zero_teaches_nothing():
-  batch = toy_policy.make_batch("rollout_pairs")
-  none = dataclasses.replace(batch, weight=jnp.zeros(3))
+  batch = toy_policy.step_pairs_batch()
+  none = dataclasses.replace(batch, labels={"weight": jnp.zeros(3)})
   fn = loss_fn("d3po", beta=0.1, clip_range=0.1)
   slope = jax.grad(lambda p: fn(p, FROZEN, none, jax.random.key(0))[0].sum())(PARAMS)
   assert not any(leaf.any() for leaf in jax.tree.leaves(slope))
@@ -157,7 +159,7 @@ def test_a_tie_of_weight_zero_teaches_nothing():
 
 def test_d3po_by_hand_on_steps_whose_log_ratio_is_set():
   """x_s half way between the two means plus a shift: the log-ratio is shift * gap / std^2."""
-  batch = toy_policy.make_batch("rollout_pairs")
+  batch = toy_policy.step_pairs_batch()
   flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
   row = jax.tree.map(lambda field: field.repeat(2), batch.row)
   cond = batch.cond._replace(cond=jax.tree.map(lambda c: c.repeat(2, axis=0), batch.cond.cond))
@@ -170,7 +172,7 @@ def test_d3po_by_hand_on_steps_whose_log_ratio_is_set():
   gap = mean - reference_mean
   shift = wanted[:, None, None, None] * std**2 / gap
   x_s = (0.5 * (mean + reference_mean) + shift).reshape(batch.x_s.shape)
-  made = dataclasses.replace(batch, x_s=x_s, weight=jnp.ones(3))
+  made = dataclasses.replace(batch, x_s=x_s, labels={"weight": jnp.ones(3)})
   loss, values = loss_fn("d3po", beta=0.1, clip_range=0.1)(PARAMS, FROZEN, made, jax.random.key(0))
   margin = np.array([0.05 + 0.03, 1.0, 0.02 - 0.04])
   np.testing.assert_allclose(values["preference/margin"], margin, rtol=2e-3, atol=2e-3)
@@ -181,7 +183,7 @@ def test_d3po_by_hand_on_steps_whose_log_ratio_is_set():
 
 def test_prompts_of_a_pair_are_not_mixed_up():
   """Changing the third prompt changes the third loss alone."""
-  batch = toy_policy.make_batch("pairs")
+  batch = toy_policy.pairs_batch()
   text = batch.cond["text"].at[2].add(0.5)
   fn, key = loss_fn("dpo", beta=50.0, time_weight="half", num_draws=1), jax.random.key(6)
   before, _ = fn(PARAMS, FROZEN, batch, key)
@@ -190,14 +192,14 @@ def test_prompts_of_a_pair_are_not_mixed_up():
 
 
 def test_an_unknown_time_weight_is_named():
-  with pytest.raises(ValueError, match="expected one of half, elbo; got 'snr'"):
+  with pytest.raises(ValueError, match="expected one of half, elbo, got 'snr'"):
     methods.make("dpo", PIPELINE, beta=1.0, time_weight="snr", num_draws=1)
 
 
 def test_any_loss_on_log_ratios_makes_a_method():
   """The loss, the estimator and the time weight are chosen independently."""
   square = lambda w, l, p: jnp.square(w) + jnp.square(l)  # noqa: E731
-  batch = toy_policy.make_batch("pairs")
+  batch = toy_policy.pairs_batch()
   key = jax.random.key(7)
   elbo, half = (
     diffusion_dpo.make(PIPELINE, square, time_weight=name, num_draws=1).loss(
@@ -217,14 +219,14 @@ def test_any_loss_on_log_ratios_makes_a_method():
 
 def test_draws_are_spread_over_the_levels_and_averaged_before_the_loss():
   """1000 draws of a pair see every level once, so that only the noise is left to chance."""
-  batch = toy_policy.make_batch("pairs")
+  batch = toy_policy.pairs_batch()
   margins = []
   for num_draws, key in ((1, 0), (1, 1), (1000, 2), (1000, 3)):
     fn = loss_fn("dpo", beta=50.0, time_weight="half", num_draws=num_draws)
     loss, values = fn(PARAMS, FROZEN, batch, jax.random.key(key))
     assert loss.shape == (3,)
     margins.append(values["preference/margin"])
-    expected = np.log1p(np.exp(-50.0 * margins[-1])) + (1 - batch.p) * 50.0 * margins[-1]
+    expected = np.log1p(np.exp(-50.0 * margins[-1])) + (1 - batch.labels["p"]) * 50.0 * margins[-1]
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
   one, other, many, more = margins
   assert np.abs(many - more).max() < 0.1 * np.abs(one - other).max()

@@ -18,19 +18,21 @@ import toy_policy
 from jaxalign import methods
 from jaxalign.diffusion import backprop, guidance, log_ratios, rollout, schedules, transitions
 from jaxalign.diffusion.kernel import Kernel, mean_over_latents
+from jaxalign.distributed import sharding
 from jaxalign.labels import advantages
+from jaxalign.labels.base import Scores
 from jaxalign.models.families import gaussian as gaussian_family
 from jaxalign.pipeline import Pipeline
-from jaxalign.training import optim, update
-from jaxalign.training.feeds import base, rollouts, stored
-from jaxalign.training.state import init_state
+from jaxalign.training import feeds, optim, update
+from jaxalign.training.feeds import base, online
+from jaxalign.training.state import init_state, jit_end
 from jaxalign.worlds import gaussian
 
 MEAN, STD = np.array([0.5, -0.3], np.float32), np.array([1.0, 0.7], np.float32)
 REFERENCE = {"mean": jnp.array(MEAN), "log_std": jnp.log(jnp.array(STD))}
 REWARD = gaussian.QuadraticReward(jnp.diag(jnp.array([0.6, 1.0])), jnp.array([0.8, -0.5]))
 COND = guidance.Guided({}, {})
-FROZEN = {"base": {}, "reference": REFERENCE, "reward": {}}
+FROZEN = {"base": {}, "reference": REFERENCE, "rewards": {}}
 
 
 @functools.cache
@@ -86,15 +88,18 @@ def make_optimizer(learning_rate, num_steps):
   )  # fmt: skip
 
 
-def trained(method, select, draw, *, learning_rate, num_updates):
+def trained(method, draw, select=None, *, learning_rate, num_updates):
   """The average of the last parameters; `draw(params, step) -> (data, selection)`."""
   tx = make_optimizer(learning_rate, num_updates)
-  update_fn = update.jit_update(method, tx, lambda params, base: params, select, ema_decay=0.95)
-  state = init_state(REFERENCE, tx, None, with_ema=True)
+  select = select or feeds.select_fn(method.data)
+  update_fn = update.jit_update(method, tx, lambda params, base: params, select)
+  state = init_state(REFERENCE, tx, copies=("ema",))
+  end_fn = jit_end(sharding.one_device(), None)
   for step in range(num_updates):
     data, selection = draw(state.params, step)
     state, _ = jax.block_until_ready(update_fn(state, FROZEN, data, selection, 0, step, 0))
-  return state.ema_params
+    state = end_fn(state, {"ema": 0.95})
+  return state.sampling_params
 
 
 def every_step(examples, steps):
@@ -114,8 +119,8 @@ def test_policy_gradient_with_the_exact_kl_reaches_the_tilted_distribution(beta)
   """Within 5 % of the mean's shift and 10 % of the variance; eta = 1 forgets where it began."""
   pipeline, batch = make_pipeline(192), 512
   steps = pipeline.process.stochastic_steps()
-  method = methods.make("ddpo_sf", pipeline, kl_weight=beta)
-  estimator = advantages.make("leave_one_out", num_groups=1, group_size=batch, limit=1e9)
+  estimator = advantages.make("leave_one_out", limit=1e9)
+  method = methods.make("ddpo_sf", pipeline, kl_weight=beta, advantage=estimator)
 
   @jax.jit
   def sample(params, key):
@@ -124,15 +129,16 @@ def test_policy_gradient_with_the_exact_kl_reaches_the_tilted_distribution(beta)
     kernel, table = pipeline.kernel, pipeline.table
     rolled = rollout.rollout(key_steps, kernel, params, table, x_T, COND, mean_over_latents)
     kl = log_ratios.trajectory_kl(kernel, params, REFERENCE, table, rolled.x, COND).sum(axis=0)
-    zeros = jnp.zeros(batch, jnp.int32)
-    _, advantage = estimator.estimate(None, REWARD(rolled.x_0) - beta * kl, zeros, zeros)
-    return rollouts.collect([(rolled, COND)]), table, advantage
+    zero = jnp.zeros(1, jnp.int32)
+    total = (REWARD(rolled.x_0) - beta * kl)[None]
+    _, found = method.data.label(None, Scores(total, {}, {}, 0.0 * total, zero, zero), key)
+    return online.collect([(rolled, COND)]), table, found.samples, found.values
 
   def draw(params, step):
     data = sample(params, jax.random.fold_in(jax.random.key(0), step))
     return data, every_step(batch, steps)
 
-  params = trained(method, rollouts.Rollouts.select, draw, learning_rate=0.04, num_updates=140)
+  params = trained(method, draw, learning_rate=0.04, num_updates=140)
   mean, variance = moments_of_chain(params, pipeline.table)
   expected_mean, expected_variance = tilted(beta)
   shift = np.linalg.norm(expected_mean - MEAN)
@@ -167,10 +173,10 @@ def test_dpo_recovers_the_reward_that_labelled_its_pairs(beta):
 
   def draw(params, step):
     rows = np.random.default_rng([0, step]).integers(num_pairs, size=batch)
-    data = base.stack([methods.Pairs(x[rows], {}, np.ones(batch, np.float32))])
+    data = base.stack([methods.Finished(x[rows], {}, {"p": np.ones(batch, np.float32)})])
     return data, np.arange(batch, dtype=np.int32)[None]
 
-  params = trained(method, stored.StoredPairs.select, draw, learning_rate=0.02, num_updates=120)
+  params = trained(method, draw, learning_rate=0.02, num_updates=120)
   new = (MEAN + STD * rng.normal(size=(2000, 2, 2))).astype(np.float32)
   true = np.diff(np.asarray(REWARD(new.reshape(-1, 2))).reshape(-1, 2))[:, 0]
   log_ratio = log_density(params, new) - log_density(REFERENCE, new)
@@ -204,10 +210,11 @@ def test_d3po_recovers_the_reward_of_trajectories_from_one_start(beta):
     rolled, reward = sample(jax.random.key(step))
     images = np.arange(2 * batch, dtype=np.int32).reshape(batch, 2, 1)
     images = preferred_first(np.random.default_rng([0, step]), images, np.asarray(reward))[..., 0]
-    data = (rollouts.collect([(rolled, COND)]), table, images, np.ones(batch, np.float32))
+    weight = {"weight": np.ones(batch, np.float32)}
+    data = (online.collect([(rolled, COND)]), table, images, weight)
     return data, every_step(batch, steps)
 
-  params = trained(method, rollouts.RolloutPairs.select, draw, learning_rate=0.03, num_updates=80)
+  params = trained(method, draw, learning_rate=0.03, num_updates=80)
   rolled, reward = sample(jax.random.key(10_000))
 
   @jax.jit
@@ -229,7 +236,7 @@ def test_the_gradient_of_draft_equals_the_analytic_one(num_grad_steps):
   pipeline = make_pipeline(12)
   S, table = 12, pipeline.table
   method = methods.make("draft", pipeline, num_grad_steps=num_grad_steps, kl_weight=0.0)
-  batch = methods.Records(guidance.Guided({"row": jnp.zeros((5, 1))}, {}), jnp.zeros(5))
+  batch = methods.Inputs(guidance.Guided({"row": jnp.zeros((5, 1))}, {}), jnp.zeros(5))
   key = jax.random.key(4)
   params = {"mean": jnp.array([0.2, 0.1]), "log_std": jnp.array([0.1, -0.2])}
   fn = jax.jit(jax.grad(lambda p: method.loss(p, FROZEN, batch, key)[0].mean()))
@@ -268,13 +275,13 @@ def test_draft_climbs_where_the_reward_is_and_the_kl_holds_it_back():
   """More weight on the KL, less of a shift; none, the maximum of the reward, b / A."""
   pipeline = make_pipeline(12, eta=0.5)
   best = np.asarray(REWARD.slope) / np.diagonal(REWARD.curvature)
-  batch = methods.Records(guidance.Guided({"row": jnp.zeros((128, 1))}, {}), jnp.zeros(128))
+  batch = methods.Inputs(guidance.Guided({"row": jnp.zeros((128, 1))}, {}), jnp.zeros(128))
   shifts = []
   for kl_weight in (0.0, 0.2, 1.0):
     method = methods.make("draft", pipeline, num_grad_steps=0, kl_weight=kl_weight)
     draw = lambda params, step: (batch, np.arange(128, dtype=np.int32)[None])  # noqa: E731
     select = lambda data, rows: data  # noqa: E731
-    params = trained(method, select, draw, learning_rate=0.1, num_updates=120)
+    params = trained(method, draw, select, learning_rate=0.1, num_updates=120)
     mean, _ = moments_of_chain(params, pipeline.table, eta=0.5)
     shifts.append(np.linalg.norm(mean - MEAN))
     if kl_weight == 0.0:

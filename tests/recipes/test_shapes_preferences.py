@@ -1,5 +1,6 @@
 """The preferences of the embedded world: repeatable, labelled as they say, and readable."""
 
+import functools
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxalign.data import preference_files, preference_pairs, records
+from jaxalign.data import example_set, examples, preference_files, records
 from jaxalign.recipes import shapes_preferences
 from jaxalign.worlds.shapes import judge
 
@@ -88,7 +89,9 @@ def test_the_same_flags_write_the_same_bits(folder, tmp_path):
 def test_the_reader_takes_the_label_and_not_the_judge(folder, rows):
   records, report = preference_files.load(folder / "pairs.parquet", max_bad_fraction=0.0)
   assert not report.bad
-  pairs = preference_pairs.PreferencePairs(records, size=(64, 64), ties="half")
+  pairs = example_set.ExampleSet(
+    records, functools.partial(examples.pairs, ties="half"), size=(64, 64)
+  )
   assert [record["prompt"] for record in pairs.records] == [row["prompt"] for row in rows]
   images = pairs.samples(np.arange(5))
   for row, (winner, loser) in zip(rows, images, strict=True):

@@ -22,6 +22,10 @@ FITTING = dict(
 )
 
 
+def a_pair_each(num_records, group_size):
+  return num_records, 2
+
+
 def solve(**changes):
   return batching.solve(**{**FITTING, **changes})
 
@@ -35,6 +39,7 @@ def test_a_plan_by_hand():
     microbatch=3,
     microbatches=8,
     examples=24,
+    width=1,
     slice_size=3,
     examples_per_update=12,
     steps=STEPS,
@@ -209,10 +214,40 @@ def test_each_column_of_a_slice_is_drawn_from_its_own_shard():
 
 def test_pairs_of_a_prompt_stay_in_the_shard_of_its_images():
   fitting = dict(num_records=8, group_size=2, microbatch=8, updates_per_epoch=1)
-  plan = solve(**fitting, pairs=True, shards=2)
+  plan = solve(**fitting, count_examples=a_pair_each, shards=2)
   for s in batching.selections(plan, seed=0, iteration=0):
     # Four prompts a microbatch, two of them in each shard; two pairs of a slice are each shard's.
     np.testing.assert_array_equal(s.example % 4 // 2, np.tile([0, 0, 1, 1], (len(s.i), 1)))
+
+
+def test_a_pair_of_each_record_halves_the_slices():
+  fitting = dict(num_records=8, group_size=4, microbatch=8, updates_per_epoch=1)
+  plan = solve(**fitting, count_examples=a_pair_each)
+  assert (plan.examples, plan.width, plan.slice_size, plan.slices) == (8, 2, 4, 2 * 3)
+  assert "8 pairs of images x 3 of 5 timesteps" in plan.describe("images")
+  # An iteration of fewer pairs than a slice could hold has one slice.
+  plan = solve(**{**fitting, "num_records": 4, "microbatch": 16}, count_examples=a_pair_each)
+  assert (plan.slice_size, plan.slices) == (4, 3)
+
+
+def test_the_best_and_the_worst_few_of_a_record_are_examples_of_their_own():
+  fitting = dict(num_records=4, group_size=8, microbatch=8, updates_per_epoch=1)
+  plan = solve(**fitting, count_examples=lambda P, K: (2 * P, 1), shards=1)
+  assert (plan.examples, plan.width, plan.slice_size) == (8, 1, 8)
+  (chosen, *_) = batching.selections(plan, 0, 0)
+  assert collections.Counter(chosen.example.ravel().tolist()) == {k: 3 for k in range(8)}
+
+
+def test_finished_samples_have_no_steps():
+  plan = solve(steps=None, timestep_range=None, timestep_fraction=None)
+  assert plan.steps == () and plan.timesteps == 1 and plan.slices == 4
+  chosen = batching.selections(plan, 0, 0)
+  assert all((s.i == 0).all() for s in chosen)
+  assert collections.Counter(np.ravel([s.example for s in chosen]).tolist()) == {
+    k: 3 for k in range(24)
+  }
+  with pytest.raises(ValueError, match=r"timestep_range: expected none, because config\.method tr"):
+    solve(steps=None)
 
 
 def test_the_shards_are_the_devices_unless_stated():
@@ -229,7 +264,7 @@ def test_the_shards_are_the_devices_unless_stated():
   (dict(microbatch=6, shards=4), "microbatch: expected a multiple of 4, 4 shards, got 6"),
   (dict(microbatch=6, shards=3, devices=2), "shards: expected 0, or a multiple of 2, the number"),
   (
-    dict(num_records=8, group_size=2, microbatch=4, devices=4, pairs=True),
+    dict(num_records=8, group_size=2, microbatch=4, devices=4, count_examples=a_pair_each),
     "microbatch: expected a multiple of 8, 4 devices x 2 samples of a record, got 4",
   ),
 ])

@@ -7,14 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign import methods
 from jaxalign.diffusion import guidance
 from jaxalign.distributed import sharding
 from jaxalign.rewards import combine, contract
 from jaxalign.training.feeds import records
 
 SEED = 3
-METHOD = methods.Method(lambda *_: None, "records")
 
 # In the place of a model: a record is known by the length of its text.
 SYSTEM = types.SimpleNamespace(
@@ -53,7 +51,11 @@ def feed(tmp_path):
     "batch": {"num_examples": 6, "microbatch": 2},
     "data": {"source": str(tmp_path / "records.jsonl")},
   }
-  return records.RecordBatches(sections, SYSTEM, METHOD, REWARDS, tmp_path)
+  return records.RecordBatches(setup_of(sections, REWARDS))
+
+
+def setup_of(sections, rewards):
+  return types.SimpleNamespace(sections=sections, system=SYSTEM, rewards=rewards)
 
 
 def examples(feed, step):
@@ -85,10 +87,6 @@ def test_the_records_are_those_of_the_step(feed):
   assert (examples(feed, 0)[0] != examples(feed, 1)[0]).any()
 
 
-def test_the_parameters_of_the_rewards_are_frozen_trees_of_the_program(feed):
-  assert feed.frozen["reward"]["length"]["scale"] == 2.0
-
-
 def test_the_log_is_of_the_rewards_that_the_loss_found(feed):
   record = feed.summarize([{"reward/mean": np.array([1.0, 3.0]), "loss/total": np.array([-1.0])}])
   assert record == {"reward/mean": 2.0, "reward/std": 1.0, "loss/total": -1.0}
@@ -104,8 +102,8 @@ def test_shapes_are_those_of_a_draw(feed):
   np.testing.assert_array_equal(selection, drawn.selections[0])
 
 
-def test_a_reward_of_the_host_alone_is_refused(tmp_path):
+def test_a_reward_of_the_host_alone_is_refused():
   host = combine.WeightedRewards((contract.Reward("host", len, None),), (1.0,), "none")
   for given in (None, host):
     with pytest.raises(ValueError, match="expected rewards that run on the device, found none"):
-      records.RecordBatches({"seed": 0}, SYSTEM, METHOD, given, tmp_path)
+      records.RecordBatches(setup_of({"seed": 0}, given))

@@ -1,5 +1,6 @@
 """Training of a reward model, end to end in seconds and part by part."""
 
+import functools
 import json
 import types
 
@@ -11,7 +12,7 @@ import scipy.ndimage
 from PIL import Image
 from preference_records import record
 
-from jaxalign.data import preference_files, preference_pairs
+from jaxalign.data import example_set, examples, preference_files
 from jaxalign.models.families import clip_dual
 from jaxalign.recipes import shapes_reward
 from jaxalign.training import reward_model
@@ -163,6 +164,10 @@ FAKE = types.SimpleNamespace(
 )
 
 
+def pairs_of(records, size, ties="half"):
+  return example_set.ExampleSet(records, functools.partial(examples.pairs, ties=ties), size=size)
+
+
 @pytest.fixture
 def grey_pairs(tmp_path):
   """Four pairs of grey images, of which the first three have a preferred one."""
@@ -174,7 +179,7 @@ def grey_pairs(tmp_path):
     lines.append(json.dumps({"prompt": "x" * (i + 1), "images": images, "label_0": label}))
   (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
   records, _ = preference_files.load(tmp_path / "pairs.jsonl")
-  return preference_pairs.PreferencePairs(records, size=(8, 8), ties="half")
+  return pairs_of(records, (8, 8))
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 256])
@@ -189,9 +194,7 @@ def test_accuracy_counts_a_ranking_once():
   # Greys 0, 1 and 2. The first record prefers the darker, so all three pairs are wrong; of the
   # second two of three are right, of the third the only one. The fourth has no preferred image.
   records = [record(rank=rank) for rank in ([1, 2, 3], [2, 3, 1], [2, 1], [1, 1])]
-  found = reward_model.accuracy(
-    FAKE, preference_pairs.PreferencePairs(records, size=(4, 6), ties="half")
-  )
+  found = reward_model.accuracy(FAKE, pairs_of(records, (4, 6)))
   shares = [0, 2 / 3, 1]
   np.testing.assert_allclose(found["accuracy"], np.mean(shares), rtol=1e-6)
   np.testing.assert_allclose(found["standard_error"], np.std(shares) / 3**0.5, rtol=1e-6)
@@ -217,7 +220,7 @@ def test_preference_loss_by_hand(grey_pairs):
 
 def test_shifts_are_small_and_change_with_the_step(pairs_file):
   records, _ = preference_files.load(pairs_file)
-  pairs = preference_pairs.PreferencePairs(records, size=(64, 64))
+  pairs = pairs_of(records, (64, 64), ties="drop")
   still, moved = (
     reward_model.pair_batches(pairs, numbered(pairs), seed=0, batch_size=12, max_shift=shift)
     for shift in (0, 3)

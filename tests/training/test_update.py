@@ -1,5 +1,7 @@
 """One optimizer step by hand, on a loss that is linear in its one parameter."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import optax
 import pytest
 
 from jaxalign import methods, streams
+from jaxalign.distributed import sharding
 from jaxalign.training import update
-from jaxalign.training.state import init_state
+from jaxalign.training.state import init_state, jit_end
 
 SEED, RATE = 5, 0.1
 # Two slices of two examples; what an example adds to the gradient is its own number.
@@ -23,18 +26,16 @@ def loss(params, frozen, batch, key):
   return params["w"] * batch, {"key": own_key, "batch": batch, "added": frozen_now}
 
 
-def make(tx=None, *, ema_decay=0.0, **options):
+def make(tx=None, copies=(), **options):
   tx = optax.sgd(RATE) if tx is None else tx
   update_fn = update.jit_update(
-    methods.Method(loss, "any"),
+    methods.Method(loss, methods.Records()),
     tx,
     lambda params, base: {"w": params["w"] + base["added"]},
     lambda data, selected: data[selected],
-    ema_decay=ema_decay,
     **options,
   )
-  state = init_state({"w": jnp.float32(1.0)}, tx, None, with_ema=ema_decay > 0)
-  return update_fn, state
+  return update_fn, init_state({"w": jnp.float32(1.0)}, tx, copies=copies)
 
 
 def step(update_fn, state, *, i=0, j=0):
@@ -56,21 +57,59 @@ def test_the_norm_is_taken_before_clipping():
   assert state.params["w"] == pytest.approx(1.0 - RATE * 1.0)
 
 
-def test_the_average_follows_the_new_parameters():
-  update_fn, state = make(ema_decay=0.75)
-  assert state.ema_params["w"] == 1.0
-  state, _ = step(update_fn, state)
-  assert state.params["w"] == pytest.approx(0.7)
-  assert state.ema_params["w"] == pytest.approx(0.75 * 1.0 + 0.25 * 0.7)  # 0.925
-  assert state.sampling_params is state.ema_params
-  state, _ = step(update_fn, state, j=1)
-  assert state.params["w"] == pytest.approx(0.4)
-  assert state.ema_params["w"] == pytest.approx(0.75 * 0.925 + 0.25 * 0.4)  # 0.79375
+def end(state, **decays):
+  return jit_end(sharding.one_device(), None)(state, decays)
 
 
-def test_without_an_average_the_parameters_are_sampled_with():
+def test_copies_follow_the_parameters_at_the_end_of_an_iteration():
+  """The average as `decay * old + (1 - decay) * new`; 1 leaves a copy and 0 replaces it."""
+  update_fn, state = make(copies=("ema", "kept", "new"))
+  assert {name: float(copy["w"]) for name, copy in state.copies.items()} == {
+    "ema": 1.0, "kept": 1.0, "new": 1.0
+  }
+  decays = {"ema": 0.75, "kept": 1.0, "new": 0.0}
+  for step_number, w, average in ((0, 0.7, 0.925), (1, 0.4, 0.79375)):
+    before = state.copies
+    state, _ = step(update_fn, state, i=step_number)
+    assert state.copies.keys() == before.keys()
+    assert state.params["w"] == pytest.approx(w)
+    state = end(state, **decays)
+    assert state.copies["ema"]["w"] == pytest.approx(average)
+    assert state.copies["kept"]["w"] == 1.0 and state.copies["new"]["w"] == state.params["w"]
+    assert state.sampling_params is state.copies["ema"] and int(state.step) == step_number + 1
+
+
+def test_without_copies_an_iteration_is_counted_and_the_parameters_are_sampled_with():
   state, _ = step(*make())
-  assert state.ema_params is None and state.sampling_params is state.params
+  assert state.copies == {} and state.sampling_params is state.params
+  assert int(end(state).step) == 1
+
+
+def test_the_loss_sees_the_variables_of_copies_and_no_gradient_goes_there():
+  """Each made ready for itself: "added" is what `ready` made of the copy, not of the policy."""
+
+  def loss(variables, frozen, batch, key):
+    value = variables["w"] * frozen["old"]["w"] * batch
+    return value, {"old": jnp.broadcast_to(frozen["old"]["w"], batch.shape)}
+
+  def ready(params, frozen):
+    return {**frozen, "base": {"added": frozen["base"]["added"] + params["w"]}}
+
+  tx = optax.sgd(RATE)
+  update_fn = update.jit_update(
+    methods.Method(loss, methods.Records()),
+    tx,
+    lambda params, base: {"w": params["w"] + base["added"]},
+    lambda data, selected: data[selected],
+    ready_fn=ready,
+  )
+  state = init_state({"w": jnp.float32(1.0)}, tx, copies=("old",))
+  copies = {"old": {"w": jnp.float32(3.0)}}
+  state, values = step(update_fn, dataclasses.replace(state, copies=copies))
+  np.testing.assert_array_equal(values["old"], np.full((2, 2), 6.0))  # 3 + 3
+  # d / dw of (w + added) 6 batch, of mean batch 3: what was made ready is a constant.
+  assert state.params["w"] == pytest.approx(1.0 - RATE * 18.0)
+  assert state.copies["old"]["w"] == 3.0
 
 
 def test_slices_updates_and_iterations_have_keys_of_their_own():

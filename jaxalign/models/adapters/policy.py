@@ -122,5 +122,7 @@ def _with_base(
 ) -> dict[str, Params]:
   """The frozen trees with those of the denoiser cast, and what was made of the trained ones."""
   base = {"params": preparation.cast(base["params"], dtype), **({"ready": made} if made else {})}
-  reference = {"params": preparation.cast(frozen["reference"]["params"], dtype)}
+  # It has adapters too where it is a copy of the policy.
+  params = preparation.cast(frozen["reference"]["params"], dtype)
+  reference = {**frozen["reference"], "params": params}
   return {**frozen, "base": base, "reference": reference}

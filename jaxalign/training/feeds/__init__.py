@@ -1,34 +1,27 @@
-"""Feeds by the name of the data that a method wants: `FEEDS[method.data](...)`."""
+"""Feeds: what turns a method's data, as a value, into the batches of an iteration."""
 
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
 
-from jaxalign import methods, system
-from jaxalign.rewards.combine import WeightedRewards
-from jaxalign.training.feeds import records, rollouts, stored
-from jaxalign.training.feeds.base import Drawn, Feed, Program
+from jaxalign.methods import Records, Rollouts, Stored
+from jaxalign.training.feeds import online, records, stored
+from jaxalign.training.feeds.base import Drawn, Feed, Program, SelectFn
+from jaxalign.training.setup import Setup
 
-__all__ = ["FEEDS", "Drawn", "Feed", "Program", "make"]
-
-FEEDS: dict[str, Callable[..., Feed]] = {
-  "rollout": rollouts.Rollouts,
-  "rollout_pairs": rollouts.RolloutPairs,
-  "pairs": stored.StoredPairs,
-  "records": records.RecordBatches,
-}
+__all__ = ["Drawn", "Feed", "Program", "SelectFn", "make", "select_fn"]
 
 
-def make(
-  method: methods.Method,
-  sections: Mapping[str, Any],
-  sys: system.System,
-  rewards: WeightedRewards | None,
-  workdir: pathlib.Path,
-) -> Feed:
-  """The feed that `method` names, from the sections of a config that concern it."""
-  if method.data not in FEEDS:
-    raise ValueError(
-      f"config.method: expected a method fed by one of {', '.join(FEEDS)}; got {method.data!r}"
-    )
-  return FEEDS[method.data](sections, sys, method, rewards, workdir)
+def make(setup: Setup, workdir: pathlib.Path) -> Feed:
+  """The feed of a run, from the sections of its config that concern it."""
+  data = setup.method.data
+  if isinstance(data, Rollouts):
+    return online.Online(setup, data, workdir)
+  if isinstance(data, Stored):
+    return stored.StoredExamples(setup, data, workdir)
+  return records.RecordBatches(setup)
+
+
+def select_fn(data: Rollouts | Stored | Records) -> SelectFn:
+  """`Feed.select` of a method's data, without a feed."""
+  if isinstance(data, Rollouts):
+    return online.select_fn(data)
+  return stored.select if isinstance(data, Stored) else records.select

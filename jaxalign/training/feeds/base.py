@@ -1,6 +1,6 @@
 """What a feed is: it turns records, models and stored data into the batches of an iteration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.distributed import sharding
-from jaxalign.labels.advantages import RecordStats
 from jaxalign.models.model import Model
 from jaxalign.training.state import TrainState
-from jaxalign.types import Array, Params, Record
+from jaxalign.types import Array, Record
+
+# select(data, selected) -> batch, pure: the examples of one gradient slice.
+SelectFn = Callable[[Any, Any], Any]
 
 
 class Drawn(NamedTuple):
   """What one iteration learns from.
 
-  state: with reward statistics brought up to date.
+  state: with the memory of labels brought up to date.
   data: a tree of arrays; what is in it, `Feed.select` knows.
   selections: one for each optimizer step.
   record: metrics that are known before the updates.
@@ -44,29 +46,27 @@ class Feed(Protocol):
   unit: what they are called, `Modality.unit`.
   tokens: of all records.
   microbatch: what one call of its program takes, and a gradient slice.
-  frozen: trees that the loss wants beside those of the system.
+  select: `(data, selected) -> batch`, see `SelectFn`.
+  example: what one example of an update is called.
   """
 
   num_samples: int
   unit: str
   tokens: Any
   microbatch: int
-  frozen: Mapping[str, Params]
+  select: SelectFn
+  example: str
 
   def describe(self) -> str:
     """The batch algebra, in a few lines."""
     ...
 
-  def init_stats(self) -> RecordStats | None:
-    """The statistics that a new run starts with."""
+  def init_memory(self) -> Any:
+    """What labels remember as a new run starts; None where that is nothing."""
     ...
 
   def draw(self, state: TrainState, step: int) -> Drawn:
     """The data of iteration `step`, a pure function of the state and the step."""
-    ...
-
-  def select(self, data: Any, selected: Any) -> Any:
-    """Pure: the batch of one gradient slice."""
     ...
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:

@@ -1,55 +1,45 @@
 """Records alone: the loss samples for itself, because its gradient goes through the sampler."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxalign import checks, methods, system
+from jaxalign import checks, system
 from jaxalign.data import records as records_lib
-from jaxalign.diffusion import guidance
 from jaxalign.distributed import sharding
-from jaxalign.rewards.combine import WeightedRewards
+from jaxalign.methods.batches import Inputs
 from jaxalign.training import batching
 from jaxalign.training.feeds import base
 from jaxalign.training.feeds.base import Drawn, Program, averages, pick_examples, stack
+from jaxalign.training.setup import Setup
 from jaxalign.training.state import TrainState
-from jaxalign.types import Params
 
 
 class RecordBatches:
   """Records, what the network sees of them, and what the reward does (`methods.Records`)."""
 
-  def __init__(
-    self,
-    sections: Mapping[str, Any],
-    sys: system.System,
-    method: methods.Method,
-    rewards: WeightedRewards | None,
-    workdir: pathlib.Path,
-  ):
-    del method, workdir
+  example = "record"
+
+  def __init__(self, setup: Setup):
+    sys, rewards = setup.system, setup.rewards
     if rewards is None or rewards.device is None:
       raise ValueError("config.reward: expected rewards that run on the device, found none")
-    self.plan = checks.call_section(sections, "batch", batching.solve_examples)
+    self.plan = checks.call_section(setup.sections, "batch", batching.solve_examples)
     self.num_samples, self.microbatch = self.plan.examples, self.plan.microbatch
-    self.unit = sys.model.modality.unit
+    self.unit, self.select = sys.model.modality.unit, select
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
-    self.records = checks.call_section(sections, "data", records_lib.load)
-    # On the mesh, and an argument of the update: captured, it would be a constant of the program.
-    params = sharding.place_params(rewards.device.params, sys.mesh)
-    self.frozen: Mapping[str, Params] = {"reward": params}
+    self.records = checks.call_section(setup.sections, "data", records_lib.load)
     self.tokens = base.tokenize(sys.model, self.records.records)
     self._query = rewards.device.encode(self.records.records)
-    self._sys, self._seed = sys, sections["seed"]
+    self._sys, self._seed = sys, setup.sections["seed"]
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
 
   def describe(self) -> str:
     return self.plan.describe("records")
 
-  def init_stats(self) -> None:
+  def init_memory(self) -> None:
     return None
 
   def draw(self, state: TrainState, step: int) -> Drawn:
@@ -60,16 +50,11 @@ class RecordBatches:
       own.append((conds[-1].cond, self._query_of(ids[part])))
     cond, query = self._collect_fn(own)
     # The empty condition is the same for all, and whole on every device.
-    data = methods.Records(conds[0]._replace(cond=cond), query)
+    data = Inputs(conds[0]._replace(cond=cond), query)
     return Drawn(state, data, [self.plan.selection()], {})
 
   def _query_of(self, ids: np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[ids], self._query)
-
-  @staticmethod
-  def select(data: methods.Records, selected: np.ndarray) -> methods.Records:
-    cond, query = pick_examples((data.cond.cond, data.query), selected)
-    return methods.Records(data.cond._replace(cond=cond), query)
 
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
     record = averages(updates)
@@ -86,7 +71,7 @@ class RecordBatches:
     args = (self._sys.frozen, system.take(self.tokens, rows))
     return Program("conditioning", self._sys.condition_fn, args)
 
-  def shapes(self, state: TrainState) -> tuple[methods.Records, np.ndarray]:
+  def shapes(self, state: TrainState) -> tuple[Inputs, np.ndarray]:
     _, function, args = self.program(state, self.microbatch)
     cond, mesh = jax.eval_shape(function, *args), self._sys.mesh
     query = self._query_of(np.zeros(self.microbatch, np.int32))
@@ -95,10 +80,16 @@ class RecordBatches:
     own = jax.eval_shape(stack, [(cond.cond, query)] * len(selection))
     cond_shapes, query = sharding.shaped(own, sharding.batch(mesh, axis=1))
     uncond = sharding.shaped(cond.uncond, sharding.replicated(mesh))
-    return methods.Records(guidance.Guided(cond_shapes, uncond), query), selection
+    return Inputs(cond._replace(cond=cond_shapes, uncond=uncond), query), selection
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_) -> None:
     pass
+
+
+def select(data: Inputs, selected: np.ndarray) -> Inputs:
+  """The records of a gradient slice; the empty condition is shared."""
+  cond, query = pick_examples((data.cond.cond, data.query), selected)
+  return Inputs(data.cond._replace(cond=cond), query)

@@ -1,4 +1,4 @@
-"""The feed of stored pairs on a system of a few numbers: which pair, which prompt, which label."""
+"""The feed of stored samples on a system of a few numbers: which one, its prompt, its label."""
 
 import json
 import types
@@ -9,13 +9,15 @@ import pytest
 from PIL import Image
 
 from jaxalign import methods
+from jaxalign.data import examples as examples_lib
 from jaxalign.diffusion import guidance
 from jaxalign.distributed import sharding
 from jaxalign.modalities.image import IMAGES
 from jaxalign.training.feeds import stored
 
 LABELS = [1.0, 0.0, 0.5, 0.6, 0.25, 1.0]  # of the first image
-METHOD = methods.Method(lambda params, frozen, batch, key: (batch.p, {}), "pairs", soft_labels=True)
+PAIRS = methods.Stored(examples_lib.pairs)
+KEEP_TIES = {"ties": "half"}
 
 
 encoded = []  # of every call of `encode`: what its noise is a function of
@@ -23,7 +25,7 @@ encoded = []  # of every call of `encode`: what its noise is a function of
 
 def encode(frozen, images, seed, step, j):
   encoded.append((seed, step, j))
-  return images[:, :, 0, 0, :1].astype(np.float32)
+  return images[..., 0, 0, :1].astype(np.float32)
 
 
 # In the place of a model: latents are an image's shade, a prompt is known by its length.
@@ -52,14 +54,15 @@ def make_feed(tmp_path):
     lines.append(json.dumps({"prompt": "x" * (i + 1), "images": names, "label_0": label}))
   (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
 
-  def make(method=METHOD, **data):
-    given = {"ties": "half", "max_bad_fraction": 0.0, "condition_dropout": 0.0, "resize": False}
+  def make(kind=PAIRS, options=KEEP_TIES, **data):
+    given = {**options, "max_bad_fraction": 0.0, "condition_dropout": 0.0, "resize": False}
     sections = {
       "seed": 3,
       "batch": {"num_examples": 6, "microbatch": 2},
       "data": {"source": str(tmp_path / "pairs.jsonl"), **given, **data},
     }
-    return stored.StoredPairs(sections, SYSTEM, method, None, tmp_path)
+    setup = types.SimpleNamespace(sections=sections, system=SYSTEM)
+    return stored.StoredExamples(setup, kind, tmp_path)
 
   return make
 
@@ -71,7 +74,7 @@ def examples(feed, step):
   batches = [feed.select(drawn.data, rows) for rows in selection]
   x_0, text, p = (
     np.concatenate(leaves)
-    for leaves in zip(*[(b.x_0, b.cond["text"], b.p) for b in batches], strict=True)
+    for leaves in zip(*[(b.x_0, b.cond["text"], *b.labels.values()) for b in batches], strict=True)
   )
   return x_0[..., 0], text[:, 0], p
 
@@ -121,12 +124,32 @@ def test_every_microbatch_is_encoded_with_noise_of_its_own(make_feed):
   assert encoded == [(3, step, j) for step in (0, 1) for j in (0, 1, 2)]
 
 
-def test_a_loss_without_soft_labels_refuses_ties_alone(make_feed):
-  hard = METHOD._replace(soft_labels=False)
-  with pytest.raises(ValueError, match=r"data\.ties: 1 of 6 pairs are ties(.|\n)*ties=\"drop\""):
+def test_a_loss_without_soft_labels_refuses_ties(make_feed):
+  hard = methods.Stored(examples_lib.choices)
+  with pytest.raises(ValueError, match=r'data\.ties: expected "drop", because the loss'):
     make_feed(hard)
-  assert len(make_feed(hard, ties="drop").pairs) == 5
-  assert not methods.Method(METHOD.loss, "pairs").soft_labels  # whoever says nothing sees no tie
+  assert len(make_feed(hard, {"ties": "drop"}).examples) == 5
+
+
+def test_thumbs_are_samples_by_themselves_good_or_bad(make_feed):
+  """Of a vote the more frequent choice is good and the other bad; of a tie nothing is known."""
+  feed = make_feed(methods.Stored(examples_lib.thumbs), {"threshold": 0.5})
+  assert feed.example == "sample" and feed.num_samples == 6
+  seen = set()
+  for step in range(12):
+    for shade, length, good in zip(*examples(feed, step), strict=True):
+      i, first = int(length) - 1, shade % 10 == 0
+      assert shade // 10 == i and i != 2  # the tie
+      assert good == (first == (LABELS[i] > 0.5))
+      seen.add(float(shade))
+  assert len(seen) == 10  # both of all five
+
+
+def test_options_are_those_of_the_kind_of_examples(make_feed):
+  with pytest.raises(ValueError, match=r"config\.data: .*'threshold'; valid keys: ties"):
+    make_feed(PAIRS, {"ties": "drop", "threshold": 0.5})
+  with pytest.raises(ValueError, match=r"config\.data: missing a required .*'threshold'"):
+    make_feed(methods.Stored(examples_lib.thumbs), {})
 
 
 def test_shapes_are_those_of_a_draw(make_feed):

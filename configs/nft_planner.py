@@ -1,0 +1,38 @@
+"""DiffusionNFT on the `planner` world (Zheng et al. 2025, arXiv:2509.16117).
+
+  python -m jaxalign.main --config=configs/nft_planner.py --workdir=runs/nft_planner
+
+Plans are sampled without noise, by an old copy of the policy that follows it slowly; no likelihood
+is computed.
+
+Variants, `--config=configs/nft_planner.py:NAME[,NAME]`:
+  quicktest  two iterations in seconds, to see that everything works
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+  process = {"transition": "euler", "num_steps": 10}
+  rewards = ("planner_success", "planner")
+  config = common.world(
+    "planner", num_iterations=60, learning_rate=1e-3, process=process, rewards=rewards
+  )
+  sizes = {"num_records": 16, "group_size": 16, "microbatch": 256}
+  common.online(config, "planner/train", **sizes, reward="planner", by="sample")
+  config.advantage = {"name": "group_global_std", "epsilon": 1e-4, "limit": 5.0}
+  config.method = {
+    "name": "nft",
+    "mix": 1.0,  # of the policy in the positive and the negative one
+    "advantage_limit": 5.0,  # at this advantage a plan is optimal
+    "reference_weight": 1e-4,  # of the squared difference to the base model's prediction
+    # After iteration n the old policy keeps min(decay_rate n, decay_max) of itself.
+    "decay_rate": 1e-3,
+    "decay_max": 0.5,
+  }
+  return common.with_variants(config, "configs/nft_planner.py", variant, VARIANTS)
+
+
+VARIANTS = {"quicktest": common.quicktest(num_records=2, group_size=2, microbatch=2)}

@@ -1,0 +1,39 @@
+"""Online DPO on the `planner` world (arXiv:2402.04792).
+
+  python -m jaxalign.main --config=configs/online_dpo_planner.py --workdir=runs/online_dpo_planner
+
+Of eight plans of a record the best and the worst become a pair, and Diffusion-DPO learns from it.
+
+Variants, `--config=configs/online_dpo_planner.py:NAME[,NAME]`:
+  iterative  a new reference every 20 iterations
+  quicktest  two iterations in seconds, to see that everything works
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+  process = {"transition": "euler", "num_steps": 10}
+  rewards = ("planner_success", "planner")
+  config = common.world(
+    "planner", num_iterations=60, learning_rate=5e-4, process=process, rewards=rewards
+  )
+  sizes = {"num_records": 64, "group_size": 8, "microbatch": 256}
+  common.online(config, "planner/train", **sizes, reward="planner", by="sample")
+  config.method = {
+    "name": "online_dpo",
+    "beta": 100.0,
+    "temperature": 0.0,  # of the annotator; at 0 the better plan always wins
+    "refresh": 0,  # iterations between new references; 0 keeps the base model
+    "time_weight": "half",  # or "elbo", log-ratios in nats
+    "num_draws": 4,  # noise levels that the log-ratio of a pair is averaged over
+  }
+  return common.with_variants(config, "configs/online_dpo_planner.py", variant, VARIANTS)
+
+
+VARIANTS = {
+  "iterative": {"method.refresh": 20},
+  "quicktest": common.quicktest(num_records=2, group_size=2, microbatch=2),
+}

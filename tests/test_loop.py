@@ -71,4 +71,4 @@ def test_every_update_begins_with_the_parameters_that_the_one_before_has_left(lo
 
 def test_the_statistics_of_all_iterations_are_in_the_state(workdir):
   _, state = checkpoint.read_latest(workdir)
-  assert state["stats"]["count"].sum() == NUM_ITERATIONS * 8
+  assert state["memory"]["count"].sum() == NUM_ITERATIONS * 8

@@ -85,4 +85,4 @@ def make_noting(pipeline, *, advantage) -> Method:
     }
     return jnp.broadcast_to(bias.sum(), shape), values
 
-  return Method(loss, Rollouts(advantages.of_every_sample(advantage)))
+  return Method(loss, Rollouts(advantages.of_every_sample(advantage), memory=advantage.init))

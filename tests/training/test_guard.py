@@ -107,7 +107,7 @@ def test_off_is_no_guard_whatever_else_it_says(tmp_path):
 
 
 def initial():
-  return init_state({"w": jnp.full(2, -1.0)}, optax.sgd(1.0), None, with_ema=False)
+  return init_state({"w": jnp.full(2, -1.0)}, optax.sgd(1.0))
 
 
 def state_at(step, value):

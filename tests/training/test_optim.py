@@ -88,10 +88,3 @@ def test_decay_that_ends_before_the_warmup_is_an_error():
   with pytest.raises(ValueError, match=r"config\.optim\.decay_steps: .* above 10 \(warmup_steps\)"):
     optim.make(**PLAIN, warmup_steps=10, decay_steps=10)
   assert optim.make(**PLAIN, warmup_steps=10, decay_steps=11)
-
-
-def test_ema_update_by_hand():
-  new = {"a": jnp.array([2.0, 2.0]), "b": {"c": jnp.array([[1.5]])}}
-  actual = optim.ema_update(PARAMS, new, decay=0.75)
-  np.testing.assert_allclose(flat(actual), [1.25, -1.0, 0.75], rtol=1e-6)  # 3/4 old + 1/4 new
-  jax.tree.map(np.testing.assert_array_equal, optim.ema_update(PARAMS, new, decay=1.0), PARAMS)

@@ -154,7 +154,7 @@ REVIEWED = [
   ),
   Mutant(
     "base and aligned are swapped in the categories",
-    "evaluation/evaluation.py",
+    "evaluation/comparison.py",
     '{"base": before_by[category], "aligned": after_by[category]}',
     '{"base": after_by[category], "aligned": before_by[category]}',
     EVALUATION,

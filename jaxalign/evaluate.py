@@ -76,9 +76,14 @@ def evaluate_model() -> None:
 
 def _given() -> dict:
   """The parts of an evaluation that flags name."""
-  parts: dict = {"rewards": _REWARDS.value, "source": _PROMPTS.value, "num_samples": _NUM_IMAGES.value}
-  parts |= {"kl": _KL.value, "sampler": sampling.sampler()}
-  parts["sampler_rewards"] = sampling.sampler_rewards() or None
+  parts = {
+    "rewards": _REWARDS.value,
+    "source": _PROMPTS.value,
+    "num_samples": _NUM_IMAGES.value,
+    "kl": _KL.value,
+    "sampler": sampling.sampler(),
+    "sampler_rewards": sampling.sampler_rewards() or None,
+  }
   return {name: value for name, value in parts.items() if value is not None}
 
 

@@ -18,6 +18,7 @@ from jaxalign.diffusion import rollout as rollout_lib
 from jaxalign.distributed import placement, sharding
 from jaxalign.evaluation import precision
 from jaxalign.models.families import stable_diffusion
+from jaxalign.rewards import combine
 from jaxalign.training import batching
 from jaxalign.training.feeds import Program, base, rollouts
 
@@ -39,6 +40,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   "align_prop": ("draft", {"mean_grad_steps": 1.0, "std_grad_steps": 1.0, "kl_weight": 0.0}),
   "refl": ("draft", {"step_range": (0.5, 1.0), "target": 0.5}),
 }
+# By sampler: its own arguments.
+SAMPLERS: dict[str, dict[str, Any]] = {"chain": {}, "best_of_n": {"n": 2}}
 # What is trained, by name: sections `lora`.
 TRAINED: dict[str, dict[str, Any]] = {
   "side": {"rank": 4, "form": "side"},
@@ -152,6 +155,16 @@ def rollout(work: workload.Workload, batch: int = 2) -> Program:
   return Program("sample_fn", work.system.sample_fn, args)
 
 
+def steered(work: workload.Workload, sampler: str, batch: int = 2) -> Program:
+  """The same by another sampler, which goes by a reward on the device."""
+  rewards = combine.make_total((f"{device_jobs.__name__}:soft_brightness",))
+  sys = work.system.with_sampler({"name": sampler, **SAMPLERS[sampler]}, rewards)
+  query = jax.eval_shape(lambda: sys.tokenize([{"prompt": "a red circle"}] * batch).query)
+  tokens = system.Asked(_ids(work, batch), query)
+  noise = (0, streams.number("rollout"), 0, 0, None, sys.pipeline.table)
+  return Program(sampler, sys.sample_fn, (work.state.params, sys.frozen, tokens, *noise))
+
+
 def _ids(work, batch):
   return jax.eval_shape(lambda: workload.tokens(work.system, batch))
 
@@ -169,7 +182,8 @@ def _sampled(work, batch):
   model = work.system.model
   x = _array(NUM_STEPS + 1, batch, *model.latent_shape)
   rolled = rollout_lib.Rollout(x=x, log_prob=_array(NUM_STEPS, batch))
-  return system.Sampled(rolled, _cond(work, batch), _array(batch, *model.sample_shape))
+  samples, x_0 = _array(batch, *model.sample_shape), _array(batch, *model.latent_shape)
+  return system.Sampled(rolled, _cond(work, batch), samples, x_0)
 
 
 # What an iteration holds, as a feed leaves it on the mesh, and which of it each slice takes.

@@ -5,6 +5,7 @@ beforehand: the KL that Stiennon et al. 2020 (arXiv:2009.01325) compute with, wh
 2024 (arXiv:2401.01879) prove to be a bound.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxalign.diffusion import rollout as rollout_lib
 from jaxalign.distributed import placement
 from jaxalign.pipeline import Pipeline
-from jaxalign.steering.sampler import Sampled, Sampler
+from jaxalign.steering.sampler import Sampled, Sampler, make_chain
 from jaxalign.types import Array, Key
 
 
@@ -37,10 +38,10 @@ def kl_bound(n: int) -> float:
 def make(pipeline: Pipeline, *, n: int) -> Sampler:
   """Draws n chains for each record and keeps the one whose reward is highest, the first of equals.
 
-  The first draw is the chain's own, from `x_T` and the key as they are given, so that n = 1 is the
-  chain. Others start from noise of their own. Draws follow one another and only the best so far is
-  kept: memory is that of two microbatches, whatever n is. `info["reward"]` is that of the one kept;
-  one that is not a number ranks last, as minus infinity.
+  The first draw is the chain's own, from `x_T` and the key as they are given; n = 1 is the chain to
+  the bit, trajectories included. Others start from noise of their own. Draws follow one another and
+  only the best so far is kept: memory is that of two microbatches, whatever n is. `info["reward"]`
+  is that of the one kept; one that is not a number ranks last, as minus infinity.
 
   Raises ValueError unless n is a whole number of at least 1, and the pipeline has a reward that
   runs on the device.
@@ -52,29 +53,38 @@ def make(pipeline: Pipeline, *, n: int) -> Sampler:
       "sampler best_of_n: expected a reward that runs on the device, to rank samples by; found "
       "none\nname one: --sampler_reward=NAME, or evaluation.sampler_rewards in a config"
     )
-  reward = pipeline.reward
+  reward, chain = pipeline.reward, make_chain(pipeline)
+
+  def value(frozen, samples, query):
+    found = reward(frozen, samples, query)
+    return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
   def sample(key, variables, frozen, inputs, table):
     if inputs.query is None:
       raise ValueError("sampler best_of_n: expected what System.tokenize returns, found no query")
 
-    def draw(best: _Best, k: Array) -> tuple[_Best, None]:
-      key_steps, x_T = _noise_of_draw(key, inputs.x_T, table.num_steps, k)
+    if n == 1:
+      sampled = chain.sample(key, variables, frozen, inputs, table)
+      found = value(frozen, sampled.samples, inputs.query)
+      return dataclasses.replace(sampled, info={"reward": found})
+
+    def score(key_steps: Key, x_T: Array) -> _Best:
       x_0 = rollout_lib.end(key_steps, pipeline.kernel, variables, table, x_T, inputs.cond)
       samples = pipeline.decode(frozen, x_0)
-      value = reward(frozen, samples, inputs.query)
-      new = _Best(jnp.where(jnp.isnan(value), -jnp.inf, value), x_0, samples)
+      return _Best(value(frozen, samples, inputs.query), x_0, samples)
+
+    def draw(best: _Best, k: Array) -> tuple[_Best, None]:
+      new = score(*_noise_of_draw(key, inputs.x_T, table.num_steps, k))
       # The first one whatever it is worth: what the scan starts with is no sample.
       better = (k == 0) | (new.reward > best.reward)
       return jax.tree.map(lambda new, old: _where(better, new, old), new, best), None
 
-    x_0 = jnp.zeros(inputs.x_T.shape)
-    decoded = jax.eval_shape(pipeline.decode, frozen, x_0)
-    start = _Best(jnp.zeros(len(x_0)), x_0, jax.tree.map(jnp.zeros_like, decoded))
-    best, _ = jax.lax.scan(draw, jax.tree.map(placement.cut, start), jnp.arange(n))
+    shapes = jax.eval_shape(score, key, inputs.x_T)
+    start = jax.tree.map(lambda leaf: placement.cut(jnp.zeros(leaf.shape, leaf.dtype)), shapes)
+    best, _ = jax.lax.scan(draw, start, jnp.arange(n))
     return Sampled(None, inputs.cond, best.samples, best.x_0, {"reward": best.reward})
 
-  return Sampler(sample, kl_bound(n))
+  return Sampler(sample, kl_bound(n), keeps_trajectory=n == 1)
 
 
 def _noise_of_draw(key: Key, x_T: Array, num_steps: int, k: Array) -> tuple[Key, Array]:

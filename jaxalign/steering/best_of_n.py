@@ -16,7 +16,7 @@ from jaxalign.diffusion import rollout as rollout_lib
 from jaxalign.distributed import placement
 from jaxalign.pipeline import Pipeline
 from jaxalign.steering.sampler import Sampled, Sampler, make_chain
-from jaxalign.types import Array, Key
+from jaxalign.types import Array, Key, at_least_float32
 
 
 class _Best(NamedTuple):
@@ -62,24 +62,24 @@ def make(pipeline: Pipeline, *, n: int) -> Sampler:
   def sample(key, variables, frozen, inputs, table):
     if inputs.query is None:
       raise ValueError("sampler best_of_n: expected what System.tokenize returns, found no query")
-
     if n == 1:
       sampled = chain.sample(key, variables, frozen, inputs, table)
       found = value(frozen, sampled.samples, inputs.query)
       return dataclasses.replace(sampled, info={"reward": found})
 
-    def score(key_steps: Key, x_T: Array) -> _Best:
-      x_0 = rollout_lib.end(key_steps, pipeline.kernel, variables, table, x_T, inputs.cond)
+    def score(x_0: Array) -> _Best:
       samples = pipeline.decode(frozen, x_0)
       return _Best(value(frozen, samples, inputs.query), x_0, samples)
 
     def draw(best: _Best, k: Array) -> tuple[_Best, None]:
-      new = score(*_noise_of_draw(key, inputs.x_T, table.num_steps, k))
+      key_steps, x_T = _noise_of_draw(key, inputs.x_T, table.num_steps, k)
+      x_0 = rollout_lib.end(key_steps, pipeline.kernel, variables, table, x_T, inputs.cond)
+      new = score(x_0)
       # The first one whatever it is worth: what the scan starts with is no sample.
       better = (k == 0) | (new.reward > best.reward)
       return jax.tree.map(lambda new, old: _where(better, new, old), new, best), None
 
-    shapes = jax.eval_shape(score, key, inputs.x_T)
+    shapes = jax.eval_shape(score, at_least_float32(inputs.x_T))
     start = jax.tree.map(lambda leaf: placement.cut(jnp.zeros(leaf.shape, leaf.dtype)), shapes)
     best, _ = jax.lax.scan(draw, start, jnp.arange(n))
     return Sampled(None, inputs.cond, best.samples, best.x_0, {"reward": best.reward})

@@ -1,11 +1,13 @@
 """`sample` and `evaluate` with a sampler, from the flags to the files; what users get wrong."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from device_jobs import ROOT
 
 from jaxalign import evaluate, export, sample, train
 from jaxalign.evaluation import evaluation as evaluation_lib
@@ -77,6 +79,19 @@ def fixed(pipeline, *, at):
   np.testing.assert_array_equal(points, np.full((1, 2), 0.5))
   expected = "sampler my_samplers:fixed (at 0.5): KL to the chain not known"
   assert capsys.readouterr().out.startswith(expected)
+
+
+def test_the_sampler_of_the_documentation_does_what_it_says(tmp_path, monkeypatch):
+  """With noise in all steps it is the chain, and in none the one that has none."""
+  (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "steering.md").read_text(), re.S)
+  (tmp_path / "documented.py").write_text(code)
+  monkeypatch.syspath_prepend(tmp_path)
+  world = {"model": "gaussian", "record": "{}", "unit": "points"}
+  for share, eta in ((1.0, 1.0), (0.0, 0.0)):
+    given = ("--sampler=documented:quiet_end", f'--sampler_args={{"share": {share}}}', "--eta=1")
+    expected = drawn(tmp_path, f"--eta={eta}", **world)
+    np.testing.assert_allclose(drawn(tmp_path, *given, **world), expected, atol=1e-5)
+  assert np.abs(drawn(tmp_path, "--eta=1", **world) - expected).max() > 1e-3
 
 
 def means(printed):

@@ -2,13 +2,16 @@
 
   python -m jaxalign.evaluate --workdir=runs/ddpo
   python -m jaxalign.evaluate --model=shapes --rewards=shapes_correct --prompts=shapes/held_out
+  python -m jaxalign.evaluate --workdir=runs/ddpo --sampler=best_of_n --n=8 \
+    --sampler_reward=shapes_learned
 """
 
 import pathlib
 
 from absl import flags
 
-from jaxalign.cli import command, source
+from jaxalign import steering
+from jaxalign.cli import command, sampling, source
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.evaluation import precision
 
@@ -16,10 +19,6 @@ _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those 
 _PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, a .txt or .jsonl file, ...")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
 _KL = flags.DEFINE_bool("kl", None, "With --workdir: the trajectory KL too, at thrice the cost.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Denoising steps of --model.")
-_GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", 5.0, "Guidance of --model; 1 is none.")
-_ETA = flags.DEFINE_float("eta", 0.0, "DDIM's noise of --model, 0 to 1.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of prompts and noise, with --model.")
 _MICROBATCH = flags.DEFINE_integer("microbatch", 16, "Images sampled at once, with --model.")
 
 
@@ -33,7 +32,13 @@ def main(argv):
 
 
 def evaluate_run(workdir: pathlib.Path) -> None:
-  """Compares a run with its base model on its test prompts, as the run itself does at its end."""
+  """Compares a run with its base model on its test prompts, as the run itself does at its end.
+
+  Both are sampled by --sampler, if it is given.
+  """
+  for name in ("num_steps", "guidance_scale", "eta", "seed", "microbatch"):
+    if flags.FLAGS[name].present:
+      raise flags.Error(f"--{name}: expected --model with it; a run is evaluated with its own")
   found = source.load_run(workdir)
   settings = {**found.config["evaluation"], **_given()}
   if _PROMPTS.value is not None:  # all of them, as they are
@@ -49,7 +54,10 @@ def evaluate_run(workdir: pathlib.Path) -> None:
 def evaluate_model() -> None:
   """Prints the mean rewards of a model."""
   defaults: dict = {
-    "num_samples": 96, "seed": _SEED.value, "microbatch": _MICROBATCH.value, "features": "default"
+    "num_samples": 96,
+    "seed": sampling.seed(),
+    "microbatch": _MICROBATCH.value,
+    "features": "default",
   }
   if source.model_name() == "shapes":
     defaults |= {"rewards": ["shapes", "shapes_correct"], "source": "shapes/held_out"}
@@ -57,11 +65,10 @@ def evaluate_model() -> None:
   if "rewards" not in given or "source" not in given:
     raise flags.Error("with --model, expected --rewards=NAME,... and --prompts=NAME_OR_FILE")
   evaluation = evaluation_lib.make_evaluation(**given)
-  sys, params = source.load_model(
-    {"transition": "ddim", "num_steps": _NUM_STEPS.value, "eta": _ETA.value},
-    {"scale": _GUIDANCE_SCALE.value},
-  )
+  sys, params = sampling.load_model()
   scores = evaluation.run(sys, params)
+  if evaluation.steered(sys) is not sys:
+    print(steering.in_words(evaluation.steered(sys).sampler.report()))
   for name, mean in scores.means("").items():
     if mean is not None:
       print(f"{name:24}{mean:8.3f}")
@@ -69,8 +76,14 @@ def evaluate_model() -> None:
 
 def _given() -> dict:
   """The parts of an evaluation that flags name."""
-  parts = {"rewards": _REWARDS.value, "source": _PROMPTS.value, "num_samples": _NUM_IMAGES.value}
-  parts["kl"] = _KL.value
+  parts = {
+    "rewards": _REWARDS.value,
+    "source": _PROMPTS.value,
+    "num_samples": _NUM_IMAGES.value,
+    "kl": _KL.value,
+    "sampler": sampling.sampler(),
+    "sampler_rewards": sampling.sampler_rewards() or None,
+  }
   return {name: value for name, value in parts.items() if value is not None}
 
 

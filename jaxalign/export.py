@@ -12,11 +12,11 @@ from absl import flags
 
 from jaxalign import files, system
 from jaxalign.cli import command, source
+from jaxalign.cli import output as output_lib
 from jaxalign.models.adapters import lora
 from jaxalign.models.weights import lora_files
 from jaxalign.types import Params
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; an older export is replaced.")
 _FORMAT = flags.DEFINE_enum(
   "format",
   "diffusers",
@@ -42,9 +42,7 @@ class Exported(NamedTuple):
 
 def main(argv):
   del argv
-  if not _OUTPUT.value:
-    raise flags.Error("expected --output=FOLDER")
-  output = pathlib.Path(_OUTPUT.value)
+  output = output_lib.folder()
   check_output(output)
   exported = load()
   with files.replacing_folder(output) as folder:

@@ -1,8 +1,10 @@
-"""Samples from a model, or from a run: images of prompts, plans of records.
+"""Samples from a model, or from a run, steered or not: images of prompts, plans of records.
 
   python -m jaxalign.sample --model=shapes --prompt="a red circle and a blue square"
   python -m jaxalign.sample --model=shapes --lora=runs/lora/export --prompt="a cross"
   python -m jaxalign.sample --workdir=runs/ddpo --prompt="two rings" --output=pictures
+  python -m jaxalign.sample --model=shapes --sampler=best_of_n --n=8 --reward=shapes_learned \
+    --prompt="two rings"
 """
 
 import json
@@ -12,8 +14,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxalign import streams, system
-from jaxalign.cli import command, source
+from jaxalign import steering, streams, system
+from jaxalign.cli import command, output, sampling, source
 from jaxalign.distributed import placement
 from jaxalign.modalities.modality import Modality
 from jaxalign.types import Array, Key, Params, Record
@@ -22,16 +24,9 @@ _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for
 _RECORD = flags.DEFINE_multi_string(
   "record", None, "A record as a JSON object, instead of a prompt; repeat it for several samples."
 )
-_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Denoising steps; 20, or those of the run.")
-_GUIDANCE_SCALE = flags.DEFINE_float(
-  "guidance_scale", None, "Classifier-free guidance; 1 is none. 5, or that of the run."
-)
-_ETA = flags.DEFINE_float("eta", None, "DDIM's noise, 0 to 1. 0, or that of the run.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the initial noise and of the sampler's.")
 _LATENTS = flags.DEFINE_string(
   "latents", None, ".npy with the initial noise, float32 NHWC, one row for each prompt."
 )
-_OUTPUT = flags.DEFINE_string("output", "samples", "Folder to write to; made if needed.")
 _OUTPUT_TYPE = flags.DEFINE_enum(
   "output_type", "files", ["files", "npy"], "A file each, PNG for images, or all in one .npy."
 )
@@ -40,12 +35,16 @@ _OUTPUT_TYPE = flags.DEFINE_enum(
 def main(argv):
   del argv
   records = given_records()
+  steered = sampling.steered()  # a mistake in its flags is found before a model is loaded
   sys, params = load_system()
-  tokens = sys.model.tokenize(records)
+  sys = steered(sys)
+  tokens = sys.tokenize(records)
   x_T, key = initial_noise(sys, len(records))
   sample_fn = placement.jit(sys.sample, sys.mesh)
   samples = np.asarray(sample_fn(params, sys.frozen, tokens, x_T, key, sys.pipeline.table).samples)
-  for path in write(samples, pathlib.Path(_OUTPUT.value), sys.model.modality):
+  if sys.sampler.name != "chain":
+    print(steering.in_words(sys.sampler.report()))
+  for path in write(samples, output.folder("samples"), sys.model.modality):
     print(path)
 
 
@@ -64,27 +63,17 @@ def given_records() -> list[Record]:
 
 def load_system() -> tuple[system.System, Params]:
   """The system that the flags describe, and the parameters to sample with."""
-  process, guidance = _given_process(), _given_scale()
   workdir = source.workdir()
   if workdir is not None:
-    found = source.load_run(workdir, process=process, guidance=guidance)
+    given = {"process": sampling.process(), "guidance": sampling.guidance()}
+    found = source.load_run(workdir, **given)
     return found.system, found.params
-  defaults = {"num_steps": 20, "eta": 0.0, "transition": "ddim"}
-  return source.load_model({**defaults, **process}, {"scale": 5.0, **guidance})
-
-
-def _given_process() -> dict:
-  flags_given = {"num_steps": _NUM_STEPS.value, "eta": _ETA.value}
-  return {name: value for name, value in flags_given.items() if value is not None}
-
-
-def _given_scale() -> dict:
-  return {} if _GUIDANCE_SCALE.value is None else {"scale": _GUIDANCE_SCALE.value}
+  return sampling.load_model()
 
 
 def initial_noise(sys: system.System, count: int) -> tuple[Array, Key]:
   """x_T `[count, *D]` from --latents or --seed, and the key of the sampler's noise."""
-  key_start, key_steps = jax.random.split(streams.stream(_SEED.value, "sample"))
+  key_start, key_steps = jax.random.split(streams.stream(sampling.seed(), "sample"))
   shape = (count, *sys.model.latent_shape)
   if _LATENTS.value is None:
     return jax.random.normal(key_start, shape), key_steps

@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, streams
+from jaxalign import checks, steering, streams
 from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import log_ratios, transitions
 from jaxalign.diffusion import rollout as rollout_lib
-from jaxalign.diffusion.kernel import Kernel, mean_over_latents
+from jaxalign.diffusion.kernel import Kernel
 from jaxalign.diffusion.schedules import StepTable
 from jaxalign.distributed import placement, sharding
 from jaxalign.models import families
@@ -21,20 +21,20 @@ from jaxalign.models.adapters import policy as policy_lib
 from jaxalign.models.model import Model, Tokens
 from jaxalign.pipeline import Pipeline
 from jaxalign.rewards import combine
+from jaxalign.steering import Sampled, binding
 from jaxalign.types import Array, Key, Params, Record
 
 # The section `lora` of a model that is sampled as it is.
 NO_LORA = {"rank": 0, "alpha": 1.0, "targets": ""}
+# The section `sampler` of a model that is sampled as its policy is trained.
+CHAIN = {"name": "chain"}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-  """A microbatch of finished rollouts."""
+class Asked(NamedTuple):
+  """The tokens of records, and what the sampler's rewards want to know of them; `[m, ...]` each."""
 
-  rollout: rollout_lib.Rollout
-  cond: guidance_lib.Guided  # leaves [m, ...] and [1, ...]: what the policy saw
-  samples: jax.Array  # [m, ...], as the model decodes them
+  tokens: Tokens
+  query: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,10 +46,12 @@ class System:
     model: what is sampled, as it was opened.
     pipeline: what methods compose.
     policy: the trained parameters as initialised, and how they enter the network.
-    frozen: `{"base", "reference"}` and the model's components but for the denoiser, an argument of
-      every program.
+    frozen: `{"base", "reference"}`, the model's components but for the denoiser and, if the sampler
+      has rewards, `"rewards"`; an argument of every program.
+    sampler: how samples are drawn, the chain by default.
+    rewards: what the sampler ranks by, or None.
     sample: pure `(params, frozen, tokens [m, ...], x_T [m, *D], key, table) -> Sampled`, tokens as
-      from `model.tokenize`.
+      from `tokenize`.
     sample_fn: jitted `(params, frozen, tokens [m, ...], seed, name, i, j, start, table) ->
       Sampled`; all noise is `streams.stream(seed, name, i, j)`, whose name comes as its number.
       Sample k starts from the noise `start[k]` of the m that are drawn, from its own where `start`
@@ -59,7 +61,7 @@ class System:
       axes of the samples; of an autoencoder a sample of its posterior, whose noise is a function of
       the three integers.
     kl_fn: jitted `(params, frozen, Sampled, table) -> [m]`, the KL to the reference of each
-      trajectory, in nats, whole on every device.
+      trajectory, in nats, whole on every device. ValueError without trajectories.
   """
 
   mesh: jax.sharding.Mesh
@@ -67,6 +69,8 @@ class System:
   pipeline: Pipeline
   policy: policy_lib.Policy
   frozen: Mapping[str, Params]
+  sampler: steering.Sampler
+  rewards: combine.WeightedRewards | None
   sample: Callable[[Params, Mapping[str, Params], Tokens, Array, Key, StepTable], Sampled]
   sample_fn: Callable[..., Sampled]
   condition_fn: Callable[[Mapping[str, Params], Tokens], guidance_lib.Guided]
@@ -89,6 +93,34 @@ class System:
       reward=lambda frozen, samples, query: device.score(frozen["rewards"], samples, query)
     )
 
+  def tokenize(self, records: Sequence[Record]) -> Any:
+    """What programs that sample want of records: their tokens, `Asked` where rewards are asked too.
+
+    A ValueError names the field that a record misses.
+    """
+    tokens = self.model.tokenize(records)
+    if self.rewards is None:
+      return tokens
+    try:
+      return Asked(tokens, binding.on_device(self.rewards).encode(records))
+    except ValueError as error:
+      names = ", ".join(reward.name for reward in self.rewards.rewards)
+      raise ValueError(f"{names}, which the sampler goes by: {error}") from error
+
+  def with_sampler(
+    self, sampler: Mapping[str, Any], rewards: combine.WeightedRewards | None = None
+  ) -> "System":
+    """The same model and policy, sampled otherwise; parameters are shared.
+
+    Args:
+      sampler: the section of a config, `{"name": ..., **kwargs}`, see `steering.make`.
+      rewards: that it ranks by, all of them on the device.
+    """
+    made, of_rewards = binding.bind(self.pipeline, sampler, rewards, self.mesh)
+    frozen = {name: tree for name, tree in self.frozen.items() if name != "rewards"} | of_rewards
+    programs: Any = make_sampling(self.model, made, self.policy, self.mesh)
+    return dataclasses.replace(self, frozen=frozen, sampler=made, rewards=rewards, **programs)
+
   def sample_all(
     self,
     params: Params,
@@ -102,18 +134,18 @@ class System:
     """Samples `[M, ...]` of any number of records, and with `kl` the KL to the reference `[M]`.
 
     The KL costs the network twice over every trajectory, twice what sampling costs; where no step
-    has noise it is None, and nothing is computed for it. The noise is that of evaluations, and
-    comes from `seed`, `part` and the microbatch's size. The last microbatch is padded, so that no
-    second program is compiled.
+    has noise, or the sampler keeps no trajectory, it is None, and nothing is computed for it. The
+    noise is that of evaluations, and comes from `seed`, `part` and the microbatch's size. The last
+    microbatch is padded, so that no second program is compiled.
     """
     if microbatch < 1 or len(records) < 1:
       raise ValueError(
         f"expected at least one record in microbatches of at least 1, got {len(records)} records "
         f"in microbatches of {microbatch}"
       )
-    tokens = self.model.tokenize(records)
+    tokens = self.tokenize(records)
     samples, nats = [], []
-    kl = kl and bool(self.process.noisy_steps())
+    kl = kl and self.sampler.keeps_trajectory and bool(self.process.noisy_steps())
     for j, start in enumerate(range(0, len(records), microbatch)):
       rows = np.minimum(np.arange(start, start + microbatch), len(records) - 1)
       noise = (seed, streams.number("evaluation"), part, j, None, self.pipeline.table)
@@ -137,17 +169,29 @@ def make_system(
   lora: Mapping[str, Any],
   process: Mapping[str, Any],
   guidance: Mapping[str, Any],
+  sampler: Mapping[str, Any] = CHAIN,
+  rewards: combine.WeightedRewards | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> System:
   """Builds the system from the sections of a config that have these names.
 
-  On one device, unless there is a `mesh`. On one that is only described no weights are needed.
+  `rewards` are what the sampler ranks by, all of them on the device; the chain needs none. On one
+  device, unless there is a `mesh`. On one that is only described no weights are needed.
   """
   shapes_only = mesh is not None and sharding.is_described(mesh)
   opened = checks.call_section(
     {"model": model}, "model", families.open_model, shapes_only=shapes_only
   )
-  return from_model(opened, seed=seed, lora=lora, process=process, guidance=guidance, mesh=mesh)
+  return from_model(
+    opened,
+    seed=seed,
+    lora=lora,
+    process=process,
+    guidance=guidance,
+    sampler=sampler,
+    rewards=rewards,
+    mesh=mesh,
+  )
 
 
 def from_model(
@@ -157,6 +201,8 @@ def from_model(
   lora: Mapping[str, Any],
   process: Mapping[str, Any],
   guidance: Mapping[str, Any],
+  sampler: Mapping[str, Any] = CHAIN,
+  rewards: combine.WeightedRewards | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> System:
   """As `make_system`, of a model that is already in memory."""
@@ -187,6 +233,7 @@ def from_model(
     latent_shape=model.latent_shape,
     decode=model.decode,
   )
+  bound, of_rewards = binding.bind(pipeline, sampler, rewards, mesh)
   frozen = {
     "base": policy.base,
     "reference": policy.reference(),
@@ -195,17 +242,20 @@ def from_model(
       for name, params in model.params.items()
       if name != "denoiser"
     },
+    **of_rewards,
   }
-  programs = make_programs(model, pipeline, policy, mesh)
-  return System(mesh, model, pipeline, policy, frozen, **programs)
+  programs = {
+    **make_sampling(model, bound, policy, mesh),
+    **make_programs(model, pipeline, policy, mesh),
+  }
+  return System(mesh, model, pipeline, policy, frozen, bound, rewards, **programs)
 
 
-def make_programs(
-  model: Model, pipeline: Pipeline, policy: policy_lib.Policy, mesh: jax.sharding.Mesh
+def make_sampling(
+  model: Model, sampler: steering.Sampler, policy: policy_lib.Policy, mesh: jax.sharding.Mesh
 ) -> dict[str, Callable[..., Any]]:
-  """The functions of a `System` by name; those that end in `_fn` are jitted for the mesh."""
-  condition = make_condition(model)
-  sample = make_sample(pipeline, condition, policy)
+  """`sample` and `sample_fn` of a `System`."""
+  sample = make_sample(sampler, make_condition(model), policy)
 
   def sample_fn(params, frozen, tokens, seed, name, i, j, start, table):
     # One key for where the chains start, and one for the noise of their steps.
@@ -216,6 +266,16 @@ def make_programs(
     tokens, x_T = sharding.constrain_batch((tokens, x_T), mesh)
     return sample(params, frozen, tokens, x_T, key_steps, table)
 
+  placed = sampled_shardings(mesh, sampler.keeps_trajectory)
+  return {"sample": sample, "sample_fn": placement.jit(sample_fn, mesh, out_shardings=placed)}
+
+
+def make_programs(
+  model: Model, pipeline: Pipeline, policy: policy_lib.Policy, mesh: jax.sharding.Mesh
+) -> dict[str, Callable[..., Any]]:
+  """The other functions of a `System` by name, jitted for the mesh."""
+  condition = make_condition(model)
+
   def encode_fn(frozen, samples, seed, i, j):
     key = streams.stream(seed, "encoding", i, j)
     leading = samples.shape[: samples.ndim - len(model.sample_shape)]
@@ -223,6 +283,8 @@ def make_programs(
     return x_0.reshape(*leading, *x_0.shape[1:])
 
   def kl_fn(params, frozen, sampled, table):
+    if sampled.rollout is None:
+      raise ValueError("expected a sampler that keeps trajectories, such as chain; this has no KL")
     frozen = policy.ready(params, frozen)
     kl = log_ratios.trajectory_kl(
       pipeline.kernel,
@@ -234,28 +296,40 @@ def make_programs(
     )
     return jnp.sum(kl, axis=0)
 
-  placed = sampled_shardings(mesh)
   return {
-    "sample": sample,
-    "sample_fn": placement.jit(sample_fn, mesh, out_shardings=placed),
-    "condition_fn": placement.jit(condition, mesh, out_shardings=placed.cond),
+    "condition_fn": placement.jit(condition, mesh, out_shardings=sampled_shardings(mesh).cond),
     "encode_fn": placement.jit(encode_fn, mesh, out_shardings=sharding.batch(mesh)),
     "kl_fn": placement.jit(kl_fn, mesh, out_shardings=sharding.replicated(mesh)),
   }
 
 
-def from_config(config: Mapping[str, Any], mesh: jax.sharding.Mesh | None = None) -> System:
-  """The system of a run's whole config, on one device or on `mesh`."""
+def from_config(
+  config: Mapping[str, Any],
+  mesh: jax.sharding.Mesh | None = None,
+  rewards: combine.WeightedRewards | None = None,
+) -> System:
+  """The system of a run's whole config, on one device or on `mesh`.
+
+  A config without a section `sampler` is sampled by the chain. Another sampler ranks by `rewards`,
+  or without them by those of the section `reward` if they run on the device.
+  """
+  sampler = config.get("sampler", CHAIN)
+  if rewards is None and sampler != CHAIN and "reward" in config:
+    described = mesh is not None and sharding.is_described(mesh)
+    found = checks.call_section(config, "reward", combine.make_total, shapes_only=described)
+    rewards = None if found.device is None else found
   names = ("model", "lora", "process", "guidance")
-  return make_system(seed=config["seed"], mesh=mesh, **{name: config[name] for name in names})
+  sections = {name: config[name] for name in names}
+  return make_system(seed=config["seed"], mesh=mesh, sampler=sampler, rewards=rewards, **sections)
 
 
-def sampled_shardings(mesh: jax.sharding.Mesh) -> Any:
-  """Where a `Sampled` lies, in its own shape: cut along its samples."""
+def sampled_shardings(mesh: jax.sharding.Mesh, trajectories: bool = True) -> Any:
+  """Where a `Sampled` lies, as a prefix of it: cut along its samples."""
   first: Any = sharding.batch(mesh)
   second: Any = sharding.batch(mesh, axis=1)
   cond = guidance_lib.Guided(first, sharding.replicated(mesh))
-  return Sampled(rollout_lib.Rollout(x=second, log_prob=second), cond, samples=first)
+  rollout = rollout_lib.Rollout(x=second, log_prob=second) if trajectories else None
+  return Sampled(rollout, cond, samples=first, x_0=first, info=first)
 
 
 def place_policy(
@@ -283,24 +357,24 @@ def make_condition(model: Model) -> Callable[[Mapping[str, Params], Tokens], gui
 
 
 def make_sample(
-  pipeline: Pipeline,
+  sampler: steering.Sampler,
   condition: Callable[[Mapping[str, Params], Tokens], guidance_lib.Guided],
   policy: policy_lib.Policy,
 ) -> Callable[[Params, Mapping[str, Params], Tokens, Array, Key, StepTable], Sampled]:
-  """The pure function from tokens and initial noise to samples and their whole trajectory."""
+  """The pure function from tokens and initial noise to samples, by whatever sampler."""
 
   def sample(params, frozen, tokens, x_T, key, table):
+    tokens, query = tokens if isinstance(tokens, Asked) else (tokens, None)
     cond = condition(frozen, tokens)
     frozen = policy.ready(params, frozen)
-    rolled = rollout_lib.rollout(
-      key,
-      pipeline.kernel,
-      policy.variables(params, frozen["base"]),
-      table,
-      x_T,
-      cond,
-      mean_over_latents,
-    )
-    return Sampled(rolled, cond, pipeline.decode(frozen, rolled.x_0))
+    variables = policy.variables(params, frozen["base"])
+    inputs = steering.Inputs(cond, x_T, query)
+    sampled = sampler.sample(key, variables, frozen, inputs, table)
+    if (sampled.rollout is not None) != sampler.keeps_trajectory:
+      raise ValueError(
+        f'sampler "{sampler.name}": expected Sampled.rollout exactly where the Sampler has '
+        f"keeps_trajectory; it has {sampler.keeps_trajectory}"
+      )
+    return sampled
 
   return sample

@@ -20,6 +20,7 @@ from jaxalign.distributed import placement, sharding
 from jaxalign.evaluation import precision
 from jaxalign.labels.base import Scores
 from jaxalign.models.families import stable_diffusion
+from jaxalign.rewards import combine
 from jaxalign.training import batching
 from jaxalign.training.feeds import Program, base, online
 
@@ -59,6 +60,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   "rwr": ("rwr_planner", {"gamma": 1.0, "refresh": 1}),
   "rwr_sparse": ("rwr_planner", {"share": 0.5, "refresh": 1}),
 }
+# By sampler: its own arguments.
+SAMPLERS: dict[str, dict[str, Any]] = {"chain": {}, "best_of_n": {"n": 2}}
 # What is trained, by name: what the section `lora` has beside these.
 LORA = {"alpha": 16.0, "targets": r"(to_q|to_k|to_v|to_out_0)$"}
 TRAINED: dict[str, dict[str, Any]] = {
@@ -173,6 +176,16 @@ def rollout(work: workload.Workload, batch: int = 2) -> Program:
   return Program("sample_fn", work.system.sample_fn, args)
 
 
+def steered(work: workload.Workload, sampler: str, batch: int = 2) -> Program:
+  """The same by another sampler, which goes by a reward on the device."""
+  rewards = combine.make_total((f"{device_jobs.__name__}:soft_brightness",))
+  sys = work.system.with_sampler({"name": sampler, **SAMPLERS[sampler]}, rewards)
+  query = jax.eval_shape(lambda: sys.tokenize([{"prompt": "a red circle"}] * batch).query)
+  tokens = system.Asked(_ids(work, batch), query)
+  noise = (0, streams.number("rollout"), 0, 0, None, sys.pipeline.table)
+  return Program(sampler, sys.sample_fn, (work.state.params, sys.frozen, tokens, *noise))
+
+
 def _ids(work, batch):
   return jax.eval_shape(lambda: workload.tokens(work.system, batch))
 
@@ -190,7 +203,8 @@ def _sampled(work, batch):
   model = work.system.model
   x = _array(NUM_STEPS + 1, batch, *model.latent_shape)
   rolled = rollout_lib.Rollout(x=x, log_prob=_array(NUM_STEPS, batch))
-  return system.Sampled(rolled, _cond(work, batch), _array(batch, *model.sample_shape))
+  samples, x_0 = _array(batch, *model.sample_shape), _array(batch, *model.latent_shape)
+  return system.Sampled(rolled, _cond(work, batch), samples, x_0)
 
 
 # What an iteration holds, as a feed leaves it on the mesh, and which of it each slice takes.

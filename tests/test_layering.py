@@ -15,7 +15,7 @@ FLOORS = (
   *("types", "checks", "files", "streams"),
   *("distributed", "aot"),
   *("diffusion", "losses", "labels", "modalities"),
-  *("worlds", "data", "models", "rewards", "pipeline", "methods"),
+  *("worlds", "data", "models", "rewards", "pipeline", "steering", "methods"),
   *("system", "training", "evaluation", "cli"),
   *("train", "evaluate", "sample", "export"),
   *("recipes", "main", "benchmarks"),

@@ -21,7 +21,7 @@ import pytest
 import small_models
 import toy_policy
 
-from jaxalign import methods, system
+from jaxalign import methods, steering, system
 from jaxalign.distributed import sharding
 from jaxalign.labels import advantages, pairs
 from jaxalign.models.families import clip_dual
@@ -108,6 +108,7 @@ def array(*shape, dtype=np.float32):
 
 def test_no_method_no_data_and_no_program_is_left_out():
   assert set(programs.METHODS) == set(methods.METHODS)
+  assert set(programs.SAMPLERS) == set(steering.SAMPLERS)
   found = {}
   for path in sorted(PACKAGE.rglob("*.py")):
     name = path.relative_to(PACKAGE)
@@ -165,6 +166,11 @@ def test_other_policies(trained, least, gpu):
 def test_blocks_that_are_computed_again(remat, least, gpu):
   model = least.with_compute(dtype="bfloat16", remat=remat, param_dtype="bfloat16")
   assert_fused(lower(programs.update(programs.make_work(model))), backward=True)
+
+
+@pytest.mark.parametrize("sampler", steering.SAMPLERS)
+def test_the_program_of_every_sampler(sampler, least, gpu):
+  assert_fused(lower(programs.steered(programs.make_work(least), sampler)), backward=False)
 
 
 def test_float32_in_pieces(least, gpu):

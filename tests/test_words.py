@@ -8,7 +8,10 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxalign"
 # Above `models/` and `modalities/`. Commands have flags for prompts; recipes and speed benchmarks
 # are of image models.
-TRUNK = ("methods", "training", "evaluation", "system.py", "train.py", "export.py")
+TRUNK = (
+  *("steering", "methods", "training", "evaluation"),
+  *("system.py", "train.py", "export.py"),
+)
 # Fits the network of one image reward.
 APART = {"training/reward_model.py"}
 FILES = [

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxalign.diffusion import gaussian
 from jaxalign.diffusion.kernel import Kernel, ReduceFn, for_all, transition_log_prob
 from jaxalign.diffusion.schedules import StepTable
+from jaxalign.diffusion.transitions import Moments
 from jaxalign.types import Array, Key, Params, at_least_float32
 
 
@@ -46,12 +47,44 @@ def rollout(
   x_T = at_least_float32(x_T)
 
   def body(x_t: jax.Array, numbered: tuple[Array, StepTable]):
-    i, row = numbered
-    mean, std = kernel.moments(variables, x_t, for_all(row, len(x_t)), cond)
-    x_s = gaussian.sample(jax.random.fold_in(key, i), mean, std)
+    x_s, (mean, std) = _step(key, kernel, variables, x_t, numbered, cond)
     log_prob = reduce_fn(transition_log_prob(x_s, mean, std))
     return x_s, (x_s, log_prob)
 
-  steps = jnp.arange(table.num_steps, dtype=jnp.int32)
-  _, (x_s, log_prob) = jax.lax.scan(body, x_T, (steps, jax.tree.map(jnp.asarray, table)))
+  _, (x_s, log_prob) = jax.lax.scan(body, x_T, _numbered(table))
   return Rollout(jnp.concatenate([x_T[None], x_s]), log_prob)
+
+
+def end(
+  key: Key,
+  kernel: Kernel,
+  variables: Params,
+  table: StepTable,
+  x_T: Array,  # [B, *D]
+  cond: Any,
+) -> jax.Array:  # [B, *D]
+  """The x_0 of `rollout` with the same key, in the memory of a single step."""
+
+  def body(x_t: jax.Array, numbered: tuple[Array, StepTable]):
+    return _step(key, kernel, variables, x_t, numbered, cond)[0], None
+
+  return jax.lax.scan(body, at_least_float32(x_T), _numbered(table))[0]
+
+
+def _numbered(table: StepTable) -> tuple[Array, StepTable]:
+  """The steps of a table with their numbers, to scan over."""
+  return jnp.arange(table.num_steps, dtype=jnp.int32), jax.tree.map(jnp.asarray, table)
+
+
+def _step(
+  key: Key,
+  kernel: Kernel,
+  variables: Params,
+  x_t: jax.Array,
+  numbered: tuple[Array, StepTable],
+  cond: Any,
+) -> tuple[Array, Moments]:
+  """x_s of one step, `[B, *D]`, and the moments of the Gaussian that it is drawn from."""
+  i, row = numbered
+  moments = kernel.moments(variables, x_t, for_all(row, len(x_t)), cond)
+  return gaussian.sample(jax.random.fold_in(key, i), *moments), moments

@@ -6,52 +6,24 @@ from other noise, and nothing was chosen on them.
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign import checks, files, streams, system
+from jaxalign import checks, streams, system
 from jaxalign.data import records as records_lib
 from jaxalign.distributed import hosts
 from jaxalign.evaluation import statistics
+from jaxalign.evaluation.comparison import Comparison, Scores
 from jaxalign.modalities import modality as modality_lib
 from jaxalign.models.model import Model
 from jaxalign.rewards import combine
+from jaxalign.steering import binding
 from jaxalign.types import Params, Record
 
 PARTS = ("all", "validation", "test")  # each with records and noise of its own
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-  """One set of parameters on the evaluation's records and noise.
-
-  samples: `[N, ...]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base, or
-    None where it was not asked for, or no step has noise and it is not defined.
-  diversity: mean pairwise distance of the samples of a record, None if no record has two; vendi:
-    of all samples.
-  """
-
-  samples: np.ndarray
-  rewards: Mapping[str, np.ndarray]
-  kl: np.ndarray | None
-  diversity: float | None
-  vendi: float
-
-  @property
-  def kl_to_ref(self) -> float | None:
-    """The mean KL."""
-    return None if self.kl is None else float(self.kl.mean())
-
-  def means(self, prefix: str) -> dict[str, float | None]:
-    """By name; None for what is not defined."""
-    values: dict[str, float | None] = {
-      name: float(values.mean()) for name, values in self.rewards.items()
-    }
-    values |= {"kl_to_ref": self.kl_to_ref, "vendi": self.vendi, "diversity": self.diversity}
-    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +41,7 @@ class Evaluation:
     microbatch: samples made and scored at once; with the seed and the part it decides the noise.
     settings: all that decides the scores but the model and its sampler.
     kl: the trajectory KL of trained parameters to the base model is wanted too.
+    steered: `(sys) -> sys`: with the evaluation's own sampler, if it has one.
     validation: of a test, the source of what selected before it.
   """
 
@@ -82,6 +55,7 @@ class Evaluation:
   microbatch: int
   settings: Mapping[str, Any]
   kl: bool
+  steered: Callable[[system.System], system.System]
   validation: str | None = None
 
   @property
@@ -102,7 +76,7 @@ class Evaluation:
   ) -> tuple[list[Record], np.ndarray, np.ndarray | None]:
     """The first `num_samples` records, their samples `[num_samples, ...]` and, with `kl`, KLs."""
     records = self.records[self.ids[:num_samples]]
-    samples, nats = sys.sample_all(
+    samples, nats = self.steered(sys).sample_all(
       params, records, microbatch=self.microbatch, kl=kl, **self.noise
     )
     return records, samples, nats
@@ -135,12 +109,13 @@ class Evaluation:
     params: Params,
     *,
     kl_floor: float | None = None,
-  ) -> "Comparison":
+  ) -> Comparison:
     """The base model and `params` on the same records and noise."""
     base = self.run(sys, sys.policy.params)
     steps = len(sys.process.noisy_steps()), sys.process.table.num_steps
     aligned = self.run(sys, params, kl=self.kl)
-    return Comparison(self, sys.model, base, aligned, steps, kl_floor)
+    sampler = self.steered(sys).sampler.report()
+    return Comparison(self, sys.model, base, aligned, steps, sampler, kl_floor)
 
 
 def features_of(modality: modality_lib.Modality, name: str) -> modality_lib.FeatureFn:
@@ -168,7 +143,13 @@ class Evaluations(NamedTuple):
 
 
 def make_evaluations(
-  *, source: str, validation: str = "", every: int = 0, **settings: Any
+  *,
+  source: str,
+  validation: str = "",
+  every: int = 0,
+  sampler: Mapping[str, Any] | None = None,
+  sampler_rewards: Sequence[str] = (),
+  **settings: Any,
 ) -> Evaluations:
   """The evaluations of a run, from the section of its config.
 
@@ -178,8 +159,10 @@ def make_evaluations(
       where scores select, a third of `source` is taken for it (`records.split`); and at 0 there is
       no validation, and the end is judged on all of `source`.
     every: iterations between evaluations during the run; 0 evaluates at its end only.
+    sampler, sampler_rewards: of both, see `make_steered`.
     **settings: of both, see `make_evaluation`.
   """
+  settings |= _of_sampler(sampler, sampler_rewards)
   records = records_lib.load(source)
   if validation:
     apart = records_lib.load(validation)
@@ -209,15 +192,55 @@ def _check_apart(
     )
 
 
-def make_evaluation(*, source: str, **settings: Any) -> Evaluation:
+def make_steered(
+  sampler: Mapping[str, Any] | None, rewards: Sequence[str]
+) -> Callable[[system.System], system.System]:
+  """`(sys) -> sys`: the system sampled as an evaluation wants it, made once for each.
+
+  Args:
+    sampler: a section `sampler`, see `steering.make`; None leaves the system's own.
+    rewards: names of what it ranks by, which are added; they run on the device.
+
+  Raises ValueError for rewards without a sampler, or that a program cannot score.
+  """
+  if sampler is None:
+    if rewards:
+      raise ValueError(
+        f"config.evaluation.sampler_rewards: expected config.evaluation.sampler with it, got "
+        f"{', '.join(rewards)} alone"
+      )
+    return lambda sys: sys
+  total = combine.make_total(rewards) if rewards else None
+  if total is not None:
+    binding.on_device(total)
+  return functools.cache(lambda sys: sys.with_sampler(sampler, total))
+
+
+def _of_sampler(sampler: Mapping[str, Any] | None, rewards: Sequence[str]) -> dict[str, Any]:
+  """Settings of `_make`: what was asked for, and the function that does it."""
+  return {
+    "sampler": None if sampler is None else {**sampler, "rewards": list(rewards)},
+    "steered": make_steered(sampler, rewards),
+  }
+
+
+def make_evaluation(
+  *,
+  source: str,
+  sampler: Mapping[str, Any] | None = None,
+  sampler_rewards: Sequence[str] = (),
+  **settings: Any,
+) -> Evaluation:
   """An evaluation on all records of the set `source`.
 
   Args:
     source: as in `records.load`.
+    sampler, sampler_rewards: see `make_steered`.
     **settings: `num_samples`, drawn from the records with categories balanced; the names of
       `rewards`, and their `kwargs`, none by default; `seed`, of records and noise; `microbatch`;
       and `features`, a name of `Modality.features`.
   """
+  settings |= _of_sampler(sampler, sampler_rewards)
   return _make("all", source, records_lib.load(source), **settings)
 
 
@@ -231,6 +254,8 @@ def _make(
   seed: int,
   microbatch: int,
   features: str,
+  sampler: Mapping[str, Any] | None,
+  steered: Callable[[system.System], system.System],
   kl: bool = False,
   kwargs: Sequence[Mapping[str, Any]] | None = None,
   validation: str | None = None,
@@ -249,6 +274,7 @@ def _make(
     "microbatch": microbatch,
     "features": features,
     "kl": kl,
+    **({} if sampler is None else {"sampler": sampler}),
   }
   return Evaluation(
     part=part,
@@ -261,111 +287,6 @@ def _make(
     microbatch=microbatch,
     settings=settings,
     kl=kl,
+    steered=steered,
     validation=validation,
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-  """Base and aligned model on the same records and noise.
-
-  evaluation: whose records and noise these are.
-  model: what was sampled.
-  kl_steps: how many steps of a trajectory have noise, over which alone its KL is, and all of them.
-  kl_floor: what rounding alone makes the KL read, where that was measured (`precision`).
-  """
-
-  evaluation: Evaluation
-  model: Model
-  base: Scores
-  aligned: Scores
-  kl_steps: tuple[int, int]
-  kl_floor: float | None = None
-
-  @property
-  def ids(self) -> np.ndarray:
-    return self.evaluation.ids
-
-  @property
-  def records(self) -> list[Record]:
-    return self.evaluation.records[self.ids]
-
-  def report(self) -> dict[str, Any]:
-    """What evaluation.json holds."""
-    categories = [record.get("category", "") for record in self.records]
-    rewards = {}
-    for name, before in self.base.rewards.items():
-      after = self.aligned.rewards[name]
-      rewards[name] = statistics.compare(before, after, self.ids)
-      if any(categories):
-        before_by = statistics.by_category(before, categories)
-        after_by = statistics.by_category(after, categories)
-        rewards[name]["categories"] = {
-          category: {"base": before_by[category], "aligned": after_by[category]}
-          for category in before_by
-        }
-    return {
-      "part": self.evaluation.part,
-      "source": self.evaluation.source,
-      "validation": self.evaluation.validation,
-      "num_samples": len(self.ids),
-      "num_records": len(np.unique(self.ids)),
-      "rewards": rewards,
-      "kl_to_ref": self.aligned.kl_to_ref,
-      "kl_steps": list(self.kl_steps),
-      "kl_floor": self.kl_floor,
-      "diversity": {"base": self.base.diversity, "aligned": self.aligned.diversity},
-      "vendi": {"base": self.base.vendi, "aligned": self.aligned.vendi},
-    }
-
-  def table(self) -> str:
-    """The report as text of a few lines."""
-    report = self.report()
-    lines = [
-      f"{report['part']}: {report['num_samples']} {self.model.modality.unit} of "
-      f"{report['num_records']} records of "
-      f"{report['source']}, same noise",
-      *self._validation_in_words(),
-      f"{'':24}{'base':>8}{'aligned':>9}{'gain':>8}  95 % interval      wins",
-    ]
-    for name, row in report["rewards"].items():
-      interval = row["interval_95"]
-      shown = "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "none: one record"
-      lines.append(
-        f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['difference']:+8.3f}"
-        f"  {shown}  {row['win_rate']:6.1%}"
-      )
-      for category, means in row.get("categories", {}).items():
-        lines.append(f"  {category:22}{means['base']:8.3f}{means['aligned']:9.3f}")
-    for name in ("diversity", "vendi"):
-      row = report[name]
-      if None in row.values():
-        continue
-      lines.append(
-        f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['aligned'] - row['base']:+8.3f}"
-      )
-    lines += self._kl_in_words()
-    return "\n".join(lines)
-
-  def _validation_in_words(self) -> list[str]:
-    validation = self.evaluation.validation
-    return [f"  apart from the validation during the run, {validation}"] if validation else []
-
-  def _kl_in_words(self) -> list[str]:
-    noisy, steps = self.kl_steps
-    name, kl = f"{'trajectory KL':24}", self.aligned.kl_to_ref
-    if noisy == 0:
-      return [f"{name}{'':13}none: not one of {steps} steps has noise"]
-    if kl is None:  # it was not asked for
-      return []
-    floor = "" if self.kl_floor is None else f"; {self.kl_floor:.2g} are rounding"
-    return [f"{name}{'':8}{kl:9.3f} nats over {noisy} of {steps} steps{floor}"]
-
-  def write(self, workdir: pathlib.Path) -> None:
-    """Writes evaluation.json and before_after.png."""
-    files.write_json(workdir / "evaluation.json", self.report())
-    modality = self.model.modality
-    captions = [self.model.describe(record) for record in self.records[: modality.shown]]
-    before, after = (scores.samples[: modality.shown] for scores in (self.base, self.aligned))
-    picture = modality_lib.before_and_after(modality, before, after, captions, 8)
-    picture.save(workdir / "before_after.png")

@@ -18,7 +18,7 @@ from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.diffusion import log_ratios
 from jaxalign.distributed import placement, sharding
 from jaxalign.models.model import Tokens
-from jaxalign.system import Sampled, System
+from jaxalign.system import CHAIN, Sampled, System
 from jaxalign.training import metrics
 from jaxalign.types import Array, DenoiseFn, Key, Params
 
@@ -53,6 +53,8 @@ def measure(
   """
   if sys.model.exact is None:
     return None
+  if not sys.sampler.keeps_trajectory:
+    sys = sys.with_sampler(CHAIN)
   noise = (seed, streams.number("evaluation"), 0, 0, None, sys.pipeline.table)
   sampled = sys.sample_fn(sys.policy.params, sys.frozen, tokens, *noise)
   measure_fn = make_measure_fn(sys, guidance)
@@ -78,6 +80,7 @@ def make_measure_fn(sys: System, guidance: Mapping[str, Any]) -> Callable[..., t
     # Cast as the network wants them: the rounding of weights is the same for both.
     reference = sys.policy.ready(params, frozen)["reference"]
     rounded, exactly = {"rounded": reference}, {"exact": reference}
+    assert sampled.rollout is not None  # of the chain, see `measure`
     x, cond, pipeline = sampled.rollout.x, sampled.cond, sys.pipeline
     kernel = pipeline.kernel._replace(denoise_fn=_either(pipeline.kernel.denoise_fn, guided))
     kl = log_ratios.trajectory_kl(kernel, rounded, exactly, pipeline.table, x, cond)

@@ -16,6 +16,7 @@ SECTION = {
   "features": "pixels",
 }
 
+CHAIN = {"name": "chain", "kl_bound": 0.0}
 MODEL = types.SimpleNamespace(modality=IMAGES)
 
 
@@ -88,7 +89,7 @@ def test_the_report_and_the_table_say_which_part_they_are_of(file):
     np.zeros((24, 8, 8, 3)), {"jpeg_compressibility": np.zeros(24)}, None, 0.5, 1.0
   )
   parts = make(source="shapes/test", validation="shapes/validation")
-  comparison = evaluation.Comparison(parts.test, MODEL, scores, scores, (0, 8))
+  comparison = evaluation.Comparison(parts.test, MODEL, scores, scores, (0, 8), CHAIN)
   report = comparison.report()
   assert [report[name] for name in ("part", "source", "validation")] == [
     "test", "shapes/test", "shapes/validation"
@@ -97,7 +98,7 @@ def test_the_report_and_the_table_say_which_part_they_are_of(file):
   lines = comparison.table().splitlines()
   assert lines[0].startswith("test: 24 images of ") and "shapes/test" in lines[0]
   assert "validation during the run, shapes/validation" in lines[1]
-  whole = evaluation.Comparison(make(source=file).test, MODEL, scores, scores, (0, 8))
+  whole = evaluation.Comparison(make(source=file).test, MODEL, scores, scores, (0, 8), CHAIN)
   assert whole.report()["part"] == "all" and whole.report()["validation"] is None
   assert "validation" not in whole.table()
 
@@ -106,7 +107,7 @@ def test_a_kl_goes_with_the_steps_that_it_is_over_and_with_its_floor():
   scores = evaluation.Scores(
     np.zeros((24, 8, 8, 3)), {"jpeg_compressibility": np.zeros(24)}, np.full(24, 9.3), 0.5, 1.0
   )
-  comparison = evaluation.Comparison(make().test, MODEL, scores, scores, (7, 8), 0.019)
+  comparison = evaluation.Comparison(make().test, MODEL, scores, scores, (7, 8), CHAIN, 0.019)
   assert "9.300 nats over 7 of 8 steps; 0.019 are rounding" in comparison.table()
   assert comparison.report()["kl_floor"] == 0.019
 
@@ -118,7 +119,7 @@ def test_of_one_prompt_there_is_no_interval_and_the_report_says_null(tmp_path):
   scores = evaluation.Scores(
     np.zeros((4, 8, 8, 3)), {"jpeg_compressibility": np.zeros(4)}, np.ones(4), 0.5, 1.0
   )
-  comparison = evaluation.Comparison(one, MODEL, scores, scores, (8, 8))
+  comparison = evaluation.Comparison(one, MODEL, scores, scores, (8, 8), CHAIN)
   assert comparison.report()["rewards"]["jpeg_compressibility"]["interval_95"] is None
   assert "none: one record" in comparison.table()
 

@@ -223,7 +223,7 @@ def data_of(work, batch):
 def _online(work, batch, kind):
   sys, sampled = work.system, _sampled(work, batch)
   collect = online.collect if kind.by == "step" else online.collect_finished
-  collected = jax.eval_shape(collect, [(sampled.rollout, sampled.cond)] * HELD)
+  collected = jax.eval_shape(collect, [sampled] * HELD)
   collected = sharding.shaped(collected, online.collected_shardings(kind.by, sys.mesh))
   # Labels of the method itself, for groups of two.
   rows = _array(HELD * batch // 2, 2)

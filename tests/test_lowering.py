@@ -258,7 +258,7 @@ def test_what_feeds_and_states_are_made_by(least, gpu):
   mesh = work.system.mesh
   placed = online.collected_shardings("step", mesh)
   collect = jax.jit(online.collect, out_shardings=placed)
-  lower(Program("collect", collect, ([(sampled.rollout, sampled.cond)] * 2,)))
+  lower(Program("collect", collect, ([sampled] * 2,)))
   stack = jax.jit(base.stack, out_shardings=sharding.batch(mesh, axis=1))
   lower(Program("stack", stack, ([(array(2, 3), array(2))] * 2,)))
   tx = optax.adam(1.0)

@@ -18,6 +18,7 @@ from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.labels import advantages
 from jaxalign.labels.base import Scores
 from jaxalign.pipeline import Pipeline
+from jaxalign.steering import Sampled
 from jaxalign.training import batching
 from jaxalign.training.feeds import online
 
@@ -76,7 +77,8 @@ def trajectories():
   for j in range(2):
     text = 0.1 * jax.random.normal(jax.random.key(j), (3, 2))
     cond = guidance.Guided({"text": text}, {"text": jnp.zeros((1, 2))})
-    parts.append((sample(jax.random.key(7 + j), cond), cond))
+    rolled = sample(jax.random.key(7 + j), cond)
+    parts.append(Sampled(rolled, cond, rolled.x_0))
   return online.collect(parts)
 
 

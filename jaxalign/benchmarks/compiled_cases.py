@@ -182,7 +182,7 @@ def _cond(sys: system.System, count: int) -> Any:
 def _trajectories(sys: system.System, size: int) -> tuple[online.Trajectories, Any, Any, Any]:
   """Those of an iteration, the steps that they took, and their advantages."""
   sampled = jax.eval_shape(sys.sample_fn, *workload.rollout_args(sys, _tokens(sys, size)))
-  collected = jax.eval_shape(online.collect, [(sampled.rollout, sampled.cond)] * HELD)
+  collected = jax.eval_shape(online.collect, [sampled] * HELD)
   samples = jax.ShapeDtypeStruct((HELD * size,), jnp.int32)
   labels = {"advantages": jax.ShapeDtypeStruct((HELD * size,), jnp.float32)}
   placed = online.collected_shardings("step", sys.mesh), sharding.replicated(sys.mesh)

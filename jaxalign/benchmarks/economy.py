@@ -54,7 +54,7 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
   forward = networks.denoiser(2 * BATCH).forward
   least = forward + networks.decode(BATCH).forward + networks.condition(BATCH + 1).forward
   slices = np.zeros((1, BATCH), np.int32)
-  trajectories = jax.eval_shape(online.collect, [(sampled.rollout, sampled.cond)])
+  trajectories = jax.eval_shape(online.collect, [sampled])
   labels = {"advantages": jax.ShapeDtypeStruct((BATCH,), jnp.float32)}
   samples = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
   data = (trajectories, sys.pipeline.table, samples, labels)

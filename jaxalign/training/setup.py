@@ -81,10 +81,14 @@ def assemble(
   rewards = None
   if "reward" in sections:
     rewards = section("reward", combine.make_total, shapes_only=shapes_only)
+  # The chain goes by no reward, and other samplers by those of the run.
+  sampler = sections.get("sampler", system.CHAIN)
+  ranking = None if sampler == system.CHAIN else rewards
   if model is None:
-    sys = system.from_config(sections, mesh)
+    sys = system.from_config(sections, mesh, ranking)
   else:
     own = {name: sections[name] for name in ("lora", "process", "guidance")}
+    own |= {"sampler": sampler, "rewards": ranking}
     sys = system.from_model(model, seed=sections["seed"], mesh=mesh, **own)
   method = _make_method(sections, sys.pipeline_with(rewards))
   frozen = dict(sys.frozen)

@@ -47,7 +47,8 @@ def test_kto_has_no_gradient_to_labels_and_reference_point_and_saturates():
 
 def nft(v, v_old=0.2, r=0.8, mix=1.0):
   """One number, at x_t = 0.6 and t = 0.4 of a flow towards x_0 = 0.5."""
-  x_0, x_0_theta, x_0_old = (jnp.full((1, 1), value) for value in (0.5, 0.6 - 0.4 * v, 0.6 - 0.4 * v_old))
+  values = (0.5, 0.6 - 0.4 * v, 0.6 - 0.4 * v_old)
+  x_0, x_0_theta, x_0_old = (jnp.full((1, 1), value) for value in values)
   return losses.nft_loss(x_0, x_0_theta, x_0_old, jnp.array([r]), mix=mix)[0]
 
 

@@ -13,6 +13,7 @@ from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.labels import advantages
 from jaxalign.labels.base import Scores
 from jaxalign.pipeline import Pipeline
+from jaxalign.steering import Sampled
 from jaxalign.training import batching, optim, update
 from jaxalign.training.feeds import online
 from jaxalign.training.state import init_state
@@ -76,7 +77,7 @@ def toy(name):
     rewards = -jnp.square(rolled.x_0[:, 0] - TARGET)[None]
     zero = jnp.zeros(1, jnp.int32)
     _, found = method.data.label(None, Scores(rewards, {}, {}, 0.0 * rewards, zero, zero), key)
-    return online.collect([(rolled, cond)]), table, found.samples, found.values
+    return online.collect([Sampled(rolled, cond, rolled.x_0)]), table, found.samples, found.values
 
   return (
     plan,

@@ -23,6 +23,7 @@ from jaxalign.labels import advantages
 from jaxalign.labels.base import Scores
 from jaxalign.models.families import gaussian as gaussian_family
 from jaxalign.pipeline import Pipeline
+from jaxalign.steering import Sampled
 from jaxalign.training import feeds, optim, update
 from jaxalign.training.feeds import base, online
 from jaxalign.training.state import init_state, jit_end
@@ -132,7 +133,7 @@ def test_policy_gradient_with_the_exact_kl_reaches_the_tilted_distribution(beta)
     zero = jnp.zeros(1, jnp.int32)
     total = (REWARD(rolled.x_0) - beta * kl)[None]
     _, found = method.data.label(None, Scores(total, {}, {}, 0.0 * total, zero, zero), key)
-    return online.collect([(rolled, COND)]), table, found.samples, found.values
+    return online.collect([Sampled(rolled, COND, rolled.x_0)]), table, found.samples, found.values
 
   def draw(params, step):
     data = sample(params, jax.random.fold_in(jax.random.key(0), step))
@@ -211,7 +212,7 @@ def test_d3po_recovers_the_reward_of_trajectories_from_one_start(beta):
     images = np.arange(2 * batch, dtype=np.int32).reshape(batch, 2, 1)
     images = preferred_first(np.random.default_rng([0, step]), images, np.asarray(reward))[..., 0]
     weight = {"weight": np.ones(batch, np.float32)}
-    data = (online.collect([(rolled, COND)]), table, images, weight)
+    data = (online.collect([Sampled(rolled, COND, rolled.x_0)]), table, images, weight)
     return data, every_step(batch, steps)
 
   params = trained(method, draw, learning_rate=0.03, num_updates=80)

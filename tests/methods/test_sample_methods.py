@@ -60,7 +60,8 @@ def test_the_reference_point_of_kto_is_the_mean_of_the_batch_and_never_negative(
   for variables in (PARAMS, jax.tree.map(lambda r, p: 2 * r - p, REFERENCE, PARAMS)):
     _, values = loss_fn("kto", **KTO)(variables, FROZEN, batch, KEY)
     expected = max(0.0, float(values["preference/log_ratio"].mean()))
-    np.testing.assert_allclose(values["preference/reference_point"], np.full(3, expected), atol=1e-7)
+    found = values["preference/reference_point"]
+    np.testing.assert_allclose(found, np.full(3, expected), atol=1e-7)
 
 
 # ---- online DPO
@@ -76,7 +77,9 @@ def test_online_dpo_is_dpo_on_pairs_of_the_policy_and_of_ties_nothing():
   np.testing.assert_allclose(online, np.array([1.5, 1.5, 0.0]) * stored, rtol=1e-6)
 
 
-@pytest.mark.parametrize("temperature, expected", [(0.0, [1, 1]), (2.0, [1 / (1 + np.exp(-2)), 0.5])])
+@pytest.mark.parametrize("temperature, expected", [
+  (0.0, [1, 1]), (2.0, [1 / (1 + np.exp(-2)), 0.5])
+])
 def test_labels_of_online_dpo_are_choices_of_the_annotator(temperature, expected):
   data = methods.make(
     "online_dpo", PIPELINE, beta=1.0, temperature=temperature, refresh=0, **ESTIMATOR

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import methods, streams, system
+from jaxalign import methods, steering, streams
 from jaxalign.diffusion import guidance, rollout, schedules
 from jaxalign.distributed import sharding
 from jaxalign.labels import advantages, pairs
@@ -63,7 +63,8 @@ class Stub:
     self.pipeline = types.SimpleNamespace(table=TABLE)
     self.unfit = None  # the sample n that no reward may see
     modality = Modality("numbers", self.check, {}, None, self.write)
-    self.model = types.SimpleNamespace(modality=modality, tokenize=self.tokenize)
+    self.model = types.SimpleNamespace(modality=modality)
+    self.sampler = steering.Sampler(None, keeps_trajectory=True, name="stub")
 
   @staticmethod
   def transition(x_t, prediction, row):
@@ -83,7 +84,9 @@ class Stub:
     rolled = rollout.Rollout(x=(100 * n + steps)[..., None], log_prob=-(10 * n + steps[:-1]))
     cond = guidance.Guided({"text": jnp.asarray(tokens)}, {"text": jnp.zeros((1, 1))})
     samples = jnp.stack([tokens[:, 0], n], axis=1)
-    return system.Sampled(rolled, cond, jax.device_put(samples, sharding.batch(self.mesh)))
+    samples = jax.device_put(samples, sharding.batch(self.mesh))
+    keeps = self.sampler.keeps_trajectory
+    return steering.Sampled(rolled if keeps else None, cond, samples, x_0=rolled.x_0)
 
   @staticmethod
   def kl_fn(params, frozen, sampled, table):
@@ -486,3 +489,13 @@ def test_every_reward_reaches_the_label_by_its_name_and_weight(make_feed):
   batch = every(feed, draw(feed))
   assert found[-1] == (["by_number", "record_value"],) * 2
   np.testing.assert_array_equal(batch.labels["mine"], -batch.cond[:, 0])
+
+
+def test_finished_samples_may_come_from_any_sampler_and_steps_from_the_chain(make_feed, stub):
+  stub.sampler = steering.Sampler(None, name="best_of_n")
+  feed = make_feed(by_advantage(by="sample"), batch=FINISHED)
+  batch = every(feed, draw(feed))
+  assert sorted(batch.x_0[:, 0] % 100) == [NUM_STEPS] * 8
+  for data, batch in ((by_advantage(), {}), (by_advantage(by="sample", kl_weight=0.1), FINISHED)):
+    with pytest.raises(ValueError, match=r'config\.sampler: expected the chain(.|\n)*"best_of_n"'):
+      make_feed(data, batch=batch)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.distributed import sharding
-from jaxalign.models.model import Model
 from jaxalign.training.state import TrainState
 from jaxalign.types import Array, Record
 
@@ -90,10 +89,10 @@ class Feed(Protocol):
   def __exit__(self, *_) -> None: ...
 
 
-def tokenize(model: Model, records: Sequence[Record]) -> Any:
-  """Tokens of the records of the section `data`, which a ValueError names."""
+def tokenize(function: Callable[[Sequence[Record]], Any], records: Sequence[Record]) -> Any:
+  """`function(records)` of the records of the section `data`, which a ValueError names."""
   try:
-    return model.tokenize(records)
+    return function(records)
   except ValueError as error:
     raise ValueError(f"config.data.source: {error}") from error
 

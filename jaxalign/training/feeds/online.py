@@ -23,6 +23,7 @@ from jaxalign.methods import Rollouts
 from jaxalign.methods.batches import Finished, Steps
 from jaxalign.rewards.contract import RewardError
 from jaxalign.rewards.pool import Exchange, RewardPool
+from jaxalign.steering import Sampled
 from jaxalign.training import batching
 from jaxalign.training.feeds import base, exactness
 from jaxalign.training.feeds.base import Drawn, Program, SelectFn, averages, stack
@@ -48,11 +49,12 @@ class Online:
       raise ValueError("config.reward is missing; a method that samples needs one")
     checks.check_choice("config.method: Rollouts.by", data.by, KINDS)
     checks.check_choice("config.method: sampled_by", data.sampled_by, ("policy", *setup.copies))
-    section = functools.partial(checks.call_section, setup.sections)
     self._data, self._sys, self._rewards = data, setup.system, setup.rewards
+    self._check_sampler()
+    section = functools.partial(checks.call_section, setup.sections)
     self._seed, self._workdir = setup.sections["seed"], workdir
     self.records = section("data", records_lib.load)
-    self.tokens = base.tokenize(self._sys.model, self.records.records)
+    self.tokens = base.tokenize(self._sys.tokenize, self.records.records)
     self.plan = section(
       "batch",
       batching.solve,
@@ -84,6 +86,15 @@ class Online:
     placed = (sharding.params(self.init_memory(), mesh), sharding.replicated(mesh))
     self._label_fn = jax.jit(data.label, out_shardings=placed)
     self._start = self._starts(self.microbatch)
+
+  def _check_sampler(self) -> None:
+    """Raises ValueError where trajectories are wanted, and the sampler has none."""
+    sampler, data = self._sys.sampler, self._data
+    if not sampler.keeps_trajectory and (data.by == "step" or data.kl_weight):
+      raise ValueError(
+        "config.sampler: expected the chain, because config.method learns from trajectories, which "
+        f'"{sampler.name}" does not keep\nor take a method on finished samples, such as "rwr"'
+      )
 
   def describe(self) -> str:
     return self.plan.describe(self.unit)
@@ -136,7 +147,7 @@ class Online:
     for j, ids in enumerate(np.split(record_ids, plan.microbatches)):
       noise = (self._seed, streams.number("rollout"), step, j, self._start, table)
       sampled = sys.sample_fn(params, sys.frozen, system.take(self.tokens, ids), *noise)
-      parts.append((sampled.rollout, sampled.cond))
+      parts.append(sampled)
       # Scored by threads of the host that holds them, while the device samples the next ones.
       rows, held = sharding.held_rows(sampled.samples)
       pending.append(self.pool.submit(held, self.records[ids[rows]]))
@@ -251,7 +262,7 @@ class Online:
     # Traced, not run: a dry run for devices that are not there has nothing to run on.
     _, function, args = self.program(state, self.microbatch)
     sampled = jax.eval_shape(function, *args)
-    parts = [(sampled.rollout, sampled.cond)] * self.plan.microbatches
+    parts = [sampled] * self.plan.microbatches
     mesh = self._sys.mesh
     collected = sharding.shaped(
       jax.eval_shape(self._collect_fn, parts), collected_shardings(self._data.by, mesh)
@@ -327,18 +338,20 @@ def pick_steps(rollout: Rollout, cond: Any, sample: Array, i: Array) -> tuple[An
   return sharding.pick_own_rows(pick, (rollout, cond), (2, 1), sample, i)
 
 
-def collect(parts: list[Trajectories]) -> Trajectories:
+def collect(parts: list[Sampled]) -> Trajectories:
   """Stacks the microbatches of an iteration; each device keeps what it has sampled."""
-  rollouts, conds = zip(*parts, strict=True)
   # Steps stay in front; microbatches become an axis of their own, so that nothing crosses devices.
-  rollout = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rollouts)
+  rollout = jax.tree.map(
+    lambda *leaves: jnp.stack(leaves, axis=1), *[sampled.rollout for sampled in parts]
+  )
   # The empty condition is the same in all of them.
-  return rollout, conds[0]._replace(cond=stack([cond.cond for cond in conds]))
+  cond = stack([sampled.cond.cond for sampled in parts])
+  return rollout, parts[0].cond._replace(cond=cond)
 
 
-def collect_finished(parts: list[Trajectories]) -> tuple[Array, Any]:
+def collect_finished(parts: list[Sampled]) -> tuple[Array, Any]:
   """As `collect`, of which finished samples and their conditioning alone are kept."""
-  return stack([(rollout.x_0, cond.cond) for rollout, cond in parts])
+  return stack([(sampled.x_0, sampled.cond.cond) for sampled in parts])
 
 
 def collected_shardings(by: str, mesh: jax.sharding.Mesh) -> Any:

@@ -31,7 +31,7 @@ class RecordBatches:
     self.unit, self.select = sys.model.modality.unit, select
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.records = checks.call_section(setup.sections, "data", records_lib.load)
-    self.tokens = base.tokenize(sys.model, self.records.records)
+    self.tokens = base.tokenize(sys.model.tokenize, self.records.records)
     self._query = rewards.device.encode(self.records.records)
     self._sys, self._seed = sys, setup.sections["seed"]
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))

@@ -41,7 +41,7 @@ class StoredExamples:
         "config.data.condition_dropout: expected 0, because this model has no input without a "
         f"condition; got {self._dropout}"
       )
-    self.tokens = base.tokenize(sys.model, self.examples.records)
+    self.tokens = base.tokenize(sys.model.tokenize, self.examples.records)
     self._sys, self._seed, self._workdir = sys, setup.sections["seed"], workdir
     # Cut along each microbatch, as it was encoded: collecting moves nothing.
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))

@@ -2,8 +2,9 @@
 
   python -m jaxalign.main --config=configs/mix_grpo_planner.py --workdir=runs/mix_grpo_planner
 
-Noise and gradients in three steps of ten, which move along the chain; the other steps are
-deterministic. Each reward has advantages of its own.
+Noise and gradients in four steps of ten, a window that moves along the chain; the other steps are
+deterministic, and each reward would have advantages of its own. The window moves in every
+iteration: one that stays trains its steps at the cost of the others, whose weights are the same.
 
 Variants, `--config=configs/mix_grpo_planner.py:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
@@ -15,10 +16,10 @@ from configs import common
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  process = {"transition": "flow_sde", "num_steps": 10, "noise_level": 0.7}
+  process = {"transition": "flow_sde", "num_steps": 10, "noise_level": 0.3}
   rewards = ("planner_success", "planner")
   config = common.world(
-    "planner", num_iterations=60, learning_rate=2e-4, process=process, rewards=rewards
+    "planner", num_iterations=40, learning_rate=1e-4, process=process, rewards=rewards
   )
   sizes = {"num_records": 16, "group_size": 16, "microbatch": 256}
   common.online(config, "planner/train", **sizes, reward="planner")
@@ -32,16 +33,15 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.method = {
     "name": "mix_grpo",
     "clip_range": 1e-2,
-    "window_size": 3,  # steps
+    "window_size": 4,  # steps
     "window_stride": 1,  # steps that the window moves on
-    "window_every": 8,  # iterations between two moves
+    "window_every": 1,  # iterations between two moves
   }
   return common.with_variants(config, "configs/mix_grpo_planner.py", variant, VARIANTS)
 
 
 VARIANTS = {
   "quicktest": {
-    **common.quicktest(num_records=2, group_size=2, microbatch=2),
-    "method.window_every": 1,
+    **common.quicktest(num_records=2, group_size=2, microbatch=2), "method.window_size": 2
   }
 }

@@ -18,16 +18,18 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   process = {"transition": "euler", "num_steps": 10}
   rewards = ("planner_success", "planner")
   config = common.world(
-    "planner", num_iterations=60, learning_rate=1e-3, process=process, rewards=rewards
+    "planner", num_iterations=100, learning_rate=1e-4, process=process, rewards=rewards
   )
-  sizes = {"num_records": 16, "group_size": 16, "microbatch": 256}
+  config.optim.update({"b1": 0.9, "decay_steps": 100})
+  sizes = {"num_records": 64, "group_size": 16, "microbatch": 256}
   common.online(config, "planner/train", **sizes, reward="planner", by="sample")
   config.advantage = {"name": "group_global_std", "epsilon": 1e-4, "limit": 5.0}
   config.method = {
     "name": "nft",
     "mix": 1.0,  # of the policy in the positive and the negative one
-    "advantage_limit": 5.0,  # at this advantage a plan is optimal
-    "reference_weight": 1e-4,  # of the squared difference to the base model's prediction
+    # At this advantage a plan is optimal. 5 in the published code, where few plans come near it.
+    "advantage_limit": 1.5,
+    "reference_weight": 0.05,  # of the squared difference to the base model's prediction
     # After iteration n the old policy keeps min(decay_rate n, decay_max) of itself.
     "decay_rate": 1e-3,
     "decay_max": 0.5,

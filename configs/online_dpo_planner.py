@@ -18,17 +18,18 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   process = {"transition": "euler", "num_steps": 10}
   rewards = ("planner_success", "planner")
   config = common.world(
-    "planner", num_iterations=60, learning_rate=5e-4, process=process, rewards=rewards
+    "planner", num_iterations=60, learning_rate=1e-4, process=process, rewards=rewards
   )
+  config.optim.update({"b1": 0.9, "decay_steps": 60})
   sizes = {"num_records": 64, "group_size": 8, "microbatch": 256}
   common.online(config, "planner/train", **sizes, reward="planner", by="sample")
   config.method = {
     "name": "online_dpo",
-    "beta": 100.0,
+    "beta": 500.0,
     "temperature": 0.0,  # of the annotator; at 0 the better plan always wins
     "refresh": 0,  # iterations between new references; 0 keeps the base model
     "time_weight": "half",  # or "elbo", log-ratios in nats
-    "num_draws": 4,  # noise levels that the log-ratio of a pair is averaged over
+    "num_draws": 16,  # noise levels that the log-ratio of a pair is averaged over
   }
   return common.with_variants(config, "configs/online_dpo_planner.py", variant, VARIANTS)
 

@@ -16,19 +16,22 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   process = {"transition": "euler", "num_steps": 10}
   rewards = ("planner_success", "planner")
   config = common.world(
-    "planner", num_iterations=60, learning_rate=1e-3, process=process, rewards=rewards
+    "planner", num_iterations=60, learning_rate=1e-4, process=process, rewards=rewards
   )
-  sizes = {"num_records": 16, "group_size": 16, "microbatch": 256}
+  config.optim.update({"b1": 0.9, "decay_steps": 60})
+  sizes = {"num_records": 64, "group_size": 16, "microbatch": 256}
   common.online(config, "planner/train", **sizes, reward="planner", by="sample")
   config.method = {
     "name": "rwr",
-    "gamma": 2.0,  # of the weights exp(gamma reward)
-    "refresh": 1,  # iterations between refreshes of the policy that samples
+    "gamma": 8.0,  # of the weights exp(gamma reward)
+    # Iterations between refreshes of the policy that samples. One that is fitted to its own samples
+    # at once, again and again, takes their errors for the truth.
+    "refresh": 20,
   }
   return common.with_variants(config, "configs/rwr_planner.py", variant, VARIANTS)
 
 
 VARIANTS = {
-  "sparse": {"method": {"name": "rwr_sparse", "share": 0.1, "refresh": 1}},
+  "sparse": {"method": {"name": "rwr_sparse", "share": 0.1, "refresh": 20}},
   "quicktest": common.quicktest(num_records=2, group_size=2, microbatch=2),
 }

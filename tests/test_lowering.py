@@ -48,7 +48,7 @@ JITTED = {
   "training/fit.py": 1,
   "training/reward_model.py": 2,
   "training/self_check.py": 1,
-  "training/state.py": 1,
+  "training/state.py": 2,
   "training/update.py": 1,
 }
 NOT_OF_A_RUN = {"aot", "benchmarks"}

@@ -1,7 +1,7 @@
 """Everything that an update depends on, and that a checkpoint therefore holds."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -61,26 +61,20 @@ def init_state(
   return jax.jit(init, out_shardings=placed)(params)
 
 
-def jit_end(mesh: jax.sharding.Mesh, state_shardings: Any):
-  """`(state, decays {name: float}) -> state` at the end of an iteration. Donates the state.
+def jit_end(mesh: jax.sharding.Mesh, state_shardings: Any) -> Callable[..., TrainState]:
+  """Jitted `(state, decays {name: float}) -> state` at the end of an iteration. Donates the state.
 
   It counts the iteration, and each copy becomes `decay * copy + (1 - decay) * params`.
   """
 
   def end(state: TrainState, decays: Mapping[str, Array]) -> TrainState:
+    def follow(decay):
+      return lambda old, new: decay * old + (1.0 - decay) * new
+
     copies = {
-      name: jax.tree.map(
-        lambda old, new, decay=decays[name]: decay * old + (1.0 - decay) * new, copy, state.params
-      )
+      name: jax.tree.map(follow(decays[name]), copy, state.params)
       for name, copy in state.copies.items()
     }
     return dataclasses.replace(state, step=state.step + 1, copies=copies)
 
-  jitted = placement.jit(end, mesh, donate_argnums=0, out_shardings=state_shardings)
-
-  def end_iteration(state: TrainState, decays: Mapping[str, float]) -> TrainState:
-    if not state.copies:  # nothing to compile for a number
-      return dataclasses.replace(state, step=state.step + 1)
-    return jitted(state, {name: jnp.float32(decay) for name, decay in decays.items()})
-
-  return end_iteration
+  return placement.jit(end, mesh, donate_argnums=0, out_shardings=state_shardings)

@@ -82,7 +82,9 @@ def test_copies_follow_the_parameters_at_the_end_of_an_iteration():
 def test_without_copies_an_iteration_is_counted_and_the_parameters_are_sampled_with():
   state, _ = step(*make())
   assert state.copies == {} and state.sampling_params is state.params
-  assert int(end(state).step) == 1
+  w = float(state.params["w"])
+  state = end(state)
+  assert int(state.step) == 1 and state.params["w"] == w
 
 
 def test_the_loss_sees_the_variables_of_copies_and_no_gradient_goes_there():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # JAX is imported where it is used: much that draws on the ho
 NAMES: dict[str, tuple[str, ...]] = {
   # A run.
   "policy": (),  # adapters as they are initialised
+  "heads": ("head",),  # as they are initialised
   "records": ("iteration",),
   "rollout": ("iteration", "microbatch"),
   "labels": ("iteration",),

@@ -265,7 +265,7 @@ def test_what_feeds_and_states_are_made_by(least, gpu):
 
   def init(params):
     step = jnp.zeros((), jnp.int32)
-    return state.TrainState(step, params, tx.init(params), {"ema": params}, None)
+    return state.TrainState(step, params, tx.init(params), {}, {}, {"ema": params}, None)
 
   lower(jitted("state", init, work.system.policy.params))
   ended = state.jit_end(mesh, sharding.replicated(mesh))

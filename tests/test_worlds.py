@@ -1,5 +1,6 @@
 """Worlds without texts and images, through the main command: the right answer, and resumed."""
 
+import dataclasses
 import json
 
 import jax
@@ -120,6 +121,42 @@ def test_a_method_from_outside_with_data_of_its_own(load_config, tmp_path):
   assert written[0]["reward/kept"] == pytest.approx(written[0]["kept"], abs=1e-5)
   report = json.loads((tmp_path / "evaluation.json").read_text())
   assert report["rewards"]["gaussian_quadratic"]["interval_95"][0] > 0
+
+
+def with_critic(pipeline, *, kl_weight, advantage):
+  """A method from outside the package with a head: DDPO, and a critic of what samples are worth."""
+  ddpo = methods.make("ddpo_sf", pipeline, kl_weight=kl_weight, advantage=advantage)
+  every = ddpo.data.label
+
+  def label(memory, scores, key):
+    memory, labels = every(memory, scores, key)
+    values = {**labels.values, "reward": jnp.ravel(scores.total)}
+    return memory, dataclasses.replace(labels, values=values)
+
+  def loss(variables, frozen, batch, key):
+    value, metrics = ddpo.loss(variables, frozen, batch, key)
+    error = jnp.square(variables["heads"]["critic"]["value"] - batch.labels["reward"])
+    return value + error, {**metrics, "critic/error": error}
+
+  critic = methods.Head(lambda key: {"value": jnp.float32(5.0)}, learning_rate=0.5)
+  return methods.Method(loss, ddpo.data._replace(label=label), heads={"critic": critic})
+
+
+def test_a_critic_is_trained_beside_the_policy_resumed_and_not_exported(load_config, tmp_path):
+  config = load_config("ddpo_gaussian", "quicktest")
+  config.method = {"name": f"{__name__}:with_critic", "kl_weight": 0.0}
+  config.update_from_flattened_dict({"num_iterations": 12, "samples.every": 0})
+  train.train(config, tmp_path / "whole")
+  errors = [record["critic/error"] for record in records(tmp_path / "whole")]
+  assert np.mean(errors[-3:]) < 0.2 * errors[0]
+  state = checkpoint.read_latest(tmp_path / "whole")[1]
+  assert abs(state["heads"]["critic"]["value"] - 5.0) > 2.0
+  shorter = config.copy_and_resolve_references()
+  shorter.num_iterations = 5
+  train.train(shorter, tmp_path / "parts")
+  train.train(config, tmp_path / "parts")
+  assert records(tmp_path / "parts") == records(tmp_path / "whole")
+  assert set(workdir_lib.load(tmp_path / "whole").params) == {"params"}
 
 
 @pytest.mark.parametrize("name, changes", [

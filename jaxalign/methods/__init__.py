@@ -17,13 +17,14 @@ from jaxalign.methods import (
   online_dpo,
   rwr,
 )
-from jaxalign.methods.base import Method, Records, Rollouts, Stored
+from jaxalign.methods.base import Head, Method, Records, Rollouts, Stored
 from jaxalign.methods.batches import Finished, Inputs, Steps
 from jaxalign.pipeline import Pipeline
 
 __all__ = [
   "METHODS",
   "Finished",
+  "Head",
   "Inputs",
   "Method",
   "Records",

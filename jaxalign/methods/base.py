@@ -51,6 +51,17 @@ class Records(NamedTuple):
   """Records alone: the loss samples for itself. A batch is a `batches.Inputs`."""
 
 
+class Head(NamedTuple):
+  """A small network that is trained beside the policy, by the same loss: a critic.
+
+  init: `key -> params`; how they are applied, the loss knows.
+  learning_rate: of its own Adam, without clipping.
+  """
+
+  init: Callable[[Key], Params]
+  learning_rate: float
+
+
 class Method(NamedTuple):
   """A pure loss, and what it learns from.
 
@@ -59,6 +70,7 @@ class Method(NamedTuple):
     are the variables of the reference and `["rewards"]` the parameters of rewards that run on the
     device. A batch is one gradient slice, and a mean over it is one over all devices.
   data: `Rollouts`, `Stored` or `Records`.
+  heads: by name, found by the loss at `variables["heads"][name]`; no part of what is exported.
   copies: of the trained parameters, by name: `iteration -> decay`, on the host. After an iteration
     a copy becomes `decay * copy + (1 - decay) * parameters`: 0 copies them, 1 leaves it. A copy
     starts as what the run starts from, and the loss finds its variables at `frozen[name]`; one that
@@ -67,4 +79,5 @@ class Method(NamedTuple):
 
   loss: Callable[[Params, Mapping[str, Params], Any, Key], tuple[Array, dict[str, Array]]]
   data: Rollouts | Stored | Records
+  heads: Mapping[str, Head] = {}
   copies: Mapping[str, Callable[[int], float]] = {}

@@ -63,4 +63,5 @@ def make(
 
   label = advantages.of_every_sample(advantage)
   data = Rollouts(label, by="sample", memory=advantage.init, sampled_by="old")
-  return Method(loss, data, {"old": lambda iteration: min(decay_rate * iteration, decay_max)})
+  copies = {"old": lambda iteration: min(decay_rate * iteration, decay_max)}
+  return Method(loss, data, copies=copies)

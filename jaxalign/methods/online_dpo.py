@@ -41,4 +41,4 @@ def make(
   copies = {}
   if refresh:
     copies["reference"] = lambda iteration: 0.0 if (iteration + 1) % refresh == 0 else 1.0
-  return Method(loss, Rollouts(label, by="sample"), copies)
+  return Method(loss, Rollouts(label, by="sample"), copies=copies)

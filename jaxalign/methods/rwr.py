@@ -62,4 +62,4 @@ def make(pipeline: Pipeline, weigh, refresh: int) -> Method:
     return losses.weighted_error_loss(error, weight), {"denoising/error": error}
 
   copies = {"old": lambda iteration: 0.0 if refresh and (iteration + 1) % refresh == 0 else 1.0}
-  return Method(loss, Rollouts(label, by="sample", sampled_by="old"), copies)
+  return Method(loss, Rollouts(label, by="sample", sampled_by="old"), copies=copies)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxalign import checks, methods, system
+from jaxalign import checks, methods, streams, system
 from jaxalign.distributed import sharding
 from jaxalign.labels import advantages
 from jaxalign.models.model import Model
@@ -38,8 +38,27 @@ class Setup(NamedTuple):
 
   def init_state(self, memory: Any = None) -> TrainState:
     """The state before the first iteration; shapes on devices that are only described."""
-    sys = self.system
-    return init_state(sys.policy.params, self.tx, memory, copies=self.copies, mesh=sys.mesh)
+    sys, heads = self.system, self.method.heads
+    made = {
+      name: heads[name].init(streams.stream(self.sections["seed"], "heads", number))
+      for number, name in enumerate(sorted(heads))
+    }
+    if sharding.is_described(sys.mesh):
+      made = jax.eval_shape(lambda: made)
+    return init_state(
+      sys.policy.params,
+      self.tx,
+      memory,
+      copies=self.copies,
+      heads=made,
+      heads_tx=self.heads_tx,
+      mesh=sys.mesh,
+    )
+
+  @property
+  def heads_tx(self) -> dict[str, optax.GradientTransformation]:
+    """The optimizers of the method's heads."""
+    return {name: optax.adam(head.learning_rate) for name, head in self.method.heads.items()}
 
   def jit_update(self, state: TrainState, select: update.SelectFn) -> Callable[..., Any]:
     """`update.jit_update` of these parts, for states like this one."""
@@ -49,6 +68,7 @@ class Setup(NamedTuple):
       self.tx,
       sys.policy.variables,
       select,
+      heads_tx=self.heads_tx,
       mesh=sys.mesh,
       state_shardings=sharding.params(state, sys.mesh),
       ready_fn=sys.policy.ready,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ class TrainState:
   step: Array  # [] int32, finished iterations; optimizer steps are counted in opt_state
   params: Params  # the trained tree
   opt_state: Any
+  heads: Mapping[str, Params]  # of the method, by name
+  heads_opt_state: Mapping[str, Any]
   copies: Mapping[str, Params]  # of params, by name: the average and what the method asks for
   memory: Any  # what labels remember; None where that is nothing
 
@@ -41,24 +44,35 @@ def init_state(
   memory: Any = None,
   *,
   copies: Iterable[str] = (),
+  heads: Mapping[str, Params] = MappingProxyType({}),
+  heads_tx: Mapping[str, optax.GradientTransformation] = MappingProxyType({}),
   mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
   """The state before the first iteration; its arrays are copies, because updates donate them.
 
-  It is laid out on `mesh`, one device by default; of shapes it is shapes.
+  It is laid out on `mesh`, one device by default; of shapes it is shapes. `heads` are parameters of
+  the method's heads and `heads_tx` their optimizers.
   """
   devices = mesh or sharding.one_device()
 
-  def init(params):
+  def init(params, heads):
     own = {name: jax.tree.map(jnp.copy, params) for name in copies}
-    trained = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), trained, tx.init(params), own, memory)
+    trained, critics = jax.tree.map(jnp.copy, (params, dict(heads)))
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=trained,
+      opt_state=tx.init(params),
+      heads=critics,
+      heads_opt_state={name: heads_tx[name].init(head) for name, head in heads.items()},
+      copies=own,
+      memory=memory,
+    )
 
-  fresh = jax.eval_shape(init, params)
+  fresh = jax.eval_shape(init, params, dict(heads))
   placed = sharding.params(fresh, devices)
   if sharding.is_described(devices):
     return sharding.shaped(fresh, placed)
-  return jax.jit(init, out_shardings=placed)(params)
+  return jax.jit(init, out_shardings=placed)(params, dict(heads))
 
 
 def jit_end(mesh: jax.sharding.Mesh, state_shardings: Any) -> Callable[..., TrainState]:

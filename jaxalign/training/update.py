@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ def jit_update(
   variables_fn: Callable[[Params, Params], Params],
   select: SelectFn,
   *,
+  heads_tx: Mapping[str, optax.GradientTransformation] = MappingProxyType({}),
   mesh: jax.sharding.Mesh | None = None,
   state_shardings: Any = None,
   ready_fn: ReadyFn = lambda params, frozen: frozen,
@@ -34,9 +36,18 @@ def jit_update(
   The returned function takes `(state, frozen, data, selection, seed, i, j)`. The leaves of
   `selection` are `[slices, ...]`, and `select(data, one of them)` is the batch of a slice. The
   loss's randomness is derived from the three integers and the number of the slice. It returns the
-  new state and the metrics of the loss, each `[slices, batch]`, with `grad/norm`, a scalar taken
-  before clipping. It runs on `mesh`, one device by default; `state_shardings` says where the new
-  state lies there. `ready_fn` makes of the frozen trees what all slices share (`Policy.ready`).
+  new state and the metrics of the loss, each `[slices, batch]`, with `grad/norm`, a scalar of the
+  policy's gradient before clipping.
+
+  Args:
+    method: its loss.
+    tx: the optimizer of the policy.
+    variables_fn: `Policy.variables`.
+    select: see `SelectFn`.
+    heads_tx: the optimizers of the method's heads.
+    mesh: that it runs on, one device by default.
+    state_shardings: where the new state lies there.
+    ready_fn: makes of the frozen trees what all slices share (`Policy.ready`).
   """
   devices = mesh or sharding.one_device()
 
@@ -45,29 +56,47 @@ def jit_update(
     copies = copies_ready(state.copies, frozen, variables_fn, ready_fn)
     frozen = {**ready_fn(state.params, frozen), **copies}
 
-    def mean_loss(params, batch, key):
-      loss, values = method.loss(variables_fn(params, frozen["base"]), frozen, batch, key)
+    def mean_loss(trained, batch, key):
+      params, heads = trained
+      variables = variables_fn(params, frozen["base"])
+      variables = {**variables, "heads": heads} if heads else variables
+      loss, values = method.loss(variables, frozen, batch, key)
       return jnp.mean(loss), {**values, "loss/total": loss}
 
     def accumulate(total, number_and_selected):
       number, selected = number_and_selected
       batch = sharding.constrain_batch(select(data, selected), devices)
       key_slice = streams.stream(seed, "loss", i, j, number)
-      grads, values = jax.grad(mean_loss, has_aux=True)(state.params, batch, key_slice)
+      grads, values = jax.grad(mean_loss, has_aux=True)(trained, batch, key_slice)
       return sharding.constrain_params(jax.tree.map(jnp.add, total, grads), devices), values
 
     slices = len(jax.tree.leaves(selection)[0])
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    trained = state.params, state.heads
+    zeros = jax.tree.map(jnp.zeros_like, trained)
     total, values = jax.lax.scan(accumulate, zeros, (jnp.arange(slices), selection))
-    grads = jax.tree.map(lambda leaf: leaf / slices, total)
+    grads, heads_grads = jax.tree.map(lambda leaf: leaf / slices, total)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = dataclasses.replace(state, params=params, opt_state=opt_state)
+    state = update_heads(state, heads_grads, heads_tx)
     return state, {**values, "grad/norm": optax.global_norm(grads)}
 
   # Metrics are for the host of every process.
   placed = (state_shardings, sharding.replicated(devices))
   return placement.jit(update, devices, donate_argnums=0, out_shardings=placed)
+
+
+def update_heads(
+  state: TrainState,
+  grads: Mapping[str, Params],
+  heads_tx: Mapping[str, optax.GradientTransformation],
+) -> TrainState:
+  """A step of every head by its own optimizer."""
+  heads, opt_state = dict(state.heads), dict(state.heads_opt_state)
+  for name, tx in heads_tx.items():
+    updates, opt_state[name] = tx.update(grads[name], opt_state[name], heads[name])
+    heads[name] = optax.apply_updates(heads[name], updates)
+  return dataclasses.replace(state, heads=heads, heads_opt_state=opt_state)
 
 
 def copies_ready(

@@ -152,7 +152,9 @@ def make_feed(stub, tmp_path):
 
 
 def state_of(feed, params=None, **copies):
-  return TrainState(jnp.zeros((), jnp.int32), params or {}, None, copies, feed.init_memory())
+  return TrainState(
+    jnp.zeros((), jnp.int32), params or {}, None, {}, {}, copies, feed.init_memory()
+  )
 
 
 def starts(stub):

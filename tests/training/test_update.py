@@ -114,6 +114,32 @@ def test_the_loss_sees_the_variables_of_copies_and_no_gradient_goes_there():
   assert state.copies["old"]["w"] == 3.0
 
 
+def test_a_head_is_trained_by_the_same_loss_with_an_optimizer_of_its_own():
+  """A baseline b of the batch: loss w batch + (b - batch)^2 / 2, whose slope in b is b - 3."""
+
+  def loss(variables, frozen, batch, key):
+    b = variables["heads"]["baseline"]["b"]
+    return variables["w"] * batch + 0.5 * jnp.square(b - batch), {"baseline": b + 0.0 * batch}
+
+  tx, heads_tx = optax.sgd(RATE), {"baseline": optax.sgd(0.5)}
+  update_fn = update.jit_update(
+    methods.Method(loss, methods.Records()),
+    tx,
+    lambda params, base: {"w": params["w"] + base["added"]},
+    lambda data, selected: data[selected],
+    heads_tx=heads_tx,
+  )
+  heads = {"baseline": {"b": jnp.float32(1.0)}}
+  state = init_state({"w": jnp.float32(1.0)}, tx, copies=("old",), heads=heads, heads_tx=heads_tx)
+  state, values = step(update_fn, state)
+  np.testing.assert_array_equal(values["baseline"], np.ones((2, 2)))
+  assert state.heads["baseline"]["b"] == pytest.approx(1.0 + 0.5 * 2.0)
+  assert state.params["w"] == pytest.approx(1.0 - RATE * 3.0)
+  assert values["grad/norm"] == pytest.approx(3.0)  # of the policy alone
+  state = end(state, old=0.5)
+  assert set(state.copies["old"]) == {"w"} and state.heads["baseline"]["b"] == pytest.approx(2.0)
+
+
 def test_slices_updates_and_iterations_have_keys_of_their_own():
   found = []
   for i in (0, 1):

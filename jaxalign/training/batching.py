@@ -111,12 +111,7 @@ def solve(
   if of_groups:
     _check_groups(examples, width, slice_size, group_size, microbatch, updates_per_epoch)
   examples_per_update = examples // updates_per_epoch
-  shards = _solve_shards(shards, devices, microbatch, group_size if of_groups else 1)
-  if slice_size % shards:
-    raise ValueError(
-      f"config.batch.microbatch: expected a gradient slice, {slice_size} examples of {width} "
-      f"samples, that {shards} devices or shards share evenly; got {microbatch}"
-    )
+  shards = _solve_shards(shards, devices, microbatch, group_size if of_groups else 1, slice_size)
   return BatchPlan(
     samples=samples,
     num_records=num_records,
@@ -142,7 +137,9 @@ def _check_counts(**counts: int) -> None:
       raise ValueError(f"config.batch.{name}: expected at least 1, got {value}")
 
 
-def _solve_shards(shards: int, devices: int, microbatch: int, together: int) -> int:
+def _solve_shards(
+  shards: int, devices: int, microbatch: int, together: int, slice_size: int
+) -> int:
   """The number of shards, whose samples come in groups of `together` that no device shares."""
   count = shards or devices
   if microbatch % (count * together):
@@ -155,6 +152,11 @@ def _solve_shards(shards: int, devices: int, microbatch: int, together: int) -> 
     raise ValueError(
       f"config.batch.shards: expected 0, or a multiple of {devices}, the number of devices, got "
       f"{shards}"
+    )
+  if slice_size % count:
+    raise ValueError(
+      f"config.batch.microbatch: expected a gradient slice, of {slice_size} examples here, that "
+      f"{count} devices or shards share evenly; got {microbatch}"
     )
   return count
 

@@ -50,24 +50,18 @@ def jit_update(
     ready_fn: makes of the frozen trees what all slices share (`Policy.ready`).
   """
   devices = mesh or sharding.one_device()
+  grad_fn = jax.grad(make_mean_loss(method, variables_fn), has_aux=True)
 
   def update(state, frozen, data, selection, seed, i, j):
     # The parameters stay the same until the end, so weights are cast, or merged, for all slices.
     copies = copies_ready(state.copies, frozen, variables_fn, ready_fn)
     frozen = {**ready_fn(state.params, frozen), **copies}
 
-    def mean_loss(trained, batch, key):
-      params, heads = trained
-      variables = variables_fn(params, frozen["base"])
-      variables = {**variables, "heads": heads} if heads else variables
-      loss, values = method.loss(variables, frozen, batch, key)
-      return jnp.mean(loss), {**values, "loss/total": loss}
-
     def accumulate(total, number_and_selected):
       number, selected = number_and_selected
       batch = sharding.constrain_batch(select(data, selected), devices)
       key_slice = streams.stream(seed, "loss", i, j, number)
-      grads, values = jax.grad(mean_loss, has_aux=True)(trained, batch, key_slice)
+      grads, values = grad_fn(trained, frozen, batch, key_slice)
       return sharding.constrain_params(jax.tree.map(jnp.add, total, grads), devices), values
 
     slices = len(jax.tree.leaves(selection)[0])
@@ -84,6 +78,21 @@ def jit_update(
   # Metrics are for the host of every process.
   placed = (state_shardings, sharding.replicated(devices))
   return placement.jit(update, devices, donate_argnums=0, out_shardings=placed)
+
+
+def make_mean_loss(
+  method: methods.Method, variables_fn: Callable[[Params, Params], Params]
+) -> Callable[..., tuple[Array, dict[str, Array]]]:
+  """`((params, heads), frozen, batch, key) -> (mean loss [], metrics {name: [B]})`."""
+
+  def mean_loss(trained, frozen, batch, key):
+    params, heads = trained
+    variables = variables_fn(params, frozen["base"])
+    variables = {**variables, "heads": heads} if heads else variables
+    loss, values = method.loss(variables, frozen, batch, key)
+    return jnp.mean(loss), {**values, "loss/total": loss}
+
+  return mean_loss
 
 
 def update_heads(

@@ -57,6 +57,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mix_grpo_planner",
     {"clip_range": 1e-4, "window_size": 1, "window_stride": 1, "window_every": 1},
   ),
+  "raft": ("raft_planner", {"keep": 1, "refresh": 2}),
   "rwr": ("rwr_planner", {"gamma": 1.0, "refresh": 1}),
   "rwr_sparse": ("rwr_planner", {"share": 0.5, "refresh": 1}),
 }

@@ -147,6 +147,7 @@ BATCHES = {
   "kto": functools.partial(finished_batch, good=[1.0, 0.0, 1.0]),
   "online_dpo": online_pairs_batch,
   "nft": functools.partial(finished_batch, advantages=[1.0, -0.5, 2.0]),
+  "raft": functools.partial(finished_batch, reward=[1.0, 2.0, 0.5]),
   **dict.fromkeys(("rwr", "rwr_sparse"), functools.partial(finished_batch, weight=[0.5, 2.0, 0.5])),
 }
 

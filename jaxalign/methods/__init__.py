@@ -15,6 +15,7 @@ from jaxalign.methods import (
   mix_grpo,
   nft,
   online_dpo,
+  raft,
   rwr,
 )
 from jaxalign.methods.base import Head, Method, Records, Rollouts, Stored
@@ -48,6 +49,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "online_dpo": online_dpo.make,
   "nft": nft.make,
   "mix_grpo": mix_grpo.make,
+  "raft": raft.make,
   "rwr": rwr.make_exponential,
   "rwr_sparse": rwr.make_sparse,
 }

@@ -35,6 +35,7 @@ KWARGS = {
   "mix_grpo": {
     "clip_range": 0.1, "window_size": 2, "window_stride": 1, "window_every": 2
   },
+  "raft": {"keep": 1, "refresh": 2},
   "rwr": {"gamma": 0.5, "refresh": 1},
   "rwr_sparse": {"share": 0.5, "refresh": 2},
 }

@@ -1,0 +1,34 @@
+"""RAFT on the `planner` world (Dong et al. 2023, arXiv:2304.06767).
+
+  python -m jaxalign.main --config=configs/raft_planner.py --workdir=runs/raft_planner
+
+Of sixteen plans of a record the two best are learned from, by the loss that made the model.
+
+Variants, `--config=configs/raft_planner.py:NAME[,NAME]`:
+  quicktest  two iterations in seconds, to see that everything works
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+  process = {"transition": "euler", "num_steps": 10}
+  rewards = ("planner_success", "planner")
+  config = common.world(
+    "planner", num_iterations=60, learning_rate=1e-4, process=process, rewards=rewards
+  )
+  config.optim.update({"b1": 0.9, "decay_steps": 60})
+  sizes = {"num_records": 64, "group_size": 16, "microbatch": 256}
+  common.online(config, "planner/train", **sizes, reward="planner", by="sample")
+  # As in configs/rwr_planner.py, the policy that samples is refreshed now and then.
+  config.method = {"name": "raft", "keep": 2, "refresh": 20}
+  return common.with_variants(config, "configs/raft_planner.py", variant, VARIANTS)
+
+
+VARIANTS = {
+  "quicktest": {
+    **common.quicktest(num_records=2, group_size=2, microbatch=2), "method.keep": 1
+  }
+}

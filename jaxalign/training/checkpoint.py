@@ -8,6 +8,14 @@ import orbax.checkpoint as ocp
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 
+# Replicas share the writing of an array by a program for each of its shapes, which takes longer to
+# compile than a small array takes to write.
+ocp.type_handlers.register_type_handler(
+  jax.Array,
+  ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24),
+  override=True,
+)
+
 
 class Manager:
   """Saves and restores the state of a run; a checkpoint is complete or absent, never half written.

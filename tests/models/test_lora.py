@@ -48,7 +48,8 @@ def params(inputs):
 
 @pytest.fixture(scope="module")
 def apply():
-  return jax.jit(UNET.apply)
+  # Machine code need not be fast for a few runs of a small network, only soon.
+  return jax.jit(UNET.apply, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def leaf_paths(tree):

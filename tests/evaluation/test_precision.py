@@ -1,7 +1,6 @@
 """bfloat16 and rematerialisation: what they change of a run, and what they must not."""
 
 import dataclasses
-import functools
 import json
 
 import device_jobs
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_models
+from quickly import jit
 
 from jaxalign import system, train
 from jaxalign.benchmarks import models
@@ -17,9 +17,6 @@ from jaxalign.evaluation import precision
 from jaxalign.models.families import stable_diffusion
 from jaxalign.models.networks import attention
 from jaxalign.training import metrics
-
-# Machine code need not be fast for one run of a small network, only soon.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def normal(*shape):

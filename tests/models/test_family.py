@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
+from quickly import jit
 
 from jaxalign import system
 from jaxalign.diffusion import guidance, rollout, transitions
@@ -22,8 +23,6 @@ SIZES = [(16, 16), (16, 24)]
 # Networks and autoencoders have both sizes in the default suite, the whole way the oblong one.
 SLOW_SQUARE = [pytest.param(SIZES[0], marks=pytest.mark.slow), SIZES[1]]
 TEXT_KINDS = ["sd1", "sd2", "xl"]
-# Machine code need not be fast for one run of a tiny network, only soon.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")

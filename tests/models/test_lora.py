@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quickly import jit
 
 from jaxalign.models.adapters import lora
 from jaxalign.models.networks import layers, unet
@@ -48,8 +49,7 @@ def params(inputs):
 
 @pytest.fixture(scope="module")
 def apply():
-  # Machine code need not be fast for a few runs of a small network, only soon.
-  return jax.jit(UNET.apply, compiler_options={"xla_backend_optimization_level": 0})
+  return jit(UNET.apply)
 
 
 def leaf_paths(tree):

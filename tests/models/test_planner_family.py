@@ -1,12 +1,11 @@
 """The planner family: the contract of a model without text, images or an autoencoder."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from quickly import jit
 
 from jaxalign.diffusion import guidance
 from jaxalign.models.adapters import lora, policy
@@ -16,8 +15,6 @@ from jaxalign.worlds import planner as world
 
 CONFIG = temporal.TemporalConfig(horizon=6, width=8, num_layers=2, time_width=4, channel_width=12)
 RECORDS = world.records("test")[:3]
-# Machine code need not be fast for one run of a tiny network, only soon.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def compilation_cache(tmp_path_factory):
   folder = folder / "xla"
   folder.mkdir(exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   return folder
 
 

@@ -246,7 +246,7 @@ def test_a_wrong_config_is_refused_before_anything_is_written(
 
 
 def test_a_dry_run_states_memory_and_speed_and_writes_nothing(make_config, tmp_path, capsys):
-  train.train(make_config("dpo", ""), tmp_path / "run", dry_run=True)
+  train.train(make_config("dpo", "lora"), tmp_path / "run", dry_run=True)
   printed = capsys.readouterr().out
   assert "memory per device" in printed and "images/s" in printed
   assert re.search(r"largest microbatch: about [1-9]\d*, where the (update|encoding)", printed)

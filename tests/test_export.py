@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from absl import flags
 from absl.testing import flagsaver
+from quickly import jit
 
 from jaxalign import export, system, train
 from jaxalign.cli import source
@@ -134,7 +135,7 @@ def sample(latents, capsys):
         sys, params = found.system, found.params
     token_ids, x_T = sys.model.tokenize([{"prompt": p} for p in PROMPTS]), np.load(latents)
     args = (token_ids, x_T, jax.random.key(0), sys.pipeline.table)
-    sampled = jax.jit(sys.sample)(params, sys.frozen, *args)
+    sampled = jit(sys.sample)(params, sys.frozen, *args)
     return np.asarray(sampled.samples), capsys.readouterr().err
 
   return images

@@ -6,6 +6,8 @@ import shutil
 import pytest
 from device_jobs import CASES, MESHES, assert_close, case_flags, finish, records, start
 
+from jaxalign.training import metrics
+
 # Half of the transitions are clipped here, at a bound that a rounding error can carry one over: the
 # norm of a gradient, about 0.1, then changes in its fourth digit.
 TOLERANCE = 3e-5
@@ -31,6 +33,8 @@ def test_eight_devices_agree_with_one(run_case, name, mesh):
   assert len(expected) == 5 and expected[0]["grad/norm"] > 0.0
   assert_close(found, expected, TOLERANCE)
   assert_ratio_is_one_at_first(found)
+  counts = [record["compile/count"] for record in metrics.read(workdirs[mesh])]
+  assert counts[1] == counts[-1]  # nor does a checkpoint compile anything
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Checkpoints of the whole training state, through orbax."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -7,6 +8,23 @@ import jax
 import orbax.checkpoint as ocp
 
 CHECKPOINTS, BEST = "checkpoints", "best"
+
+# Bytes of an array above which its replicas share the writing. They do so by a program for each of
+# its shapes, which takes longer to compile than a small array takes to write.
+_SHARED_FROM = 2**24
+
+
+def _share_large_arrays_only() -> None:
+  """For all of orbax in this process, which has no such option for one manager."""
+  handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_FROM)
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)  # it warns of every handler that takes another's place
+  ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+  logger.setLevel(level)
+
+
+_share_large_arrays_only()
 
 
 class Manager:

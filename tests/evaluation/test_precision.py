@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_models
+from quickly import jit
 
 from jaxalign import system, train
 from jaxalign.benchmarks import models
@@ -18,10 +19,14 @@ from jaxalign.models.networks import attention
 from jaxalign.training import metrics
 
 
+def normal(*shape):
+  return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
 def inputs(model, batch, size):
-  keys = jax.random.split(jax.random.key(0), 2)
-  x_t = jax.random.normal(keys[0], (batch, size, size, model.latent_shape[-1]))
-  cond = model.encode_text(model.params, model.tokenize(["a red circle"] * batch))
+  x_t = normal(batch, size, size, model.latent_shape[-1])
+  params = jax.tree.map(np.asarray, model.params)  # of a file, only then read
+  cond = jit(model.encode_text)(params, model.tokenize(["a red circle"] * batch))
   return x_t, jnp.full(batch, 500), cond
 
 
@@ -61,7 +66,8 @@ def test_bfloat16_predicts_about_the_same_and_its_gradient_is_float32(small_mode
   x_t, t, cond = inputs(exact, 2, 8)
   predictions = []
   for model in (exact, rounded):
-    prediction = model.denoise({"params": model.params["unet"]}, x_t, t, cond)
+    params = jax.tree.map(np.asarray, model.params["unet"])
+    prediction = jit(model.denoise)({"params": params}, x_t, t, cond)
     assert prediction.dtype == jnp.float32
     predictions.append(prediction)
   assert 0 < np.abs(predictions[1] - predictions[0]).max() < 0.05 * np.abs(predictions[0]).max()
@@ -141,6 +147,7 @@ def test_frozen_weights_in_bfloat16_change_no_result_of_adapters_beside_them(
     config = device_jobs.on_planner(load_config("ddpo_planner", "lora,quicktest"))
     config.model = {"path": "planner", "dtype": "bfloat16", "param_dtype": stored}
     config.exactness.update({"max_log_prob_gap": 1.0, "max_share": 1.0})
+    config.evaluation.kl = False  # it is of updates, and a KL would be another program
     train.train(config, tmp_path / stored)
     written.append(device_jobs.records(tmp_path / stored))
   assert_first_ratios_are_one(written[0], 2)
@@ -149,7 +156,11 @@ def test_frozen_weights_in_bfloat16_change_no_result_of_adapters_beside_them(
 
 def test_rematerialisation_keeps_the_gradient_and_takes_less_memory(monkeypatch):
   monkeypatch.setattr(attention, "LOGITS_IN_CACHE", 2**16)  # or they are most of what is held
-  plain = models.build("small")
+  unet = models.unet_config(
+    (32,), (True,), sample_size=8, cross_attention_dim=32, attention_head_dim=2, layers_per_block=1
+  )
+  monkeypatch.setitem(models.CONFIGS, "one level", {**models.CONFIGS["small"], "unet": unet})
+  plain = models.build("one level")
   x_t, t, cond = inputs(plain, 8, 16)
 
   def measure(remat):
@@ -177,11 +188,12 @@ def test_rematerialisation_keeps_the_gradient_and_takes_less_memory(monkeypatch)
 def test_images_are_decoded_in_bfloat16_where_the_model_allows_it(small_model, tmp_path):
   exact = stable_diffusion.load(small_model)
   rounded = stable_diffusion.load(small_model, vae_dtype="bfloat16")
-  x_0 = jax.random.normal(jax.random.key(0), (2, *exact.latent_shape))
-  images = [model.decode(exact.params["vae"], x_0) for model in (exact, rounded)]
+  x_0 = normal(2, *exact.latent_shape)
+  params = jax.tree.map(np.asarray, exact.params["vae"])
+  images = [jit(model.decode)(params, x_0) for model in (exact, rounded)]
   assert images[1].dtype == jnp.float32
   assert 0 < np.abs(images[1] - images[0]).max() < 0.05
-  traced = jax.make_jaxpr(rounded.decode)(exact.params["vae"], x_0)
+  traced = jax.make_jaxpr(rounded.decode)(params, x_0)
   assert jnp.dtype(jnp.bfloat16) in set(products(traced.jaxpr))
   options = {"dtype": "float32", "remat": "none", "vae_dtype": "bfloat16"}
   xl = small_models.make("xl", tmp_path)

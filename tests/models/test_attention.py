@@ -33,9 +33,16 @@ def keys(request, monkeypatch):
 
 
 def draw(B, T, N, H, D, dtype=jnp.float32):
-  keys = jax.random.split(jax.random.key(T), 4)
+  """By numpy: JAX compiles a program for each shape that it draws."""
+  rng = np.random.default_rng(T)
   shapes = [(B, T, H, D), (B, N, H, D), (B, N, H, D), (B, T, H, D)]
-  return [jax.random.normal(k, shape).astype(dtype) for k, shape in zip(keys, shapes, strict=True)]
+  return [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes]
+
+
+def draw_mask(T, N):
+  mask = np.random.default_rng(1).random((1, 1, T, N)) < 0.5
+  mask[..., 0] = True
+  return mask
 
 
 def value_and_grads(function, query, key, value, weight):
@@ -62,7 +69,7 @@ def test_values_and_gradients_are_those_of_the_plain_form(function, shape, piece
 @pytest.mark.parametrize("T, N", [(5, 3), (150, 151)])
 def test_the_chosen_form_is_softmax_attention(T, N, masked):
   query, key, value, _ = draw(2, T, N, 2, 8)
-  mask = jax.random.bernoulli(jax.random.key(1), 0.5, (1, 1, T, N)).at[..., 0].set(True)
+  mask = draw_mask(T, N)
   logits = np.einsum("bthd,bnhd->bhtn", query, key) / np.sqrt(8.0)
   if masked:
     logits = np.where(mask, logits, -np.inf)
@@ -111,9 +118,7 @@ def test_odd_lengths_are_padded_for_cudnn_and_change_nothing(T, N, masked, monke
 
   original = jax.nn.dot_product_attention
   query, key, value, weight = draw(2, T, N, 2, 8)
-  mask = None
-  if masked:
-    mask = jax.random.bernoulli(jax.random.key(1), 0.5, (1, 1, T, N)).at[..., 0].set(True)
+  mask = draw_mask(T, N) if masked else None
   plain = functools.partial(attention.plain, mask=mask)
   expected, expected_grads = value_and_grads(plain, query, key, value, weight)
   monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)

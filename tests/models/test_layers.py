@@ -17,6 +17,11 @@ SHAPES = [  # height, width, kernel, stride, padding
 ]
 
 
+def normal(seed, *shape):
+  """By numpy: JAX compiles a program for each shape that it draws."""
+  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
 def reference(x, kernel, stride, padding):
   return jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -25,8 +30,7 @@ def reference(x, kernel, stride, padding):
 
 @pytest.mark.parametrize("height, width, size, stride, padding", SHAPES)
 def test_the_gradients_are_those_of_the_plain_convolution(height, width, size, stride, padding):
-  x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
-  kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 5))
+  x, kernel = normal(0, 2, height, width, 3), normal(1, size, size, 3, 5)
 
   def grads(convolve):
     def loss(x, kernel):
@@ -61,7 +65,7 @@ def test_no_convolution_in_a_loop_has_a_layout_that_is_slow_on_a_cpu(argument, s
 
 def partial_sums(kernel_shape, function, x):
   """Gradients of the kernel from two halves of a batch, as two devices have them, and from all."""
-  kernel = 0.1 * jax.random.normal(jax.random.key(1), kernel_shape)
+  kernel = 0.1 * normal(1, *kernel_shape)
 
   def grad(x):
     return jax.grad(lambda k: jnp.sum(function(x, k).astype(jnp.float32)))(kernel)
@@ -82,7 +86,7 @@ def partial_sums(kernel_shape, function, x):
 def test_gradients_of_weights_are_summed_in_float32(name, kernel_shape, function):
   """In bfloat16 each part would be rounded to 8 bits before the parts are added."""
   del name
-  x = jax.random.normal(jax.random.key(0), (8, 6, 6, 4)).astype(jnp.bfloat16)
+  x = normal(0, 8, 6, 6, 4).astype(jnp.bfloat16)
   first, second, whole = partial_sums(kernel_shape, function, x)
   assert whole.dtype == jnp.float32
   np.testing.assert_allclose(first + second, whole, rtol=1e-5, atol=1e-5)
@@ -92,10 +96,9 @@ def test_gradients_of_weights_are_summed_in_float32(name, kernel_shape, function
 
 @pytest.mark.parametrize("height, width, size, stride, padding", SHAPES)
 def test_the_kernels_gradient_on_accelerators_is_the_same(height, width, size, stride, padding):
-  x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
-  kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 5))
+  x, kernel = normal(0, 2, height, width, 3), normal(1, size, size, 3, 5)
   out, pull = jax.vjp(lambda k: reference(x, k, stride, padding), kernel)
-  grad = jax.random.normal(jax.random.key(2), out.shape)
+  grad = normal(2, *out.shape)
   elsewhere = products._kernel_gradient_elsewhere(x, kernel, grad, stride=stride, padding=padding)
   np.testing.assert_allclose(elsewhere, pull(grad)[0], rtol=1e-5, atol=1e-5)
 
@@ -112,7 +115,7 @@ def assert_close(actual, expected, **bounds):
 
 
 def test_the_gate_that_keeps_its_projection_alone_has_the_same_gradient():
-  projected = 2.0 * jax.random.normal(jax.random.key(0), (3, 5, 14))
+  projected = 2.0 * normal(0, 3, 5, 14)
   actual = value_and_grads(transformer_2d._lean_gated, projected)
   expected = value_and_grads(transformer_2d._gated, projected)
   assert_close(actual, expected, rtol=1e-5, atol=1e-6)
@@ -122,7 +125,7 @@ def test_the_gate_that_keeps_its_projection_alone_has_the_same_gradient():
 def test_statistics_in_one_pass_are_those_in_two(mean, monkeypatch):
   """Also where the mean is a thousand stds, which E[x^2] - E[x]^2 does not survive."""
   norm = layers.GroupNorm(num_groups=3, epsilon=1e-6)
-  x = mean + jax.random.normal(jax.random.key(0), (2, 5, 7, 6))
+  x = mean + normal(0, 2, 5, 7, 6)
   params = {"scale": jnp.linspace(0.5, 2.0, 6), "bias": jnp.linspace(-1.0, 1.0, 6)}
 
   def apply(params, x):

@@ -1,7 +1,5 @@
 """Decoding by slices and by tiles, against diffusers and against the plain decoder."""
 
-import functools
-
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -9,12 +7,12 @@ import numpy as np
 import pytest
 import small_models
 import torch
+from quickly import jit
 
 from jaxalign.models.families import stable_diffusion
 from jaxalign.models.networks import lean_decoding
 
 torch.set_num_threads(1)
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ class Net(nn.Module):
 
 
 NET = Net()
-X = jax.random.normal(jax.random.key(1), (2, 5, 7, 3))
+X = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, 7, 3), np.float32))
 BASE = NET.init(jax.random.key(0), X)["params"]
 LORA = dict(rank=2, alpha=6.0, targets=r"(to_q|to_out_0)$")
 
@@ -123,10 +123,10 @@ def frozen(made):
 
 def trained(made):
   """Parameters some way from the start, adapters not zero."""
-  leaves, tree = jax.tree.flatten(made.params)
-  keys = jax.random.split(jax.random.key(7), len(leaves))
-  moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-  return jax.tree.unflatten(tree, moved)
+  rng = np.random.default_rng(7)
+  return jax.tree.map(
+    lambda x: x + np.float32(0.3) * rng.standard_normal(x.shape, np.float32), made.params
+  )
 
 
 def value_and_grad(made, params, frozen, dtype):

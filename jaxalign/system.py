@@ -209,7 +209,7 @@ def from_model(
   mesh = mesh or sharding.one_device()
   sections = {"lora": lora, "process": process, "guidance": guidance}
   section = functools.partial(checks.call_section, sections)
-  if model.empty is None and guidance.get("scale", 1.0) != 1.0:
+  if model.empty is None and guidance_lib.count_branches(**guidance) == 2:
     raise ValueError(
       f"config.guidance.scale: expected 1, because this model has no input without a condition to "
       f"guide away from; got {guidance['scale']}"
@@ -223,7 +223,7 @@ def from_model(
   )
   policy = place_policy(policy, model, mesh)
   steps = section("process", model.make_process)
-  guided = section("guidance", guidance_lib.classifier_free, denoise_fn=model.denoise)
+  guided = section("guidance", guidance_lib.make, denoise_fn=model.denoise)
   pipeline = Pipeline(
     kernel=Kernel(guided, steps.transition),
     conditional=Kernel(model.denoise, steps.transition),

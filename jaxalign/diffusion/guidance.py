@@ -1,17 +1,26 @@
-"""Guidance as a wrapper: denoise_fn -> denoise_fn."""
+"""Guidance as a wrapper: denoise_fn -> denoise_fn.
 
+By name, `GUIDANCE[name](denoise_fn, **kwargs)`; a name with a colon, "package.module:function", is
+a user's own: a function of the same signature.
+"""
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxalign.checks import check_call, closest, load_function
 from jaxalign.types import Array, DenoiseFn, Params
+
+DEFAULT = "classifier_free"  # of configs that name none
 
 
 class Guided(NamedTuple):
   """The `cond` of a guided network: two trees of one structure.
 
-  Leaves of `cond` are `[B, ...]`; leaves of `uncond` are `[B, ...]` or `[1, ...]`.
+  Leaves of `cond` are `[B, ...]`; leaves of `uncond` are `[B, ...]` or `[1, ...]`. `uncond` is None
+  where a model has no empty condition.
   """
 
   cond: Any
@@ -58,6 +67,51 @@ def text_and_image(denoise_fn: DenoiseFn, scale: float, image_scale: float) -> D
     return neither + image_scale * (image - neither) + scale * (both - image)
 
   return guided
+
+
+GUIDANCE: dict[str, Callable[..., DenoiseFn]] = {DEFAULT: classifier_free}
+
+
+def make(denoise_fn: DenoiseFn, *, name: str = DEFAULT, **kwargs: Any) -> DenoiseFn:
+  """The network under the guidance called `name`, the section `guidance` of a config.
+
+  Args:
+    denoise_fn: takes the half of a `Guided` that it is asked about as its `cond`.
+    name: an entry of `GUIDANCE`, or a user's "package.module:function".
+    **kwargs: the guidance's own.
+
+  Returns:
+    What takes a `Guided` as its `cond`.
+
+  Raises:
+    ValueError: a name that nothing has, arguments that it does not take, or a function that returns
+      something else.
+  """
+  if ":" in name:
+    factory = load_function("config.guidance.name", name)
+  elif name in GUIDANCE:
+    factory = GUIDANCE[name]
+  else:
+    raise ValueError(
+      f"config.guidance.name: unknown guidance {name!r}{closest(name, GUIDANCE)}\n"
+      f'Valid names: {", ".join(GUIDANCE)}, or your own function as "package.module:function".'
+    )
+  check_call(f"config.guidance {name!r}", factory, denoise_fn, **kwargs)
+  guided = factory(denoise_fn, **kwargs)
+  if not callable(guided):
+    raise ValueError(
+      f"config.guidance.name: expected {name!r} to return a function "
+      f"(params, x_t, t, cond) -> prediction, got {type(guided).__name__}"
+    )
+  return guided
+
+
+def count_branches(*, name: str = DEFAULT, scale: float = 1.0, **kwargs: Any) -> int | None:
+  """How many predictions of the network make a guided one; None for a user's own guidance."""
+  del kwargs
+  if name != DEFAULT:
+    return None
+  return 1 if scale == 1 else 2
 
 
 def _branches(

@@ -5,6 +5,7 @@ are scalars or `[B]`, and returns a mean `[B, *D]` and a std that broadcasts aga
 depends on the schedule alone, never on the network. Everything is float32.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.checks import check_call, closest, load_function
 from jaxalign.diffusion import predictions, schedulers
 from jaxalign.diffusion.schedules import StepTable
 from jaxalign.types import Array, expand_to
@@ -192,7 +194,8 @@ def make_process(
 
   `knobs` is the one noise hyper-parameter of the transition: `eta` for ddim and dance_sde,
   `noise_level` for flow_sde and cps, none for ddpm and euler. `image_seq_len` as in
-  `schedulers.from_config`. The prediction type and the clipping of x_0 come from the config.
+  `schedulers.from_config`. The prediction type and the clipping of x_0 come from the config; a
+  transition of one's own, see `bind`, clips for itself.
   """
   kind = _find_kind(transition, knobs)
   if kind.needs_flow and not schedulers.is_flow(scheduler_config):
@@ -220,14 +223,17 @@ def bind(
 
   Args:
     table: the steps.
-    transition: a name of `TRANSITIONS`.
+    transition: a name of `TRANSITIONS`; or "package.module:function", a user's own
+      `(x_t, prediction, row, *, prediction_type, **knobs) -> (mean, std)`, std `[B, 1, ...]`.
     prediction_type: what the network predicts, as `predictions` names it.
     clip_x_0: limits the predicted x_0, in ddim and ddpm only.
-    **knobs: the one noise hyper-parameter of the transition, as in `make_process`.
+    **knobs: the one noise hyper-parameter of the transition, as in `make_process`; of a user's own
+      whatever it takes.
 
   Raises:
     ValueError: an unknown transition, another knob than it has or one out of range, a transition of
-      rectified flow on another schedule, or a prediction of noise where there is nothing else.
+      rectified flow on another schedule, a prediction of noise where there is nothing else, or a
+      user's own that returns what the rest of the package cannot rely on.
   """
   kind = _find_kind(transition, knobs)
   if kind.needs_flow and not np.allclose(np.add(table.alpha_t, table.sigma_t), 1.0, atol=1e-5):
@@ -243,12 +249,56 @@ def bind(
   if clip_x_0 is not None:
     knobs = {"clip_x_0": clip_x_0, **knobs}
   bound = functools.partial(kind.transition, prediction_type=prediction_type, **knobs)
-  return Process(table, bound)
+  process = Process(table, bound)
+  if ":" in transition:
+    _check_own(f"config.process.transition {transition!r}", process)
+  return process
+
+
+def _check_own(what: str, process: Process) -> None:
+  """Raises ValueError unless a user's transition keeps what everything else relies on."""
+  # At least two rows, so that a field [B] that meets x [B, 1] shows as [B, B].
+  rows = np.arange(max(2, process.table.num_steps)) % process.table.num_steps
+  row = process.table[rows]
+  ones = np.ones((len(rows), 1), np.float32)
+  found = process.transition(ones, ones, row)
+  if not isinstance(found, tuple) or len(found) != 2:
+    raise ValueError(f"{what}: expected it to return (mean, std), got {type(found).__name__}")
+  mean, std = map(np.asarray, found)
+  if mean.shape != ones.shape or std.shape != ones.shape:
+    raise ValueError(
+      f"{what}: expected mean and std {ones.shape} of x_t {ones.shape}, got {mean.shape} and "
+      f"{std.shape}\na field of the row is {rows.shape}: use jaxalign.types.expand_to(field, x_t)"
+    )
+  if not (np.isfinite(std) & (std >= 0)).all():
+    raise ValueError(f"{what}: expected finite std of at least 0, got {std[:, 0].tolist()}")
+  # Policy and reference share a std: ratios and KLs are those of two means.
+  if not np.array_equal(std, process.transition(-ones, 2.0 * ones, row)[1]):
+    raise ValueError(
+      f"{what}: expected a std that depends on the row alone, got another one for another x_t and "
+      "prediction"
+    )
+  # Windows of noise, and what samples without noise, set it to 0.
+  silent = dataclasses.replace(row, noise_scale=np.zeros_like(row.noise_scale))
+  if np.any(process.transition(ones, ones, silent)[1]):
+    raise ValueError(
+      f"{what}: expected std 0 where row.noise_scale is 0, got more\n"
+      "multiply what the noise depends on by row.noise_scale"
+    )
 
 
 def _find_kind(transition: str, knobs: Mapping[str, float]) -> _Kind:
+  if ":" in transition:
+    what = "config.process.transition"
+    function = load_function(what, transition)
+    given = {"prediction_type": "", **knobs}
+    check_call(f"{what} {transition!r}", function, "x_t", "prediction", "row", **given)
+    return _Kind(function, None, 0.0, False)
   if transition not in TRANSITIONS:
-    raise ValueError(f"transition: expected one of {', '.join(TRANSITIONS)}; got {transition!r}")
+    raise ValueError(
+      f"transition: expected one of {', '.join(TRANSITIONS)}, or your own function as "
+      f'"package.module:function"; got {transition!r}{closest(transition, TRANSITIONS)}'
+    )
   kind = TRANSITIONS[transition]
   _check_knobs(transition, kind, knobs)
   return kind

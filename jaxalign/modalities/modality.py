@@ -26,8 +26,8 @@ class Modality(NamedTuple):
     finite.
   features: by name, `samples -> [N, F]` with rows of norm 1, for measures of diversity. The first
     is the default.
-  picture: `(samples, captions, columns) -> PIL image`: the samples in rows, each with its caption.
-    A sample may be None, which leaves its cell empty.
+  picture: `(samples, captions, columns) -> PIL image`, in RGB: the samples in rows, each with its
+    caption. A sample may be None, which leaves its cell empty.
   write: `(samples, folder) -> paths`: one file a sample, in a folder that is there.
   shown: how many samples a picture of a comparison is of, at most.
   """

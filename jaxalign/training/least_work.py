@@ -9,22 +9,29 @@ from jax.tree_util import tree_flatten_with_path
 
 from jaxalign import streams, system
 from jaxalign.aot import flops
+from jaxalign.diffusion import guidance
 from jaxalign.models.model import Tokens
 from jaxalign.rewards.contract import DeviceReward
 
 
 class Programs:
-  """The least work of the programs of a config, in operations of all devices together."""
+  """The least work of the programs of a config, in operations of all devices together.
+
+  Of programs that sample under a guidance of one's own it is not known, and None: only that says
+  how often it asks the network.
+  """
 
   def __init__(self, sys: system.System, sections: Mapping[str, Any], tokens: Tokens):
     self.networks = Networks(sys, sections["lora"]["rank"], tokens)
     self._steps = sys.process.table.num_steps
-    self._branches = 1 if sections["guidance"]["scale"] == 1 else 2
+    self._branches = guidance.count_branches(**sections["guidance"])
     self._options = dict(sections["method"])
     self._name = self._options.pop("name")
 
-  def rollout(self, samples: int) -> float:
+  def rollout(self, samples: int) -> float | None:
     """Conditions, every step, and the decoder."""
+    if self._branches is None:
+      return None
     chain = self._steps * self._sampled(samples).forward
     ends = self.networks.condition(samples + 1).forward + self.networks.decode(samples).forward
     return chain + ends
@@ -46,15 +53,17 @@ class Programs:
     a reward.
     """
     options, name = self._options, self._name
+    if name in ("dpo", "ipo"):  # without guidance
+      rows = 2 * examples * options["num_draws"]
+      return self.networks.denoiser(rows).gradient + self.networks.reference(rows).forward
+    if self._branches is None:
+      return None
     if name in ("ddpo", "ddpo_sf"):
       denoiser = self._sampled(examples)
       reference = self._reference(examples) if options["kl_weight"] else 0.0
       return denoiser.gradient + reference
     if name == "d3po":
       return self._sampled(2 * examples).gradient + self._reference(2 * examples)
-    if name in ("dpo", "ipo"):  # without guidance
-      rows = 2 * examples * options["num_draws"]
-      return self.networks.denoiser(rows).gradient + self.networks.reference(rows).forward
     window = self._window()
     if window is None or device is None:
       return None
@@ -100,9 +109,11 @@ class Programs:
     return (first + last - 1) // 2
 
   def _sampled(self, samples: int) -> flops.Minimum:
+    assert self._branches is not None  # whoever asks has looked
     return self.networks.denoiser(self._branches * samples)
 
   def _reference(self, samples: int) -> float:
+    assert self._branches is not None
     return self.networks.reference(self._branches * samples).forward
 
 

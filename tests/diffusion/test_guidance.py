@@ -95,3 +95,55 @@ def test_text_and_image_by_three_separate_evaluations():
   plain = guidance.classifier_free(Network(), 7.0)(PARAMS, x_t, t, cond)
   blind = guidance.text_and_image(Network(), 7.0, 0.0)(PARAMS, x_t, t, cond)
   np.testing.assert_allclose(blind, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_section_of_a_config_without_a_name_is_classifier_free_guidance():
+  x_t, t, cond = make_inputs()
+  wanted = guidance.classifier_free(Network(), 2.5)(PARAMS, x_t, t, cond)
+  for section in ({"scale": 2.5}, {"name": "classifier_free", "scale": 2.5}):
+    found = guidance.make(Network(), **section)(PARAMS, x_t, t, cond)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def fading(denoise_fn, *, scale):
+  """Guidance from outside the package, that is weaker the nearer to the data."""
+
+  def guided(params, x_t, t, cond):
+    strength = (1.0 + scale * t / 1000.0)[:, None, None, None]
+    uncond = jax.tree.map(lambda u, c: jnp.broadcast_to(u, c.shape), cond.uncond, cond.cond)
+    away, towards = denoise_fn(params, x_t, t, uncond), denoise_fn(params, x_t, t, cond.cond)
+    return away + strength * (towards - away)
+
+  return guided
+
+
+def not_a_guidance(denoise_fn):
+  return None
+
+
+def test_a_guidance_from_outside_is_named_by_its_function():
+  x_t, t, cond = make_inputs()
+  made = guidance.make(Network(), name=f"{__name__}:fading", scale=2.0)
+  without, with_text = branches(x_t, t, cond)
+  strength = (1.0 + 2.0 * t / 1000.0)[:, None, None, None]
+  np.testing.assert_allclose(
+    made(PARAMS, x_t, t, cond), without + strength * (with_text - without), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("section, message", [
+  ({"scal": 2.5}, r"config\.guidance 'classifier_free': missing .*did you mean \"scale\""),
+  ({"name": f"{__name__}:fading", "scales": 1.0}, r"fading': missing .* valid keys: scale"),
+  ({"name": f"{__name__}:fadin"}, r'config\.guidance\.name ".*" has no "fadin"; did you mean'),
+  ({"name": "clasifier_free"}, r"unknown guidance .*; did you mean \"classifier_free\"\?\nValid"),
+  ({"name": f"{__name__}:not_a_guidance"}, r"to return a function .*, got NoneType"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_guidance(section, message):
+  with pytest.raises(ValueError, match=message) as error:
+    guidance.make(Network(), **section)
+  assert len(str(error.value).splitlines()) <= 3
+
+
+def test_how_often_the_network_is_asked():
+  count = guidance.count_branches
+  assert (count(scale=1.0), count(scale=2.5), count(name="mine:own", scale=1.0)) == (1, 2, None)

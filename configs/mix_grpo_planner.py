@@ -6,6 +6,11 @@ Noise and gradients in four steps of ten, a window that moves along the chain; t
 deterministic, and each reward would have advantages of its own. The window moves in every
 iteration: one that stays trains its steps at the cost of the others, whose weights are the same.
 
+Judged with noise in every step, on 384 plans of test records. Seeds 0, 1 and 2, about 40 s of a CPU
+core each: success 0.518 to 0.630, 0.594 and 0.607, 95 % intervals of the gain [+0.065, +0.159],
+[+0.034, +0.117] and [+0.039, +0.138]; `planner` 0.012 to 0.099, 0.091 and 0.076, [+0.062, +0.113],
+[+0.054, +0.106] and [+0.035, +0.092].
+
 Variants, `--config=configs/mix_grpo_planner.py:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """

@@ -5,6 +5,11 @@
 Plans are sampled without noise, by an old copy of the policy that follows it slowly; no likelihood
 is computed.
 
+Trained on `planner`, judged by `planner_success` too, on 384 plans of test records, without noise.
+Seeds 0, 1 and 2, about 100 s of a CPU core each: success 0.549 to 0.812, 0.789 and 0.807, 95 %
+intervals of the gain [+0.203, +0.323], [+0.174, +0.302] and [+0.195, +0.320]; `planner` 0.598 to
+0.643, 0.648 and 0.645, [+0.014, +0.076], [+0.020, +0.081] and [+0.017, +0.078].
+
 Variants, `--config=configs/nft_planner.py:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """

@@ -4,6 +4,12 @@
 
 Of eight plans of a record the best and the worst become a pair, and Diffusion-DPO learns from it.
 
+Trained on `planner`, judged by `planner_success` too, on 384 plans of test records, without noise.
+Seeds 0, 1 and 2, about 50 s of a CPU core each: success 0.549 to 0.643, 0.625 and 0.628, 95 %
+intervals of the gain [+0.062, +0.125], [+0.049, +0.104] and [+0.047, +0.109]; `planner` 0.598 to
+0.625, 0.625 and 0.618, [+0.010, +0.044], [+0.014, +0.042] and [+0.006, +0.036]. `iterative` has not
+been run at full length.
+
 Variants, `--config=configs/online_dpo_planner.py:NAME[,NAME]`:
   iterative  a new reference every 20 iterations
   quicktest  two iterations in seconds, to see that everything works

@@ -72,7 +72,7 @@ def recorded_kl(workdir: pathlib.Path) -> float | None:
 def make_measure_fn(sys: System, guidance: Mapping[str, Any]) -> Callable[..., tuple]:
   """Jitted `(params, frozen, sampled, key) -> (kl [B], log_ratio [B])`."""
   exact = sys.model.exact or sys.model.denoise
-  guided = guidance_lib.classifier_free(exact, **guidance)
+  guided = guidance_lib.make(exact, **guidance)
 
   def measure(
     params: Params, frozen: Mapping[str, Params], sampled: Sampled, key: Key

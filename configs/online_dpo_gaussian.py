@@ -6,6 +6,10 @@ Pairs of the policy's own samples, with the probability sigmoid(difference of re
 better one is chosen: the optimum is the reference tilted by exp(reward / beta), that of
 `configs/ddpo_gaussian.py`.
 
+Mean (0.813, -0.366) and standard deviations (0.791, 0.573) are right at beta = 1. Seeds 0, 1 and 2,
+10 s of a CPU core each, learn (0.811, -0.366) (0.802, 0.580); (0.810, -0.365) (0.802, 0.580); and
+(0.811, -0.366) (0.803, 0.580).
+
 Variants, `--config=configs/online_dpo_gaussian.py:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """

@@ -24,10 +24,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     "name": "kto",
     "beta": 100.0,  # as that of configs/dpo.py
     "time_weight": "half",  # or "elbo", log-ratios in nats
-    # As the published code, of whose samples 80 % are good. At equal weights bad ones rule, as it
-    # is easier to get away from a sample than to one, and the errors of good ones rise with theirs.
-    "weight_good": 1.6,
-    "weight_bad": 0.4,
+    # The published code draws four good images for a bad one. Here that lost: at 1.6 and 0.4 the
+    # judge fell by 0.046 (seed 0).
+    "weight_good": 1.0,
+    "weight_bad": 1.0,
   }
   config.samples.every = 50
   config.checkpoint.every = 25

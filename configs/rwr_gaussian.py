@@ -6,7 +6,7 @@ Samples of the reference, weighted by exp(gamma reward): the optimum is the refe
 that of `configs/ddpo_gaussian.py` at beta = 1 / gamma.
 
 At gamma = 1 mean (0.813, -0.366) and standard deviations (0.791, 0.573) are right. Seeds 0, 1 and
-2, 12 s of a CPU core each, learn (0.804, -0.367) (0.779, 0.570); (0.804, -0.368) (0.781, 0.569); and
+2, 12 s of a core each, learn (0.804, -0.367) (0.779, 0.570); (0.804, -0.368) (0.781, 0.569); and
 (0.805, -0.365) (0.783, 0.561). `sparse` has not been run at full length.
 
 Variants, `--config=configs/rwr_gaussian.py:NAME[,NAME]`:

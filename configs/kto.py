@@ -5,6 +5,10 @@
 
 An image is good that won its comparison, and bad that lost; the loss never sees the two together.
 
+About 3.5 minutes of a CPU core. On 384 images of test prompts seeds 0 and 1 gain +0.323 and +0.289
+of the learned reward, 95 % intervals [+0.198, +0.443] and [+0.184, +0.405], and of the judge +0.039
+and +0.021, [-0.010, +0.077] and [-0.024, +0.063]: not yet a gain. `lora` has not been run.
+
 Variants, `--config=configs/kto.py:NAME[,NAME]`:
   lora       adapters of rank 16 on the attention, instead of its own weights
   quicktest  two iterations in seconds, to see that everything works

@@ -83,7 +83,7 @@ def make_run(make_config, tmp_path_factory):
       lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32), params
     )
     manager = checkpoint.Manager(workdir, every=1, keep=1)
-    manager.save(3, {"params": params}, force=True)
+    manager.save(3, {"params": params, "copies": {}}, force=True)
     manager.close()
     return workdir
 

@@ -93,7 +93,7 @@ def test_everything_but_the_name_may_be_traced_and_the_number_of_a_name_too():
 
 @pytest.mark.parametrize("draw", [streams.stream, streams.generator])
 def test_an_unknown_name_is_an_error_that_lists_them(draw):
-  with pytest.raises(ValueError, match=r'one of policy, records, .*did you mean "rollout"'):
+  with pytest.raises(ValueError, match=r'one of policy, heads, .*did you mean "rollout"'):
     draw(0, "rolout", 1, 2)
 
 

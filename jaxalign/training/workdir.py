@@ -76,6 +76,11 @@ def load(
   else:
     step, state = 0, None
     taken = "the base model, which no iteration surpassed by its guard"
+  if state is not None and "copies" not in state:
+    raise ValueError(
+      f"{workdir}: expected a checkpoint with copies of its parameters, found one of an earlier "
+      "version\ntake the version that made it"
+    )
   config = files.read_json(path)
   config["process"].update(process)
   config["guidance"].update(guidance)

@@ -98,6 +98,19 @@ def world(
   return config
 
 
+def planner_by_sample(*, num_iterations: int, learning_rate: float) -> Config:
+  """A run on the `planner` world that learns from plans sampled without noise."""
+  config = world(
+    "planner",
+    num_iterations=num_iterations,
+    learning_rate=learning_rate,
+    process={"transition": "euler", "num_steps": 10},
+    rewards=("planner_success", "planner"),
+  )
+  config.optim.update({"b1": 0.9, "decay_steps": num_iterations})
+  return config
+
+
 def _add_model(config: Config) -> None:
   """The model, what of it is trained, and how it samples."""
   config.model = {

@@ -20,12 +20,7 @@ from configs import common
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  process = {"transition": "euler", "num_steps": 10}
-  rewards = ("planner_success", "planner")
-  config = common.world(
-    "planner", num_iterations=100, learning_rate=1e-4, process=process, rewards=rewards
-  )
-  config.optim.update({"b1": 0.9, "decay_steps": 100})
+  config = common.planner_by_sample(num_iterations=100, learning_rate=1e-4)
   sizes = {"num_records": 64, "group_size": 16, "microbatch": 256}
   common.online(config, "planner/train", **sizes, reward="planner", by="sample")
   config.advantage = {"name": "group_global_std", "epsilon": 1e-4, "limit": 5.0}

@@ -55,6 +55,24 @@ def check_seed(what: str, seed: int) -> None:
     raise ValueError(f"{what}: expected a seed from 0 to {2**31 - 1}, got {seed}")
 
 
+def find_function(
+  what: str, name: str, table: Mapping[str, Callable[..., Any]], *, unknown: str
+) -> Callable[..., Any]:
+  """`table[name]`, or the user's own function that "package.module:function" stands for.
+
+  Raises ValueError, which starts with `unknown`, and lists the names of the table, if there is no
+  such name; or as `load_function(what, name)` does.
+  """
+  if ":" in name:
+    return load_function(what, name)
+  if name in table:
+    return table[name]
+  raise ValueError(
+    f"{unknown}{closest(name, table)}\n"
+    f'Valid names: {", ".join(table)}, or your own function as "package.module:function".'
+  )
+
+
 def load_function(what: str, name: str) -> Callable:
   """Imports the user's own function that `name`, "package.module:function", stands for.
 

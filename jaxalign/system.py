@@ -87,11 +87,7 @@ class System:
     The loss finds their parameters in `frozen["rewards"]`.
     """
     device = None if rewards is None else rewards.device
-    if device is None:
-      return self.pipeline
-    return self.pipeline._replace(
-      reward=lambda frozen, samples, query: device.score(frozen["rewards"], samples, query)
-    )
+    return self.pipeline if device is None else binding.with_reward(self.pipeline, device)
 
   def tokenize(self, records: Sequence[Record]) -> Any:
     """What programs that sample want of records: their tokens, `Asked` where rewards are asked too.

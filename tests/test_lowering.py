@@ -283,13 +283,15 @@ def test_every_estimator_of_advantages(name, gpu):
     "leave_one_out": {},
   }.get(name, {"epsilon": 1e-4})
   made = advantages.make(name, limit=5.0, **kwargs)
-  lower(jitted(name, made.estimate, made.init(3), toy_policy.scores_of(np.zeros((2, 2)))))
+  estimate = jitted(name, made.estimate, made.init(3), toy_policy.scores_of(np.zeros((2, 2))))
+  assert "stablehlo.subtract" in lower(estimate).as_text()  # of a mean
 
 
 @pytest.mark.parametrize("label", [pairs.best_and_worst])
 def test_every_label(label, gpu):
   key = jax.eval_shape(lambda: jax.random.key(0))
-  lower(jitted("label", label, None, toy_policy.scores_of(np.zeros((2, 2))), key))
+  program = jitted("label", label, None, toy_policy.scores_of(np.zeros((2, 2))), key)
+  assert "stablehlo.compare" in lower(program).as_text()  # of rewards
 
 
 def test_what_makes_the_packaged_models(least, gpu, load_config):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.checks import check_call, closest, load_function
+from jaxalign.checks import check_call, find_function
 from jaxalign.types import Array, DenoiseFn, Params
 
 DEFAULT = "classifier_free"  # of configs that name none
@@ -87,15 +87,8 @@ def make(denoise_fn: DenoiseFn, *, name: str = DEFAULT, **kwargs: Any) -> Denois
     ValueError: a name that nothing has, arguments that it does not take, or a function that returns
       something else.
   """
-  if ":" in name:
-    factory = load_function("config.guidance.name", name)
-  elif name in GUIDANCE:
-    factory = GUIDANCE[name]
-  else:
-    raise ValueError(
-      f"config.guidance.name: unknown guidance {name!r}{closest(name, GUIDANCE)}\n"
-      f'Valid names: {", ".join(GUIDANCE)}, or your own function as "package.module:function".'
-    )
+  what = "config.guidance.name"
+  factory = find_function(what, name, GUIDANCE, unknown=f"{what}: unknown guidance {name!r}")
   check_call(f"config.guidance {name!r}", factory, denoise_fn, **kwargs)
   guided = factory(denoise_fn, **kwargs)
   if not callable(guided):

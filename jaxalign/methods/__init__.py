@@ -5,7 +5,7 @@ A name with a colon, "package.module:function", is a user's own: a function of t
 
 from collections.abc import Callable
 
-from jaxalign.checks import check_call, closest, load_function
+from jaxalign.checks import check_call, find_function
 from jaxalign.methods import (
   d3po,
   ddpo,
@@ -57,15 +57,8 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 def make(name: str, pipeline: Pipeline, **kwargs) -> Method:
   """The method called `name`: an entry of `METHODS`, or a user's "package.module:function"."""
-  if ":" in name:
-    factory = load_function("config.method.name", name)
-  elif name in METHODS:
-    factory = METHODS[name]
-  else:
-    raise ValueError(
-      f"config.method.name: unknown method {name!r}{closest(name, METHODS)}\n"
-      f'Valid names: {", ".join(METHODS)}, or your own function as "package.module:function".'
-    )
+  what = "config.method.name"
+  factory = find_function(what, name, METHODS, unknown=f"{what}: unknown method {name!r}")
   check_call(f"config.method {name!r}", factory, pipeline, **kwargs)
   method = factory(pipeline, **kwargs)
   if not isinstance(method, Method):

@@ -51,6 +51,11 @@ class Records(NamedTuple):
   """Records alone: the loss samples for itself. A batch is a `batches.Inputs`."""
 
 
+def refresh_every(iterations: int) -> Callable[[int], float]:
+  """The decay of a copy that becomes the parameters every so many iterations; 0 is never."""
+  return lambda i: 0.0 if iterations and (i + 1) % iterations == 0 else 1.0
+
+
 class Head(NamedTuple):
   """A small network that is trained beside the policy, by the same loss: a critic.
 

@@ -8,7 +8,7 @@ import dataclasses
 
 from jaxalign.labels import pairs
 from jaxalign.methods import diffusion_dpo
-from jaxalign.methods.base import Method, Rollouts
+from jaxalign.methods.base import Method, Rollouts, refresh_every
 from jaxalign.pipeline import Pipeline
 
 
@@ -38,7 +38,5 @@ def make(
     value, metrics = offline.loss(variables, frozen, batch, key)
     return batch.labels["weight"] * value, metrics  # of a tie 0
 
-  copies = {}
-  if refresh:
-    copies["reference"] = lambda iteration: 0.0 if (iteration + 1) % refresh == 0 else 1.0
+  copies = {"reference": refresh_every(refresh)} if refresh else {}
   return Method(loss, Rollouts(label, by="sample"), copies=copies)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxalign.diffusion import forward
 from jaxalign.labels.base import Labels
-from jaxalign.methods.base import Method, Rollouts
+from jaxalign.methods.base import Method, Rollouts, refresh_every
 from jaxalign.methods.batches import Finished
 from jaxalign.pipeline import Pipeline
 
@@ -50,5 +50,5 @@ def make(pipeline: Pipeline, *, keep: int, refresh: int) -> Method:
     )
     return error, {"denoising/error": error}
 
-  copies = {"old": lambda iteration: 0.0 if refresh and (iteration + 1) % refresh == 0 else 1.0}
-  return Method(loss, Rollouts(label, by="sample", sampled_by="old"), copies=copies)
+  data = Rollouts(label, by="sample", sampled_by="old")
+  return Method(loss, data, copies={"old": refresh_every(refresh)})

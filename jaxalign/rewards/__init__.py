@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from jaxalign.checks import check_call, closest
+from jaxalign.checks import check_call, find_function
 from jaxalign.rewards import gaussian, jpeg, learned, planner, shapes, user
 from jaxalign.rewards.contract import (
   DeviceReward,
@@ -98,12 +98,7 @@ def _find(name: str) -> Callable[..., Any]:
   if ":" in name:
     return user.load(name)
   table: dict[str, Callable[..., Any]] = {**REWARDS, **DEVICE_REWARDS}
-  if name not in table:
-    raise ValueError(
-      f'unknown reward "{name}"{closest(name, table)}\n'
-      f'Valid names: {", ".join(table)}, or your own function as "package.module:function".'
-    )
-  return table[name]
+  return find_function("reward", name, table, unknown=f'unknown reward "{name}"')
 
 
 def _is_device(name: str, function: Callable[..., Any]) -> bool:

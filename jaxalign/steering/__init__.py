@@ -6,7 +6,7 @@ A name with a colon, "package.module:function", is a user's own: a function of t
 from collections.abc import Callable
 from typing import Any
 
-from jaxalign.checks import check_call, closest, load_function
+from jaxalign.checks import check_call, find_function
 from jaxalign.pipeline import Pipeline
 from jaxalign.steering import best_of_n
 from jaxalign.steering.sampler import Inputs, Sampled, Sampler, in_words, make_chain
@@ -25,15 +25,7 @@ def make(pipeline: Pipeline, *, name: str, **kwargs: Any) -> Sampler:
   Raises ValueError for a name that nothing has, arguments that it does not take, or a function that
   returns something else.
   """
-  if ":" in name:
-    factory = load_function("sampler", name)
-  elif name in SAMPLERS:
-    factory = SAMPLERS[name]
-  else:
-    raise ValueError(
-      f'unknown sampler "{name}"{closest(name, SAMPLERS)}\n'
-      f'Valid names: {", ".join(SAMPLERS)}, or your own function as "package.module:function".'
-    )
+  factory = find_function("sampler", name, SAMPLERS, unknown=f'unknown sampler "{name}"')
   check_call(f'sampler "{name}"', factory, pipeline, **kwargs)
   sampler = factory(pipeline, **kwargs)
   if not isinstance(sampler, Sampler):

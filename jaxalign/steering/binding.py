@@ -31,13 +31,18 @@ def bind(
   if rewards is None:
     return checks.call_section(sections, "sampler", steering.make, pipeline=pipeline), {}
   device = on_device(rewards)
-  pipeline = pipeline._replace(
-    reward=lambda frozen, samples, query: device.score(frozen["rewards"], samples, query)
-  )
+  pipeline = with_reward(pipeline, device)
   made = checks.call_section(sections, "sampler", steering.make, pipeline=pipeline)
   names = [reward.name for reward in rewards.rewards]
   made = made._replace(settings={**made.settings, "rewards": names})
   return made, {"rewards": sharding.place_params(device.params, mesh)}
+
+
+def with_reward(pipeline: Pipeline, device: DeviceReward) -> Pipeline:
+  """The pipeline with a reward, whose parameters are found at `frozen["rewards"]`."""
+  return pipeline._replace(
+    reward=lambda frozen, samples, query: device.score(frozen["rewards"], samples, query)
+  )
 
 
 def on_device(rewards: WeightedRewards) -> DeviceReward:

@@ -88,8 +88,7 @@ def solve(
   gradients; None where finished samples are trained on. `timestep_range` cuts a window out of them,
   from 0 (the first, at the highest noise level) to 1, and `timestep_fraction` is the share of the
   window that is drawn for each example. `count_examples` says how many examples the labels make of
-  a record's samples; where they are not just the samples, no device may share a record with
-  another.
+  the samples; where they are not the samples themselves, no record lies on two devices.
 
   `shards` is the number of parts of a microbatch that examples are shuffled within, 0 for as many
   as there are `devices`: each then takes its part of every slice from what it has sampled itself.

@@ -112,7 +112,8 @@ def assemble(
     sys = system.from_model(model, seed=sections["seed"], mesh=mesh, **own)
   method = _make_method(sections, sys.pipeline_with(rewards))
   frozen = dict(sys.frozen)
-  if rewards is not None and rewards.device is not None:
+  # A sampler that ranks by them has placed them already.
+  if "rewards" not in frozen and rewards is not None and rewards.device is not None:
     # On the mesh, and an argument of the update: captured, it would be a constant of the program.
     frozen["rewards"] = sharding.place_params(rewards.device.params, sys.mesh)
   copies = _copies(method, sections.get("ema_decay", 0.0))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxalign import steering, streams, system
+from jaxalign.distributed import sharding
 from jaxalign.evaluation import evaluation
 from jaxalign.modalities.image import IMAGES
 
@@ -29,6 +30,7 @@ class Stub:
     process = types.SimpleNamespace(table=table, noisy_steps=lambda: [0, 1])
     pipeline = types.SimpleNamespace(process=process, table=table)
     fields = {"model": model, "policy": policy, "frozen": {}, "pipeline": pipeline}
+    fields["mesh"] = sharding.one_device()
     fields |= {"sampler": steering.Sampler(None, 0.0, True, "chain"), "rewards": None}
     for name, value in {**fields, "sample_fn": self.sample, "kl_fn": self.kl}.items():
       object.__setattr__(self.system, name, value)

@@ -142,3 +142,78 @@ def test_a_nan_image_is_refused_rather_than_scored_as_black():
     with pytest.raises(contract.RewardError, match=r"1 of 2 with NaN or inf.*index 1") as caught:
       future.result()
   np.testing.assert_array_equal(caught.value.sample, images[1])
+
+
+class Flaky:
+  """A reward that fails the first times that it is called."""
+
+  def __init__(self, failures, error=ConnectionError("server is gone")):
+    self.failures, self.error, self.calls = failures, error, 0
+
+  def __call__(self, images, prompts):
+    self.calls += 1
+    if self.calls <= self.failures:
+      raise self.error
+    return read_index(images, prompts)
+
+
+def gathered(reward, **retries):
+  with pool.RewardPool(total_of(reward), IMAGES.check, num_threads=1, **retries) as workers:
+    return workers.gather([workers.submit(*microbatch(1))])["mine"]
+
+
+def test_a_reward_that_raises_is_asked_again(capsys):
+  reward = Flaky(2)
+  np.testing.assert_array_equal(gathered(reward, num_retries=2, retry_seconds=0.001), [2, 3])
+  assert reward.calls == 3
+  said = capsys.readouterr().err
+  assert '"mine": attempt 1 of 3 failed: ConnectionError: server is gone; again in 0.001 s' in said
+  assert "attempt 2 of 3" in said and "again in 0.002 s" in said
+
+
+def test_after_the_last_attempt_the_error_says_how_many_there_were():
+  reward = Flaky(9)
+  with pytest.raises(contract.RewardError, match="failed 3 times, at last by: ConnectionError"):
+    gathered(reward, num_retries=2, retry_seconds=0.0)
+  assert reward.calls == 3
+  with pytest.raises(contract.RewardError, match='"mine" failed: ConnectionError'):
+    gathered(Flaky(1))
+
+
+def test_what_a_reward_returns_is_final():
+  calls = []
+
+  def not_finite(images, prompts):
+    calls.append(1)
+    return np.array([0.0, np.nan])
+
+  with pytest.raises(contract.RewardError, match="1 of 2 values are not finite"):
+    gathered(not_finite, num_retries=5, retry_seconds=0.0)
+  own = Flaky(9, contract.RewardError("no such prompt"))
+  with pytest.raises(contract.RewardError, match="no such prompt"):
+    gathered(own, num_retries=5, retry_seconds=0.0)
+  assert len(calls) == own.calls == 1
+
+
+def test_a_pool_that_closes_waits_for_no_other_attempt():
+  reward = Flaky(9)
+  workers = pool.RewardPool(
+    total_of(reward), IMAGES.check, num_threads=1, num_retries=9, retry_seconds=1000.0
+  )
+  pending = workers.submit(*microbatch(0))
+  while not reward.calls:
+    time.sleep(0.001)
+  began = time.monotonic()
+  workers.close()
+  assert time.monotonic() - began < 10
+  with pytest.raises(contract.RewardError, match='"mine" failed: ConnectionError'):
+    pending.result()
+
+
+@pytest.mark.parametrize("field, value", [
+  ("num_retries", -1), ("num_retries", 1.5), ("num_retries", True),
+  ("retry_seconds", -0.5), ("retry_seconds", float("nan")),
+])  # fmt: skip
+def test_retries_that_make_no_sense_are_refused(field, value):
+  with pytest.raises(ValueError, match=rf"config\.reward_pool\.{field}: expected"):
+    gathered(read_index, **{field: value})

@@ -96,11 +96,12 @@ def test_pairs_are_of_valid_samples_and_a_row_with_fewer_than_two_is_a_tie():
   close(labels.metrics["preference/ties"], 0.5)
 
 
+LN_2 = float(np.log(2))
 WEIGHTS = {
   # exp(ln 2 r) of 0, 1, 3 is 1, 2, 8, of mean 11 / 3; of these the best third is one.
-  "exponential": (weights.exponential_weights, {"gamma": float(np.log(2))}, [3 / 11, 6 / 11, 24 / 11]),
+  "exponential": (weights.exponential_weights, {"gamma": LN_2}, [3 / 11, 6 / 11, 24 / 11]),
   "sparse": (weights.sparse_weights, {"share": 1 / 3}, [0, 0, 3]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)

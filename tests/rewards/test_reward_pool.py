@@ -147,13 +147,13 @@ def test_a_nan_image_is_refused_rather_than_scored_as_black():
 class Flaky:
   """A reward that fails the first times that it is called."""
 
-  def __init__(self, failures, error=ConnectionError("server is gone")):
+  def __init__(self, failures, error=None):
     self.failures, self.error, self.calls = failures, error, 0
 
   def __call__(self, images, prompts):
     self.calls += 1
     if self.calls <= self.failures:
-      raise self.error
+      raise self.error or ConnectionError("server is gone")
     return read_index(images, prompts)
 
 

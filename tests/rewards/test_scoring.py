@@ -1,4 +1,4 @@
-"""Rewards scored where the samples lie: each with its own record, and nothing unfit gets through."""
+"""Rewards scored where samples lie: each with its own record, and nothing unfit gets through."""
 
 import threading
 

@@ -59,7 +59,8 @@ class RecordBatches:
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
     record = averages(updates)
     # Of the first update alone, where the parameters are still those of the iteration's start.
-    record["reward/std"] = float(np.std(updates[0]["reward/mean"]))
+    if "reward/mean" in updates[0]:
+      record["reward/std"] = float(np.std(updates[0]["reward/mean"]))
     return record
 
   def check(self, record: Mapping[str, float], step: int) -> None:

@@ -10,7 +10,7 @@ from device_jobs import CASES, MESHES, assert_close, case_flags, finish, records
 # norm of a gradient, about 0.1, then changes in its fourth digit.
 TOLERANCE = 3e-5
 
-OF_IMAGES = [name for name in CASES if name != "plans"]
+OF_IMAGES = [name for name in CASES if not name.startswith("plans")]
 IN_THE_DEFAULT_SUITE = ("full weights", "data 2 x fsdp 4")
 PAIRS = [
   pytest.param(*pair, marks=() if pair == IN_THE_DEFAULT_SUITE else pytest.mark.slow)
@@ -31,6 +31,15 @@ def test_eight_devices_agree_with_one(run_case, name, mesh):
   assert len(expected) == 5 and expected[0]["grad/norm"] > 0.0
   assert_close(found, expected, TOLERANCE)
   assert_ratio_is_one_at_first(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data 8", "data 2 x fsdp 4"])
+def test_rewards_on_eight_devices_agree_with_one(run_case, mesh):
+  workdirs = run_case("plans, scored on the mesh", ["one device", mesh], "planner")
+  found, expected = records(workdirs[mesh]), records(workdirs["one device"])
+  assert expected[1]["eval/planner"] != expected[1]["reward/planner"] != 0.0
+  assert_close(found, expected, TOLERANCE)
 
 
 @pytest.mark.slow

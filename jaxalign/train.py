@@ -88,6 +88,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
 
   with (
     stop_on_signal() as stop,
+    checkpoints,
     feed,
     tqdm.trange(
       start, last, initial=start, total=last, disable=not hosts.is_first()

@@ -642,8 +642,8 @@ REWARDS = [
   Mutant(
     "every device reward has the first one's query",
     "rewards/combine.py",
-    "return {part.name: part.encode(records) for part in parts}",
-    "return {part.name: parts[0].encode(records) for part in parts}",
+    "part.name: _encode(part, records)",
+    "part.name: _encode(self.device_parts[0], records)",
     RECORDS,
   ),
   Mutant(

@@ -1,4 +1,4 @@
-"""Whole runs of a model of three numbers: what rewards on the mesh hold, and what abstention does."""
+"""Whole runs of a model of three numbers: parameters of rewards once, retries, abstention."""
 
 import json
 
@@ -10,6 +10,7 @@ from device_jobs import records
 
 from jaxalign import train
 from jaxalign.rewards import DeviceReward, RewardError
+from jaxalign.training import checkpoint
 
 COUNT = 1237  # of numbers that no other array of a run has
 
@@ -77,7 +78,7 @@ def test_a_run_goes_on_without_some_verdicts_if_it_may(config, tmp_path):
     train.train(config, tmp_path / "fails")
   no_verdict.calls = 0
   config.reward_pool.update({"num_retries": 1, "retry_seconds": 0.0})
-  with pytest.raises(RewardError, match=r"iteration 0: reward: no verdict of .* on 2 of 16 samples"):
+  with pytest.raises(RewardError, match=r"iteration 0: reward: no verdict of .* on 2 of 16 sample"):
     train.train(config, tmp_path / "stops")
   config.reward_pool.max_abstained = 0.2
   train.train(config, tmp_path / "run")
@@ -99,3 +100,18 @@ def test_a_run_without_any_verdict_says_so_and_learns_nothing(config, tmp_path):
     assert line["reward/abstained"] == 1.0 and line["grad/norm"] == 0.0
   row = json.loads((tmp_path / "evaluation.json").read_text())["rewards"][config.guard.gold]
   assert row["base"] is row["aligned"] is row["difference"] is None
+
+
+def once(images, records):
+  """Verdicts in the first iteration alone."""
+  once.calls += 1
+  return np.ma.masked_array(images.mean((1, 2, 3)), np.full(len(images), once.calls > 2))
+
+
+def test_an_error_of_a_reward_loses_no_checkpoint_that_is_being_written(config, tmp_path):
+  named(config, "once").evaluation.update({"every": 0, "rewards": ("jpeg_compressibility",)})
+  config.guard.action = "off"
+  once.calls = 0
+  with pytest.raises(RewardError, match=r"iteration 1: reward: no verdict of .* on 16 of 16"):
+    train.train(config, tmp_path)
+  assert checkpoint.read_latest(tmp_path)[0] == 1

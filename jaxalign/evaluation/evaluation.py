@@ -19,7 +19,7 @@ from jaxalign.evaluation.comparison import Comparison, Scores
 from jaxalign.evaluation.judging import Judge
 from jaxalign.modalities import modality as modality_lib
 from jaxalign.models.model import Model
-from jaxalign.rewards import combine, scoring
+from jaxalign.rewards import combine
 from jaxalign.rewards.combine import NEVER
 from jaxalign.rewards.contract import Reward
 from jaxalign.rewards.retry import Retry
@@ -328,7 +328,7 @@ def _make(
     records=records,
     ids=ids,
     judge=judge,
-    query=functools.cache(lambda: scoring.encode(judge.rewards, records[ids])),
+    query=functools.cache(lambda: judge.rewards.encode(records[ids])),
     features=features,
     seed=seed,
     microbatch=microbatch,

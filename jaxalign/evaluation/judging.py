@@ -34,7 +34,7 @@ class Judge:
     return scoring.OnMesh(self.placed(sys.mesh), sys.model.modality, sys.mesh)
 
   def begin(self, sys: system.System, query: Any) -> "Judging":
-    """For one evaluation of samples of a system; `query` are `scoring.encode`'s of its records."""
+    """For one evaluation of samples of a system; `query` is `encode` of its records."""
     return Judging(self.rewards, self._retry, self.on_mesh(sys), query)
 
 

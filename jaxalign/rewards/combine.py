@@ -26,6 +26,7 @@ from jaxalign.rewards.contract import (
   Reward,
   RewardError,
   check_rewards,
+  failed,
 )
 from jaxalign.rewards.retry import Retry
 
@@ -85,6 +86,13 @@ class WeightedRewards:
 
     return dataclasses.replace(self, rewards=tuple(map(mapped, self.rewards)))
 
+  def encode(self, records: Sequence[Record]) -> dict[str, Any]:
+    """What rewards on the device want to know of N records, trees of `[N, ...]`, for a whole set.
+
+    Raises ValueError where a reward cannot do with the records, or returns something else.
+    """
+    return {part.name: _encode(part, records) for part in self.device_parts}
+
   def on_host(
     self, samples: np.ndarray, records: Sequence[Record], retry: Retry = NEVER
   ) -> dict[str, np.ndarray]:
@@ -106,16 +114,13 @@ class WeightedRewards:
     if len(parts) < len(self.rewards) or self.normalize != "none":
       return None
 
-    def encode(records):
-      return {part.name: part.encode(records) for part in parts}
-
     def score(params, samples, query, t=None):
       return sum(
         weight * part.value(params[part.name], samples, query[part.name], t)
         for weight, part in zip(self.weights, parts, strict=True)
       )
 
-    return DeviceReward("total", self.params, encode, score)
+    return DeviceReward("total", self.params, self.encode, score)
 
   def valid(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
     """bool `[B]`: whether all rewards that have a weight have a verdict."""
@@ -209,6 +214,24 @@ def _among(known: Sequence[Reward], name: str, kwargs: Mapping[str, Any]) -> Rew
       if reward.name == name and dict(reward.kwargs) == dict(kwargs):
         return reward
   return None
+
+
+def _encode(reward: DeviceReward, records: Sequence[Record]) -> Any:
+  import jax
+
+  try:
+    query = jax.tree.map(np.asarray, reward.encode(records))
+  except ValueError as error:
+    raise ValueError(f'reward "{reward.name}": {error}') from error
+  except Exception as error:  # the user's code may raise anything
+    raise ValueError(failed(reward.name, error)) from error
+  for leaf in jax.tree.leaves(query):
+    if leaf.ndim < 1 or len(leaf) != len(records):
+      raise ValueError(
+        f'reward "{reward.name}": expected encode(records) to return arrays of {len(records)} '
+        f"rows, one a record, found shape {leaf.shape}"
+      )
+  return query
 
 
 def _call(

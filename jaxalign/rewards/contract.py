@@ -80,6 +80,12 @@ class RewardError(ValueError):
     self.sample: np.ndarray | None = None
 
 
+def failed(name: str, error: Exception, times: str = "") -> str:
+  """What to tell the user of an exception in a reward."""
+  reason = " ".join(f"{type(error).__name__}: {error}".split())
+  return f'reward "{name}" failed{times}: {reason[:400]}\n--debug shows where'
+
+
 def check_rewards(name: str, values: Any, batch_size: int) -> np.ndarray:
   """Returns `values` as float32 `[batch_size]`, NaN where they are masked.
 

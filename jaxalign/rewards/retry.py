@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from jaxalign.rewards.contract import RewardError
+from jaxalign.rewards.contract import RewardError, failed
 
 
 class Retry(NamedTuple):
@@ -42,9 +42,7 @@ class Retry(NamedTuple):
           tqdm.tqdm.write(f"{said}; again in {pause:g} s", file=sys.stderr)
         if attempt + 1 == attempts or self.wait(pause):
           times = f" {attempt + 1} times, at last by" if attempt else ""
-          raise RewardError(
-            f'reward "{name}" failed{times}: {reason}\n--debug shows where'
-          ) from error
+          raise RewardError(failed(name, error, times)) from error
 
 
 def of_section(section: Mapping[str, Any]) -> Retry:

@@ -16,7 +16,7 @@ from jaxalign.data.records import RecordSet
 from jaxalign.distributed import hosts, placement, sharding
 from jaxalign.modalities.modality import Modality, SampleError
 from jaxalign.rewards.combine import WeightedRewards
-from jaxalign.rewards.contract import DeviceReward, Record, RewardError, check_rewards
+from jaxalign.rewards.contract import DeviceReward, RewardError, check_rewards, failed
 from jaxalign.rewards.pool import RewardPool, check_samples
 from jaxalign.types import Params
 
@@ -84,14 +84,6 @@ class OnMesh:
     raise error
 
 
-def encode(total: WeightedRewards, records: Sequence[Record]) -> dict[str, Any]:
-  """What rewards on the device want to know of N records, trees of `[N, ...]`, for a whole set.
-
-  Raises ValueError where a reward cannot do with the records, or returns something else.
-  """
-  return {reward.name: _encode(reward, records) for reward in total.device_parts}
-
-
 class Pending(NamedTuple):
   """A microbatch that is being scored.
 
@@ -119,7 +111,7 @@ class Scorer:
     total: WeightedRewards,
     on_mesh: OnMesh,  # of the same rewards
     records: RecordSet,
-    query: dict[str, Any],  # `encode` of all records
+    query: dict[str, Any],  # `WeightedRewards.encode` of all records
     *,
     num_threads: int,
     num_retries: int = 0,
@@ -221,34 +213,13 @@ def _value(reward: DeviceReward, params: Params, samples: jax.Array, query: Any)
   try:
     found = reward.value(params, samples.astype(jnp.float32), query)
   except Exception as error:  # the user's code may raise anything as it is traced
-    raise RewardError(_failed(reward, error)) from error
+    raise RewardError(failed(reward.name, error)) from error
   if (shape := jnp.shape(found)) != samples.shape[:1]:
     raise RewardError(
       f'reward "{reward.name}": expected shape {samples.shape[:1]}, one number per sample, got '
       f"{shape}"
     )
   return found
-
-
-def _encode(reward: DeviceReward, records: Sequence[Record]) -> Any:
-  try:
-    query = jax.tree.map(np.asarray, reward.encode(records))
-  except ValueError as error:
-    raise ValueError(f'reward "{reward.name}": {error}') from error
-  except Exception as error:  # the user's code may raise anything
-    raise ValueError(_failed(reward, error)) from error
-  for leaf in jax.tree.leaves(query):
-    if leaf.ndim < 1 or len(leaf) != len(records):
-      raise ValueError(
-        f'reward "{reward.name}": expected encode(records) to return arrays of {len(records)} '
-        f"rows, one a record, found shape {leaf.shape}"
-      )
-  return query
-
-
-def _failed(reward: DeviceReward, error: Exception) -> str:
-  reason = " ".join(f"{type(error).__name__}: {error}".split())
-  return f'reward "{reward.name}" failed: {reason[:400]}\n--debug shows where'
 
 
 def _gathered(samples: jax.Array | np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def total_of(*rewards):
 def gather(total, modality=POINTS, samples=SAMPLES, **pool):
   """All three microbatches, submitted before one is fetched."""
   total = scoring.placed(total, MESH)
-  query = scoring.encode(total, RECORDS)
+  query = total.encode(RECORDS)
   on_mesh = scoring.OnMesh(total, modality, MESH)
   records = RecordSet(tuple(RECORDS))
   with scoring.Scorer(total, on_mesh, records, query, **{**POOL, **pool}) as scorer:
@@ -151,7 +151,7 @@ def test_what_a_reward_should_not_do_is_named(score, message):
 ])
 def test_what_encode_should_not_return_is_named(encode, message):
   with pytest.raises(ValueError, match=message):
-    scoring.encode(total_of(Device().reward._replace(encode=encode)), RECORDS)
+    total_of(Device().reward._replace(encode=encode)).encode(RECORDS)
 
 
 @pytest.mark.parametrize("value", [2.0, np.float64(2.0), np.float32(2.0), jnp.float32(2.0)])

@@ -71,8 +71,7 @@ class Online:
     self.example = kind if self.plan.width == 1 else f"{kind}, {self.plan.width} at once"
     self._timestep_range = setup.sections["batch"].get("timestep_range")
     on_mesh = scoring.OnMesh(setup.rewards, self._sys.model.modality, self._sys.mesh)
-    encode = functools.partial(scoring.encode, setup.rewards)
-    query = base.tokenize(encode, self.records.records)
+    query = base.tokenize(setup.rewards.encode, self.records.records)
     self.scorer = section(
       "reward_pool",
       scoring.Scorer,

@@ -32,7 +32,7 @@ class RecordBatches:
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.records = checks.call_section(setup.sections, "data", records_lib.load)
     self.tokens = base.tokenize(sys.model.tokenize, self.records.records)
-    self._query = rewards.device.encode(self.records.records)
+    self._query = base.tokenize(rewards.encode, self.records.records)
     self._sys, self._seed = sys, setup.sections["seed"]
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
 

@@ -100,8 +100,7 @@ class System:
     try:
       return Asked(tokens, binding.on_device(self.rewards).encode(records))
     except ValueError as error:
-      names = ", ".join(reward.name for reward in self.rewards.rewards)
-      raise ValueError(f"{names}, which the sampler goes by: {error}") from error
+      raise ValueError(f"what the sampler goes by: {error}") from error
 
   def with_sampler(
     self, sampler: Mapping[str, Any], rewards: combine.WeightedRewards | None = None

@@ -226,14 +226,14 @@ def make_judge(
 
 
 def make_steered(
-  sampler: Mapping[str, Any] | None, rewards: Sequence[str], judge: Judge
+  sampler: Mapping[str, Any] | None, rewards: Sequence[str], judge: Judge | None = None
 ) -> Callable[[system.System], system.System]:
   """`(sys) -> sys`: the system sampled as an evaluation wants it, made once for each.
 
   Args:
     sampler: a section `sampler`, see `steering.make`; None leaves the system's own.
     rewards: names of what it ranks by, which are added; they run on the device.
-    judge: whose rewards share their parameters with those that are the same.
+    judge: whose rewards share their parameters with those that are the same; None has none.
 
   Raises ValueError for rewards without a sampler, or that a program cannot score.
   """
@@ -248,7 +248,7 @@ def make_steered(
     binding.on_device(combine.make_total(rewards, shapes_only=True))
 
   def steered(sys: system.System) -> system.System:
-    known = judge.placed(sys.mesh).rewards
+    known = judge.placed(sys.mesh).rewards if judge is not None else ()
     total = combine.make_total(rewards, known=known) if rewards else None
     return sys.with_sampler(sampler, total)
 

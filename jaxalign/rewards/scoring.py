@@ -162,11 +162,15 @@ class Scorer:
     whole = sharding.exchange(held, rows, size, self._on_mesh.mesh)
     return dict(zip(named, whole.reshape(len(named), -1), strict=True))
 
+  def close(self) -> None:
+    """Ends the threads."""
+    self._pool.close()
+
   def __enter__(self) -> "Scorer":
     return self
 
   def __exit__(self, *_) -> None:
-    self._pool.close()
+    self.close()
 
 
 def abstained(named: dict[str, np.ndarray]) -> np.ndarray:

@@ -236,7 +236,7 @@ class Online:
     return self
 
   def __exit__(self, *_) -> None:
-    self.scorer.__exit__()
+    self.scorer.close()
 
 
 def select_fn(data: Rollouts) -> SelectFn:

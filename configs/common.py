@@ -221,7 +221,14 @@ def online(
       "max_share": 0.0,  # of the transitions may have a larger one
     }
   _add_reward(config, reward)
-  config.reward_pool = {"num_threads": 1}  # that score images on the host
+  # For rewards that run on the host; those that run on the device are scored there.
+  config.reward_pool = {
+    "num_threads": 1,  # that score images
+    "num_retries": 0,  # attempts after an exception in a reward, as of a server that is asked
+    "retry_seconds": 1.0,  # before the first of them; each later wait is twice as long
+    # Share of an iteration's images on which a reward may abstain before the run is stopped.
+    "max_abstained": 0.0,
+  }
 
 
 def stored(config: Config, source: str, *, num_examples: int, microbatch: int) -> None:

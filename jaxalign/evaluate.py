@@ -14,6 +14,7 @@ from jaxalign import steering
 from jaxalign.cli import command, sampling, source
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.evaluation import precision
+from jaxalign.rewards import retry
 
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, a .txt or .jsonl file, ...")
@@ -43,7 +44,8 @@ def evaluate_run(workdir: pathlib.Path) -> None:
   settings = {**found.config["evaluation"], **_given()}
   if _PROMPTS.value is not None:  # all of them, as they are
     settings |= {"validation": "", "every": 0}
-  evaluation = evaluation_lib.make_evaluations(**settings).test
+  asked_again = retry.of_section(found.config.get("reward_pool", {}))
+  evaluation = evaluation_lib.make_evaluations(**settings, retry=asked_again).test
   comparison = evaluation.compare_with_base(
     found.system, found.params, kl_floor=precision.recorded_kl(workdir)
   )
@@ -72,6 +74,9 @@ def evaluate_model() -> None:
   for name, mean in scores.means("").items():
     if mean is not None:
       print(f"{name:24}{mean:8.3f}")
+  for name, count in scores.abstained.items():
+    if count:
+      print(f"{name}: no verdict on {count} of {len(scores.samples)}")
 
 
 def _given() -> dict:

@@ -87,7 +87,7 @@ class System:
     The loss finds their parameters in `frozen["rewards"]`.
     """
     device = None if rewards is None else rewards.device
-    return self.pipeline if device is None else binding.with_reward(self.pipeline, device)
+    return self.pipeline if device is None else self.pipeline.with_reward(device)
 
   def tokenize(self, records: Sequence[Record]) -> Any:
     """What programs that sample want of records: their tokens, `Asked` where rewards are asked too.
@@ -100,8 +100,7 @@ class System:
     try:
       return Asked(tokens, binding.on_device(self.rewards).encode(records))
     except ValueError as error:
-      names = ", ".join(reward.name for reward in self.rewards.rewards)
-      raise ValueError(f"{names}, which the sampler goes by: {error}") from error
+      raise ValueError(f"what the sampler goes by: {error}") from error
 
   def with_sampler(
     self, sampler: Mapping[str, Any], rewards: combine.WeightedRewards | None = None
@@ -126,13 +125,16 @@ class System:
     seed: int,
     part: int = 0,
     kl: bool = False,
+    each: Callable[[Array, np.ndarray], None] | None = None,
   ) -> tuple[np.ndarray, np.ndarray | None]:
     """Samples `[M, ...]` of any number of records, and with `kl` the KL to the reference `[M]`.
 
     The KL costs the network twice over every trajectory, twice what sampling costs; where no step
     has noise, or the sampler keeps no trajectory, it is None, and nothing is computed for it. The
     noise is that of evaluations, and comes from `seed`, `part` and the microbatch's size. The last
-    microbatch is padded, so that no second program is compiled.
+    microbatch is padded, so that no second program is compiled. `each` is called with every
+    microbatch `[m, ...]` as it lies on the mesh, and the numbers `[m]` of its records, before
+    anything waits for it.
     """
     if microbatch < 1 or len(records) < 1:
       raise ValueError(
@@ -146,6 +148,8 @@ class System:
       rows = np.minimum(np.arange(start, start + microbatch), len(records) - 1)
       noise = (seed, streams.number("evaluation"), part, j, None, self.pipeline.table)
       sampled = self.sample_fn(params, self.frozen, take(tokens, rows), *noise)
+      if each is not None:
+        each(sampled.samples, rows)
       samples.append(sharding.gather(sampled.samples))
       if kl:
         nats.append(np.asarray(self.kl_fn(params, self.frozen, sampled, self.pipeline.table)))

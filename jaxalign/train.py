@@ -21,6 +21,7 @@ from jaxalign import checks, system
 from jaxalign.distributed import hosts, sharding
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.evaluation import precision
+from jaxalign.rewards import retry
 from jaxalign.training import checkpoint, curve, feeds, guard, metrics, self_check
 from jaxalign.training import dry_run as dry_run_lib
 from jaxalign.training import setup as setup_lib
@@ -35,10 +36,15 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
   sections = config.to_dict()
   section = functools.partial(checks.call_section, sections)
   check_numbers(config)
-  evaluations = section("evaluation", evaluation_lib.make_evaluations)
-  validation, test = evaluations
   setup = setup_lib.assemble(sections, section("mesh", sharding.make_mesh))
   sys = setup.system
+  evaluations = section(
+    "evaluation",
+    evaluation_lib.make_evaluations,
+    known=setup.rewards.rewards if setup.rewards else (),
+    retry=retry.of_section(sections.get("reward_pool", {})),
+  )
+  validation, test = evaluations
   bounds = section(
     "guard",
     guard.make,
@@ -82,6 +88,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
 
   with (
     stop_on_signal() as stop,
+    checkpoints,
     feed,
     tqdm.trange(
       start, last, initial=start, total=last, disable=not hosts.is_first()
@@ -177,11 +184,12 @@ def measure_floor(sys, evaluation, guidance) -> precision.Floor | None:
   return floor
 
 
-def progress_line(record: dict[str, float], unit: str) -> str:
+def progress_line(record: dict[str, float | None], unit: str) -> str:
   """What the progress bar shows of an iteration."""
   shown = "reward/mean" if "reward/mean" in record else "loss/total"
   per_s = record[f"throughput/{unit}_per_s"]
-  return f"{shown.split('/')[0]} {record[shown]:.3f}, {per_s:.1f} {unit}/s"
+  value = "none" if record[shown] is None else f"{record[shown]:.3f}"
+  return f"{shown.split('/')[0]} {value}, {per_s:.1f} {unit}/s"
 
 
 def check_numbers(config) -> None:
@@ -243,11 +251,8 @@ class Samples:
 
     So an evaluation whose rewards do not fit the samples fails before the training, not after it.
     """
-    records, samples, _ = self.evaluation.sample(
-      sys, state.sampling_params, num_samples=self.num_samples
-    )
-    if step == 0:
-      self.evaluation.score(sys, samples, records)
+    draw = self.evaluation.scored if step == 0 else self.evaluation.sample
+    records, samples, *_ = draw(sys, state.sampling_params, num_samples=self.num_samples)
     if not hosts.is_first():
       return
     captions = [sys.model.describe(record) for record in records]

@@ -28,14 +28,22 @@ MESHES = {
 # How trajectories are shuffled, on one device as on eight.
 SHARDS = ("--config.batch.shards=8",)
 HOST_REWARD = ("--config.reward.names=('device_jobs:brightness',)",)
-ROLLOUTS = (
-  *HOST_REWARD,
+# One on the mesh beside one on the host, and in the evaluation too.
+BOTH_REWARDS = (
+  "--config.reward.names=('device_jobs:brightness','planner')",
+  "--config.reward.weights=(1.0,1.0)",
+  "--config.reward.kwargs=({{}},{{}})",  # braces, for `case_flags`
+  "--config.evaluation.every=2",
+  "--config.evaluation.rewards=('planner','device_jobs:brightness')",
+)
+SIZES = (
   *SHARDS,
   "--config.batch.num_records=4",
   "--config.batch.group_size=4",
   "--config.batch.microbatch=8",
   "--config.batch.updates_per_epoch=2",
 )
+ROLLOUTS = (*HOST_REWARD, *SIZES)
 PAIRS = (
   "--config.data.source={pairs}",
   "--config.batch.num_examples=16",
@@ -52,7 +60,9 @@ ALL_WEIGHTS = ("--config.lora.targets=",)
 CASES = {
   "full weights": ("ddpo.py:quicktest,full", ROLLOUTS),
   "an adapter": ("ddpo.py:quicktest,lora", ROLLOUTS),
-  "plans": ("ddpo_planner.py:quicktest", ROLLOUTS),  # of the model "planner"
+  # Of the model "planner", as is every case whose name starts so.
+  "plans": ("ddpo_planner.py:quicktest", ROLLOUTS),
+  "plans, scored on the mesh": ("ddpo_planner.py:quicktest", (*BOTH_REWARDS, *SIZES)),
   "rollout pairs": (
     "d3po.py:quicktest",
     (*HOST_REWARD, *SHARDS, "--config.batch.num_records=8", "--config.batch.microbatch=16"),
@@ -181,6 +191,9 @@ def case_flags(name, workdir, model, *flags):
   """Flags of the main command for a run of a case in seconds; `flags` come last."""
   config, flags_of_case = CASES[name]
   pairs = pathlib.Path(model).parent / "pairs.jsonl"
+  judged = ("--config.evaluation.rewards=('device_jobs:brightness',)",)
+  if any("evaluation.rewards" in flag for flag in flags_of_case):  # a second flag would add to it
+    judged = ()
   return (
     f"--config={ROOT}/configs/{config}",
     f"--workdir={workdir}",
@@ -190,7 +203,7 @@ def case_flags(name, workdir, model, *flags):
     "--config.samples.num_samples=8",
     "--config.evaluation.num_samples=8",
     "--config.evaluation.microbatch=8",
-    "--config.evaluation.rewards=('device_jobs:brightness',)",
+    *judged,
     "--config.checkpoint.every=2",
     "--config.checkpoint.keep=10",
     *(flag.format(pairs=pairs) for flag in flags_of_case),
@@ -240,7 +253,9 @@ def assert_close(found, expected, tolerance):
   assert [record["step"] for record in found] == [record["step"] for record in expected]
   for ours, theirs in zip(found, expected, strict=True):
     assert ours.keys() == theirs.keys()
-    for name in theirs.keys() - SIGNS:
+    known = {name for name, value in theirs.items() if value is not None}
+    assert known == {name for name, value in ours.items() if value is not None}
+    for name in known - SIGNS:
       np.testing.assert_allclose(
         ours[name], theirs[name], rtol=tolerance, atol=tolerance, err_msg=f"{name} {theirs['step']}"
       )

@@ -44,20 +44,24 @@ AVERAGE = ("test_average.py",)
 LOOP = ("test_loop.py",)
 GUARD = ("training/test_guard.py",)
 EVALUATION = ("evaluation/test_evaluation.py",)
+SCORING = ("rewards/test_scoring.py",)
+POOL = ("rewards/test_reward_pool.py",)
+TIME = ("rewards/test_time.py",)
+LABELS = ("labels/test_abstention.py",)
 BEST_OF_N = ("steering/test_best_of_n.py",)
 
 # That were once made all at once, in code of those days, and left the suite green.
 REVIEWED = [
   Mutant(
     "the KL is added to the reward",
-    "training/feeds/online.py",
+    "training/feeds/scored.py",
     "total=(total - penalty).reshape(rows),",
     "total=(total + penalty).reshape(rows),",
     ONLINE,
   ),
   Mutant(
     "all records of a batch are one group",
-    "training/feeds/online.py",
+    "training/feeds/scored.py",
     "group=np.unique(chosen, return_inverse=True)[1].astype(np.int32)",
     "group=np.zeros(len(chosen), np.int32)",
     ONLINE,
@@ -148,9 +152,9 @@ REVIEWED = [
   ),
   Mutant(
     "every piece is scored with the first records",
-    "evaluation/evaluation.py",
-    "self.score(sys, samples[piece], records[piece])",
-    "self.score(sys, samples[piece], records[: len(samples[piece])])",
+    "evaluation/judging.py",
+    "self._rewards.on_host(samples[piece], records[piece], self._retry)",
+    "self._rewards.on_host(samples[piece], records[: len(samples[piece])], self._retry)",
     EVALUATION,
   ),
   Mutant(
@@ -193,9 +197,9 @@ FEEDS = [
   ),
   Mutant(
     "rewards are asked of the records in reverse",
-    "training/feeds/online.py",
-    "self.pool.submit(held, self.records[ids[rows]])",
-    "self.pool.submit(held, self.records[ids[rows[::-1]]])",
+    "rewards/scoring.py",
+    "self._pool.submit(held, self._records[ids[rows]])",
+    "self._pool.submit(held, self._records[ids[rows[::-1]]])",
     ONLINE,
   ),
   Mutant(
@@ -207,8 +211,8 @@ FEEDS = [
   ),
   Mutant(
     "the logged reward is the normalised one",
-    "training/feeds/online.py",
-    "raw = self._rewards.raw(named)",
+    "training/feeds/scored.py",
+    "raw = rewards.raw(named)",
     "raw = total",
     ONLINE,
   ),
@@ -284,7 +288,7 @@ FEEDS = [
   ),
   Mutant(
     "rewards reach labels by the name of another",
-    "training/feeds/online.py",
+    "training/feeds/scored.py",
     "named={name: values.reshape(rows) for name, values in named.items()},",
     "named=dict(zip(named, [v.reshape(rows) for v in named.values()][::-1])),",
     ONLINE,
@@ -299,8 +303,8 @@ FEEDS = [
   Mutant(
     "the worst of a group is preferred",
     "labels/pairs.py",
-    "[jnp.argmax(total, axis=1), jnp.argmin(total, axis=1)]",
-    "[jnp.argmin(total, axis=1), jnp.argmax(total, axis=1)]",
+    "[jnp.argmax(high, axis=1), jnp.argmin(low, axis=1)]",
+    "[jnp.argmin(low, axis=1), jnp.argmax(high, axis=1)]",
     ONLINE,
   ),
   Mutant(
@@ -624,29 +628,22 @@ REWARDS = [
   Mutant(
     "samples are scored unchecked",
     "rewards/pool.py",
-    "self._check(held)",
+    "check_samples(self._check, held)",
     "pass",
     ONLINE,
   ),
   Mutant(
-    "the logged reward leaves out the weights",
+    "the sum of rewards leaves out the weights",
     "rewards/combine.py",
-    "weight * np.asarray(named[reward.name], np.float64)",
-    "np.asarray(named[reward.name], np.float64)",
-    ONLINE,
-  ),
-  Mutant(
-    "the reward that is trained on leaves out the weights",
-    "rewards/combine.py",
-    "weight * normalize(np.asarray(named[reward.name], np.float64))",
-    "normalize(np.asarray(named[reward.name], np.float64))",
+    "weight * NORMALIZERS[normalize](values)",
+    "NORMALIZERS[normalize](values)",
     ONLINE,
   ),
   Mutant(
     "every device reward has the first one's query",
     "rewards/combine.py",
-    "return {part.name: part.encode(records) for part in parts}",
-    "return {part.name: parts[0].encode(records) for part in parts}",
+    "part.name: _encode(part, records)",
+    "part.name: _encode(self.device_parts[0], records)",
     RECORDS,
   ),
   Mutant(
@@ -669,6 +666,191 @@ REWARDS = [
     "row = jnp.where(is_kept, record_ids, num_records)",
     "row = jnp.where(is_kept, record_ids - 1, num_records)",
     ONLINE,
+  ),
+  Mutant(
+    "a reward on the mesh has the queries of other records",
+    "rewards/scoring.py",
+    "lambda leaf: leaf[rows], query",
+    "lambda leaf: leaf[rows[::-1]], query",
+    SCORING,
+  ),
+  Mutant(
+    "an evaluation on the mesh has the queries of other records",
+    "evaluation/judging.py",
+    "self._on_mesh.score(samples, self._query, rows)",
+    "self._on_mesh.score(samples, self._query, rows % len(samples))",
+    EVALUATION,
+  ),
+  Mutant(
+    "a NaN sample that is scored on the mesh is let through",
+    "rewards/scoring.py",
+    "if fit is not None and not fit.all():",
+    "if False:",
+    SCORING,
+  ),
+  Mutant(
+    "samples that no program checks are not checked at all",
+    "rewards/scoring.py",
+    "bool(total.host_parts) or on_mesh.modality.fit is None",
+    "bool(total.host_parts)",
+    SCORING,
+  ),
+  Mutant(
+    "an evaluation has the run's rewards a second time",
+    "train.py",
+    "known=setup.rewards.rewards if setup.rewards else (),",
+    "known=(),",
+    ("test_scored_runs.py",),
+  ),
+  Mutant(
+    "any reward of the same name counts as the same",
+    "rewards/combine.py",
+    "reward.name == name and dict(reward.kwargs) == dict(kwargs)",
+    "reward.name == name",
+    SCORING,
+  ),
+  Mutant(
+    "the time of a noise level is dropped on the way to the reward",
+    "rewards/contract.py",
+    "self.score(params, samples, query, t=t)",
+    "self.score(params, samples, query)",
+    TIME,
+  ),
+  Mutant(
+    "a sum of rewards keeps the time to itself",
+    "rewards/combine.py",
+    "part.value(params[part.name], samples, query[part.name], t)",
+    "part.value(params[part.name], samples, query[part.name])",
+    TIME,
+  ),
+  Mutant(
+    "a pipeline keeps the time to itself",
+    "pipeline.py",
+    'device.value(frozen["rewards"], samples, query, t)',
+    'device.value(frozen["rewards"], samples, query)',
+    TIME,
+  ),
+  Mutant(
+    "a time is ignored where none is taken",
+    "rewards/contract.py",
+    "if t is None:",
+    "if t is None or not self.takes_time:",
+    TIME,
+  ),
+  Mutant(
+    "a reward that raises is not asked again",
+    "rewards/retry.py",
+    "attempts = self.num_retries + 1",
+    "attempts = 1",
+    POOL,
+  ),
+  Mutant(
+    "every wait for another attempt is as long",
+    "rewards/retry.py",
+    "self.seconds * 2.0**attempt",
+    "self.seconds",
+    POOL,
+  ),
+  Mutant(
+    "an evaluation does not ask again",
+    "evaluation/judging.py",
+    "records[piece], self._retry)",
+    "records[piece])",
+    EVALUATION,
+  ),
+]
+
+ABSTENTION = [
+  Mutant(
+    "what stands under a mask is taken for a number",
+    "rewards/contract.py",
+    "np.where(masked, np.float32(np.nan), array)",
+    "np.where(masked, np.float32(0), array)",
+    SCORING,
+  ),
+  Mutant(
+    "a mask excuses every value",
+    "rewards/contract.py",
+    "finite | masked",
+    "finite | True",
+    SCORING,
+  ),
+  Mutant(
+    "a sample without a verdict counts as valid",
+    "training/feeds/scored.py",
+    "valid=valid.reshape(rows),",
+    "valid=np.ones_like(valid).reshape(rows),",
+    ONLINE,
+  ),
+  Mutant(
+    "a reward without a weight makes samples invalid",
+    "rewards/combine.py",
+    "for name, weight in self.weight_of.items() if weight]",
+    "for name, weight in self.weight_of.items()]",
+    SCORING,
+  ),
+  Mutant(
+    "no number of abstentions stops a run",
+    "rewards/scoring.py",
+    "if without.mean() <= limit:",
+    "if True:",
+    SCORING,
+  ),
+  Mutant(
+    "an estimator from outside trains what has no verdict",
+    "labels/advantages.py",
+    "_known(jnp.ravel(jnp.asarray(scores.valid)), clipped)",
+    "clipped",
+    LABELS,
+  ),
+  Mutant(
+    "what has no verdict counts in the size of its group",
+    "labels/advantages.py",
+    "jax.ops.segment_sum(valid.astype(shifted.dtype), group, num_groups)",
+    "jax.ops.segment_sum(jnp.ones_like(shifted), group, num_groups)",
+    LABELS,
+  ),
+  Mutant(
+    "what has no verdict counts in the deviation of the batch",
+    "labels/advantages.py",
+    "jnp.std(shifted, where=valid)",
+    "jnp.std(jnp.where(valid, shifted, 0.0))",
+    LABELS,
+  ),
+  Mutant(
+    "a history remembers what has no verdict",
+    "labels/advantages.py",
+    "num_earlier <= buffer_size) & valid",
+    "num_earlier <= buffer_size)",
+    LABELS,
+  ),
+  Mutant(
+    "a history counts what has no verdict",
+    "labels/advantages.py",
+    "valid.astype(stats.count.dtype), mode",
+    "1, mode",
+    LABELS,
+  ),
+  Mutant(
+    "the one that has a verdict is preferred to one that has none",
+    "labels/pairs.py",
+    "jnp.where(valid, total, jnp.inf)",
+    "jnp.where(valid, total, -9.0)",
+    LABELS,
+  ),
+  Mutant(
+    "weights are of mean one over all samples",
+    "labels/weights.py",
+    "share * jnp.sum(valid)",
+    "share * valid.size",
+    LABELS,
+  ),
+  Mutant(
+    "the best share is one of all samples",
+    "labels/weights.py",
+    "jnp.where(valid, rewards, jnp.nan)",
+    "jnp.where(valid, rewards, 0.0)",
+    LABELS,
   ),
 ]
 
@@ -731,4 +913,4 @@ STEERING = [
   ),
 ]
 
-MUTANTS = [*REVIEWED, *FEEDS, *TRAINING, *SAMPLING, *REWARDS, *STEERING]
+MUTANTS = [*REVIEWED, *FEEDS, *TRAINING, *SAMPLING, *REWARDS, *ABSTENTION, *STEERING]

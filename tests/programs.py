@@ -229,7 +229,8 @@ def _online(work, batch, kind):
   # Labels of the method itself, for groups of two.
   rows = _array(HELD * batch // 2, 2)
   ids = _array(rows.shape[0], dtype=np.int32)
-  scores = Scores(rows, {"reward": rows}, {"reward": _array()}, rows, ids, ids)
+  valid = _array(*rows.shape, dtype=np.bool_)
+  scores = Scores(rows, {"reward": rows}, {"reward": _array()}, rows, ids, ids, valid)
   memory = jax.eval_shape(lambda: kind.memory(rows.shape[0]))
   labels = jax.eval_shape(kind.label, memory, scores, streams.key_shape())[1]
   number = _array(SLICES, batch, dtype=np.int32)

@@ -134,6 +134,7 @@ def test_an_advantage_estimator(run):
   scores = advantages.Scores(
     total=np.array([[1.0, 3.0], [5.0, 5.0]], np.float32), named={}, weights={},
     penalty=np.zeros((2, 2), np.float32), record=np.array([2, 0]), group=np.array([1, 0]),
+    valid=np.ones((2, 2), bool),
   )  # fmt: skip
   memory, first = made.estimate(made.init(3), scores)
   np.testing.assert_array_equal(first, [1.0, 3.0, 5.0, 5.0])

@@ -12,7 +12,7 @@ from jaxalign.training import metrics
 # norm of a gradient, about 0.1, then changes in its fourth digit.
 TOLERANCE = 3e-5
 
-OF_IMAGES = [name for name in CASES if name != "plans"]
+OF_IMAGES = [name for name in CASES if not name.startswith("plans")]
 IN_THE_DEFAULT_SUITE = ("full weights", "data 2 x fsdp 4")
 PAIRS = [
   pytest.param(*pair, marks=() if pair == IN_THE_DEFAULT_SUITE else pytest.mark.slow)
@@ -35,6 +35,15 @@ def test_eight_devices_agree_with_one(run_case, name, mesh):
   assert_ratio_is_one_at_first(found)
   counts = [record["compile/count"] for record in metrics.read(workdirs[mesh])]
   assert counts[1] == counts[-1]  # nor does a checkpoint compile anything
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data 8", "data 2 x fsdp 4"])
+def test_rewards_on_eight_devices_agree_with_one(run_case, mesh):
+  workdirs = run_case("plans, scored on the mesh", ["one device", mesh], "planner")
+  found, expected = records(workdirs[mesh]), records(workdirs["one device"])
+  assert expected[1]["eval/planner"] != expected[1]["reward/planner"] != 0.0
+  assert_close(found, expected, TOLERANCE)
 
 
 @pytest.mark.slow

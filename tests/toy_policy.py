@@ -147,17 +147,21 @@ BATCHES = {
   "kto": functools.partial(finished_batch, good=[1.0, 0.0, 1.0]),
   "online_dpo": online_pairs_batch,
   "nft": functools.partial(finished_batch, advantages=[1.0, -0.5, 2.0]),
-  "raft": functools.partial(finished_batch, reward=[1.0, 2.0, 0.5]),
+  "raft": functools.partial(finished_batch, weight=[1.5, 1.5, 0.0]),
   **dict.fromkeys(("rwr", "rwr_sparse"), functools.partial(finished_batch, weight=[0.5, 2.0, 0.5])),
 }
 
 
 def scores_of(total, record=None, **named):
-  """`Scores` of rewards `[P, K]`; of records 0 to P - 1, and of one reward, unless told."""
+  """`Scores` of rewards `[P, K]`, not valid where one is NaN.
+
+  Of records 0 to P - 1, and of one reward, unless told.
+  """
   total = np.asarray(total, np.float32)
   record = np.arange(len(total), dtype=np.int32) if record is None else np.array(record, np.int32)
   named = {name: np.asarray(values, np.float32) for name, values in named.items()}
   named = named or {"reward": total}
   weights = {name: np.float32(1.0) for name in named}
   group = np.unique(record, return_inverse=True)[1].astype(np.int32)
-  return Scores(total, named, weights, np.zeros_like(total), record, group)
+  valid = ~np.isnan(total)
+  return Scores(total, named, weights, np.zeros_like(total), record, group, valid)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Scores:
   """One set of parameters on the evaluation's records and noise.
 
-  samples: `[N, ...]`; rewards: `{name: [N]}`; kl: `[N]`, nats of trajectory KL to the base, or
-    None where it was not asked for, or no step has noise and it is not defined.
+  samples: `[N, ...]`; rewards: `{name: [N]}`, NaN where one has no verdict; kl: `[N]`, nats of
+    trajectory KL to the base, or None where it was not asked for, or no step has noise and it is
+    not defined.
   diversity: mean pairwise distance of the samples of a record, None if no record has two; vendi:
     of all samples.
   """
@@ -38,10 +39,15 @@ class Scores:
     """The mean KL."""
     return None if self.kl is None else float(self.kl.mean())
 
+  @property
+  def abstained(self) -> dict[str, int]:
+    """By name, the samples on which a reward has no verdict."""
+    return {name: int(np.isnan(values).sum()) for name, values in self.rewards.items()}
+
   def means(self, prefix: str) -> dict[str, float | None]:
-    """By name; None for what is not defined."""
+    """By name, of rewards over their verdicts; None for what is not defined."""
     values: dict[str, float | None] = {
-      name: float(values.mean()) for name, values in self.rewards.items()
+      name: statistics.mean(values) for name, values in self.rewards.items()
     }
     values |= {"kl_to_ref": self.kl_to_ref, "vendi": self.vendi, "diversity": self.diversity}
     return {f"{prefix}{name}": value for name, value in values.items()}
@@ -117,12 +123,17 @@ class Comparison:
     for name, row in report["rewards"].items():
       interval = row["interval_95"]
       shown = "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "none: one record"
-      lines.append(
-        f"{name:24}{row['base']:8.3f}{row['aligned']:9.3f}{row['difference']:+8.3f}"
-        f"  {shown}  {row['win_rate']:6.1%}"
-      )
+      figures = _figures(row["base"], row["aligned"])
+      if row["difference"] is None:
+        lines.append(f"{name:24}{figures}    none: no sample has both verdicts")
+      else:
+        difference, wins = f"{row['difference']:+8.3f}", f"{row['win_rate']:6.1%}"
+        lines.append(f"{name:24}{figures}{difference}  {shown}  {wins}")
+      if any(row["abstained"].values()):
+        counts = "{base} (base) and {aligned} (aligned)".format(**row["abstained"])
+        lines.append(f"  no verdict on {counts} of {report['num_samples']}")
       for category, means in row.get("categories", {}).items():
-        lines.append(f"  {category:22}{means['base']:8.3f}{means['aligned']:9.3f}")
+        lines.append(f"  {category:22}{_figures(means['base'], means['aligned'])}")
     for name in ("diversity", "vendi"):
       row = report[name]
       if None in row.values():
@@ -160,3 +171,9 @@ class Comparison:
     before, after = (scores.samples[: modality.shown] for scores in (self.base, self.aligned))
     picture = modality_lib.before_and_after(modality, before, after, captions, 8)
     picture.save(workdir / "before_after.png")
+
+
+def _figures(base: float | None, aligned: float | None) -> str:
+  """Two columns of the table."""
+  shown = ["none" if value is None else f"{value:.3f}" for value in (base, aligned)]
+  return f"{shown[0]:>8}{shown[1]:>9}"

@@ -14,12 +14,15 @@ import numpy as np
 
 from jaxalign import checks, streams, system
 from jaxalign.data import records as records_lib
-from jaxalign.distributed import hosts
 from jaxalign.evaluation import statistics
 from jaxalign.evaluation.comparison import Comparison, Scores
+from jaxalign.evaluation.judging import Judge
 from jaxalign.modalities import modality as modality_lib
 from jaxalign.models.model import Model
 from jaxalign.rewards import combine
+from jaxalign.rewards.combine import NEVER
+from jaxalign.rewards.contract import Reward
+from jaxalign.rewards.retry import Retry
 from jaxalign.steering import binding
 from jaxalign.types import Params, Record
 
@@ -35,7 +38,9 @@ class Evaluation:
     source: where the records are from, in words.
     records: the held-out set.
     ids: `[N]`, the record of each sample.
-    rewards: all of them are reported; their weights play no part.
+    judge: with its rewards, all of which are reported; their weights play no part.
+    query: `() -> tree of [N, ...]`, what rewards on the device want to know of the records of the
+      samples; made once.
     features: for diversity, a name of `Modality.features`.
     seed: of the noise.
     microbatch: samples made and scored at once; with the seed and the part it decides the noise.
@@ -49,7 +54,8 @@ class Evaluation:
   source: str
   records: records_lib.RecordSet
   ids: np.ndarray
-  rewards: combine.WeightedRewards
+  judge: Judge
+  query: Callable[[], Any]
   features: str
   seed: int
   microbatch: int
@@ -64,41 +70,44 @@ class Evaluation:
     return {"seed": self.seed, "part": PARTS.index(self.part)}
 
   def check(self, model: Model) -> None:
-    """Raises ValueError for records or features that the model has not: before a run, not after."""
+    """Raises ValueError for records or features that the model or a reward cannot do with.
+
+    Before a run, not after it.
+    """
     try:
       model.tokenize(self.records.records)
+      self.query()
     except ValueError as error:
       raise ValueError(f"config.evaluation: {self.source}: {error}") from error
     features_of(model.modality, self.features)
 
   def sample(
-    self, sys: system.System, params: Params, *, num_samples: int, kl: bool = False
+    self, sys: system.System, params: Params, *, num_samples: int, kl: bool = False, **given: Any
   ) -> tuple[list[Record], np.ndarray, np.ndarray | None]:
-    """The first `num_samples` records, their samples `[num_samples, ...]` and, with `kl`, KLs."""
+    """The first `num_samples` records, their samples `[num_samples, ...]` and, with `kl`, KLs.
+
+    `given`: more of what `System.sample_all` takes.
+    """
     records = self.records[self.ids[:num_samples]]
     samples, nats = self.steered(sys).sample_all(
-      params, records, microbatch=self.microbatch, kl=kl, **self.noise
+      params, records, microbatch=self.microbatch, kl=kl, **self.noise, **given
     )
     return records, samples, nats
 
-  def score(
-    self, sys: system.System, samples: np.ndarray, records: Sequence[Record]
-  ) -> dict[str, np.ndarray]:
-    """Rewards `{name: [b]}` of samples `[b, ...]`, which are checked first."""
+  def scored(
+    self, sys: system.System, params: Params, *, num_samples: int, kl: bool = False
+  ) -> tuple[list[Record], np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+    """As `sample`, and the rewards `{name: [num_samples]}`, NaN where one abstained."""
+    scores = self.judge.begin(sys, self.query())
+    records, samples, nats = self.sample(
+      sys, params, num_samples=num_samples, kl=kl, each=scores.add
+    )
     sys.model.modality.check(samples)
-    return self.rewards.score(samples, records)
+    return records, samples, nats, scores.finish(samples, records, self.microbatch)
 
   def run(self, sys: system.System, params: Params, *, kl: bool = False) -> Scores:
     """Samples and scores every record; with `kl`, says how far `params` are from the base."""
-    records, samples, nats = self.sample(sys, params, num_samples=len(self.ids), kl=kl)
-    rewards = {reward.name: np.zeros(len(samples), np.float32) for reward in self.rewards.rewards}
-    # In pieces, because a reward network that fits in training must fit here.
-    starts = range(0, len(samples), self.microbatch)
-    for start in hosts.share(starts):
-      piece = slice(start, start + self.microbatch)
-      for name, values in self.score(sys, samples[piece], records[piece]).items():
-        rewards[name][piece] = values
-    rewards = {name: hosts.sum_of(values) for name, values in rewards.items()}
+    _, samples, nats, rewards = self.scored(sys, params, num_samples=len(self.ids), kl=kl)
     found = features_of(sys.model.modality, self.features)(samples)
     diversity = statistics.mean_pairwise_distance(found, self.ids)
     return Scores(samples, rewards, nats, diversity, statistics.vendi_score(found))
@@ -147,8 +156,12 @@ def make_evaluations(
   source: str,
   validation: str = "",
   every: int = 0,
+  rewards: Sequence[str],
+  kwargs: Sequence[Mapping[str, Any]] | None = None,
   sampler: Mapping[str, Any] | None = None,
   sampler_rewards: Sequence[str] = (),
+  known: Sequence[Reward] = (),
+  retry: Retry = NEVER,
   **settings: Any,
 ) -> Evaluations:
   """The evaluations of a run, from the section of its config.
@@ -159,10 +172,13 @@ def make_evaluations(
       where scores select, a third of `source` is taken for it (`records.split`); and at 0 there is
       no validation, and the end is judged on all of `source`.
     every: iterations between evaluations during the run; 0 evaluates at its end only.
+    rewards, kwargs, known, retry: of both, see `make_judge`.
     sampler, sampler_rewards: of both, see `make_steered`.
     **settings: of both, see `make_evaluation`.
   """
-  settings |= _of_sampler(sampler, sampler_rewards)
+  judge = make_judge(rewards, kwargs=kwargs, known=known, retry=retry)
+  settings |= {"judge": judge, "rewards": rewards, "kwargs": kwargs}
+  settings |= _of_sampler(sampler, sampler_rewards, judge)
   records = records_lib.load(source)
   if validation:
     apart = records_lib.load(validation)
@@ -192,14 +208,32 @@ def _check_apart(
     )
 
 
+def make_judge(
+  rewards: Sequence[str],
+  *,
+  kwargs: Sequence[Mapping[str, Any]] | None = None,
+  known: Sequence[Reward] = (),
+  retry: Retry = NEVER,
+) -> Judge:
+  """The judge of an evaluation.
+
+  Args:
+    rewards: names, with their `kwargs`, none by default.
+    known: rewards of the run, which share their parameters with those that are the same.
+    retry: of rewards on the host that raise.
+  """
+  return Judge(combine.make_total(rewards, kwargs=kwargs, known=known), retry)
+
+
 def make_steered(
-  sampler: Mapping[str, Any] | None, rewards: Sequence[str]
+  sampler: Mapping[str, Any] | None, rewards: Sequence[str], judge: Judge | None = None
 ) -> Callable[[system.System], system.System]:
   """`(sys) -> sys`: the system sampled as an evaluation wants it, made once for each.
 
   Args:
     sampler: a section `sampler`, see `steering.make`; None leaves the system's own.
     rewards: names of what it ranks by, which are added; they run on the device.
+    judge: whose rewards share their parameters with those that are the same; None has none.
 
   Raises ValueError for rewards without a sampler, or that a program cannot score.
   """
@@ -210,23 +244,32 @@ def make_steered(
         f"{', '.join(rewards)} alone"
       )
     return lambda sys: sys
-  total = combine.make_total(rewards) if rewards else None
-  if total is not None:
-    binding.on_device(total)
-  return functools.cache(lambda sys: sys.with_sampler(sampler, total))
+  if rewards:
+    binding.on_device(combine.make_total(rewards, shapes_only=True))
+
+  def steered(sys: system.System) -> system.System:
+    known = judge.placed(sys.mesh).rewards if judge is not None else ()
+    total = combine.make_total(rewards, known=known) if rewards else None
+    return sys.with_sampler(sampler, total)
+
+  return functools.cache(steered)
 
 
-def _of_sampler(sampler: Mapping[str, Any] | None, rewards: Sequence[str]) -> dict[str, Any]:
+def _of_sampler(
+  sampler: Mapping[str, Any] | None, rewards: Sequence[str], judge: Judge
+) -> dict[str, Any]:
   """Settings of `_make`: what was asked for, and the function that does it."""
   return {
     "sampler": None if sampler is None else {**sampler, "rewards": list(rewards)},
-    "steered": make_steered(sampler, rewards),
+    "steered": make_steered(sampler, rewards, judge),
   }
 
 
 def make_evaluation(
   *,
   source: str,
+  rewards: Sequence[str],
+  kwargs: Sequence[Mapping[str, Any]] | None = None,
   sampler: Mapping[str, Any] | None = None,
   sampler_rewards: Sequence[str] = (),
   **settings: Any,
@@ -235,12 +278,14 @@ def make_evaluation(
 
   Args:
     source: as in `records.load`.
+    rewards, kwargs: see `make_judge`.
     sampler, sampler_rewards: see `make_steered`.
-    **settings: `num_samples`, drawn from the records with categories balanced; the names of
-      `rewards`, and their `kwargs`, none by default; `seed`, of records and noise; `microbatch`;
-      and `features`, a name of `Modality.features`.
+    **settings: `num_samples`, drawn from the records with categories balanced; `seed`, of records
+      and noise; `microbatch`; and `features`, a name of `Modality.features`.
   """
-  settings |= _of_sampler(sampler, sampler_rewards)
+  judge = make_judge(rewards, kwargs=kwargs)
+  settings |= {"judge": judge, "rewards": rewards, "kwargs": kwargs}
+  settings |= _of_sampler(sampler, sampler_rewards, judge)
   return _make("all", source, records_lib.load(source), **settings)
 
 
@@ -250,14 +295,15 @@ def _make(
   records: records_lib.RecordSet,
   *,
   num_samples: int,
+  judge: Judge,
   rewards: Sequence[str],
+  kwargs: Sequence[Mapping[str, Any]] | None,
   seed: int,
   microbatch: int,
   features: str,
   sampler: Mapping[str, Any] | None,
   steered: Callable[[system.System], system.System],
   kl: bool = False,
-  kwargs: Sequence[Mapping[str, Any]] | None = None,
   validation: str | None = None,
 ) -> Evaluation:
   for name, value in (("num_samples", num_samples), ("microbatch", microbatch)):
@@ -281,7 +327,8 @@ def _make(
     source=source,
     records=records,
     ids=ids,
-    rewards=combine.make_total(rewards, kwargs=kwargs),
+    judge=judge,
+    query=functools.cache(lambda: judge.rewards.encode(records[ids])),
     features=features,
     seed=seed,
     microbatch=microbatch,

@@ -16,20 +16,34 @@ def compare(
   """Means, their paired difference with a 95 % bootstrap interval, and the win rate.
 
   Samples of one record are not independent, so records are resampled, not samples. A tie counts
-  half a win.
+  half a win. A mean is over a model's verdicts, what is paired over samples with both verdicts, and
+  both are None of nothing; "abstained" counts the samples without one.
 
   Args:
-    base, aligned: `[N]` rewards of the two models on the same records and noise.
+    base, aligned: `[N]` rewards of the two models on the same records and noise, NaN where there is
+      no verdict.
     record_ids: `[N]`, which record each belongs to.
   """
   difference = np.asarray(aligned, np.float64) - np.asarray(base, np.float64)
+  paired = ~np.isnan(difference)
+  difference, record_ids = difference[paired], np.asarray(record_ids)[paired]
+  wins = (difference > 0) + 0.5 * (difference == 0)
   return {
-    "base": float(np.mean(base)),
-    "aligned": float(np.mean(aligned)),
-    "difference": float(difference.mean()),
+    "base": mean(base),
+    "aligned": mean(aligned),
+    "difference": mean(difference),
     "interval_95": bootstrap_interval(difference, record_ids),
-    "win_rate": float(np.mean((difference > 0) + 0.5 * (difference == 0))),
+    "win_rate": mean(wins),
+    "abstained": {
+      name: int(np.isnan(values).sum()) for name, values in (("base", base), ("aligned", aligned))
+    },
   }
+
+
+def mean(values: np.ndarray) -> float | None:
+  """Of those that are numbers; None of none."""
+  known = np.asarray(values)[~np.isnan(values)]
+  return float(known.mean()) if known.size else None
 
 
 def bootstrap_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float] | None:
@@ -51,10 +65,10 @@ def bootstrap_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float,
   return float(low), float(high)
 
 
-def by_category(values: np.ndarray, categories: list[str]) -> Mapping[str, float]:
+def by_category(values: np.ndarray, categories: list[str]) -> Mapping[str, float | None]:
   """Mean of `values` `[N]` in each category, in order of first appearance."""
   labels = np.array(categories)
-  return {name: float(values[labels == name].mean()) for name in dict.fromkeys(categories)}
+  return {name: mean(values[labels == name]) for name in dict.fromkeys(categories)}
 
 
 def mean_pairwise_distance(features: np.ndarray, clusters: np.ndarray) -> float | None:

@@ -4,6 +4,9 @@ One function per estimator, all jit-able. `group [B]` int32 says which record of
 sample belongs to, in `[0, num_groups)`; an id outside that range gives NaN rather than borrowing
 another group's statistics. Equal rewards give advantages of exactly zero: deviations are taken
 from a member of the set first, so that no rounding error is divided by a tiny epsilon.
+
+`valid [B]` is False where a sample has no verdict. Its advantage is exactly zero, whatever stands
+in the place of its reward, and it enters no mean, deviation or history of others.
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ from jaxalign.types import Array, Key, check_same_shape
 
 def batch_normalize(
   rewards: Array,  # [B]
+  valid: Array | None = None,  # [B] bool; all by default
   *,
   epsilon: float,
 ) -> Array:  # [B]
@@ -28,13 +32,15 @@ def batch_normalize(
 
   DDPO without per-prompt statistics (Black et al. 2023, arXiv:2305.13301).
   """
-  deviation, std = _batch_moments(rewards)
-  return jax.lax.stop_gradient(deviation / (std + epsilon))
+  valid = _all_unless(valid, rewards)
+  deviation, std = _batch_moments(rewards, valid)
+  return _known(valid, deviation / (std + epsilon))
 
 
 def group_normalize(
   rewards: Array,  # [B]
   group: Array,  # [B] int32
+  valid: Array | None = None,  # [B] bool; all by default
   *,
   num_groups: int,
   epsilon: float,
@@ -45,15 +51,17 @@ def group_normalize(
   GRPO (Shao et al. 2024, arXiv:2402.03300); for diffusion DanceGRPO (Xue et al. 2025,
   arXiv:2505.07818), which uses ddof 1. A group of one has advantage zero.
   """
-  deviation, size = _group_deviation(rewards, group, num_groups)
+  valid = _all_unless(valid, rewards)
+  deviation, size = _group_deviation(rewards, group, num_groups, valid)
   sum_of_squares = jax.ops.segment_sum(jnp.square(deviation), group, num_groups)
   std = jnp.sqrt(_take(sum_of_squares, group) / jnp.maximum(size - ddof, 1.0))
-  return jax.lax.stop_gradient(deviation / (std + epsilon))
+  return _known(valid, deviation / (std + epsilon))
 
 
 def group_mean_global_std(
   rewards: Array,  # [B]
   group: Array,  # [B] int32
+  valid: Array | None = None,  # [B] bool; all by default
   *,
   num_groups: int,
   epsilon: float,
@@ -63,14 +71,16 @@ def group_mean_global_std(
   Flow-GRPO (Liu et al. 2025, arXiv:2505.05470), with epsilon 1e-4 in its code. Dividing by one
   number keeps a record whose samples hardly differ from shouting.
   """
-  deviation, _ = _group_deviation(rewards, group, num_groups)
-  _, std = _batch_moments(rewards)
-  return jax.lax.stop_gradient(deviation / (std + epsilon))
+  valid = _all_unless(valid, rewards)
+  deviation, _ = _group_deviation(rewards, group, num_groups, valid)
+  _, std = _batch_moments(rewards, valid)
+  return _known(valid, deviation / (std + epsilon))
 
 
 def leave_one_out(
   rewards: Array,  # [B]
   group: Array,  # [B] int32
+  valid: Array | None = None,  # [B] bool; all by default
   *,
   num_groups: int,
 ) -> Array:  # [B]
@@ -79,8 +89,9 @@ def leave_one_out(
   RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740). Unbiased, and in the rewards'
   own units. A group of one has advantage zero.
   """
-  deviation, size = _group_deviation(rewards, group, num_groups)
-  return jax.lax.stop_gradient(deviation * size / jnp.maximum(size - 1.0, 1.0))
+  valid = _all_unless(valid, rewards)
+  deviation, size = _group_deviation(rewards, group, num_groups, valid)
+  return _known(valid, deviation * size / jnp.maximum(size - 1.0, 1.0))
 
 
 def clip_advantages(
@@ -117,6 +128,7 @@ def per_record_normalize(
   stats: RecordStats,
   rewards: Array,  # [B]
   record_ids: Array,  # [B] int32
+  valid: Array | None = None,  # [B] bool; all by default
   *,
   min_count: int,
   epsilon: float,
@@ -135,7 +147,8 @@ def per_record_normalize(
       f"expected min_count <= buffer_size, got {min_count} > {buffer_size}: per-prompt statistics "
       "would never be used"
     )
-  stats = _append(stats, rewards, record_ids)
+  valid = _all_unless(valid, rewards)
+  stats = _append(stats, rewards, record_ids, valid)
   stored = jnp.minimum(stats.count, buffer_size).astype(stats.buffer.dtype)
   num_stored = _take(stored, record_ids)  # [B]
   rows = _take(stats.buffer, record_ids)  # [B, N]
@@ -146,43 +159,65 @@ def per_record_normalize(
   std = jnp.std(rows - origin, axis=1, where=is_stored)
   deviation = (rewards[:, None] - origin - mean)[:, 0]
 
-  batch_deviation, batch_std = _batch_moments(rewards)
+  batch_deviation, batch_std = _batch_moments(rewards, valid)
   too_few = num_stored < min_count
   advantages = jnp.where(
     too_few, batch_deviation / (batch_std + epsilon), deviation / (std + epsilon)
   )
-  return stats, jax.lax.stop_gradient(advantages)
+  return stats, _known(valid, advantages)
 
 
-def _append(stats: RecordStats, rewards: Array, record_ids: Array) -> RecordStats:
+def _append(stats: RecordStats, rewards: Array, record_ids: Array, valid: Array) -> RecordStats:
   """Appends in batch order; of more than N rewards of one record in a batch the last N stay."""
   num_records, buffer_size = stats.buffer.shape
-  same = record_ids[:, None] == record_ids[None, :]  # [B, B]
+  same = (record_ids[:, None] == record_ids[None, :]) & valid[None, :]  # [B, B]
   num_earlier = jnp.sum(jnp.tril(same, -1), axis=1)
-  is_kept = jnp.sum(same, axis=1) - num_earlier <= buffer_size
+  is_kept = (jnp.sum(same, axis=1) - num_earlier <= buffer_size) & valid
   slot = (_take(stats.count, record_ids) + num_earlier) % buffer_size
-  # Overtaken rewards go to a row that does not exist: two writes to one slot have no order.
+  # What is not kept goes to a row that does not exist: two writes to one slot have no order.
   row = jnp.where(is_kept, record_ids, num_records)
   rewards = rewards.astype(stats.buffer.dtype)
   return RecordStats(
     buffer=stats.buffer.at[row, slot].set(rewards, mode="drop", wrap_negative_indices=False),
-    count=stats.count.at[record_ids].add(1, mode="drop", wrap_negative_indices=False),
+    count=stats.count.at[record_ids].add(
+      valid.astype(stats.count.dtype), mode="drop", wrap_negative_indices=False
+    ),
   )
 
 
-def _batch_moments(rewards: Array) -> tuple[Array, Array]:
-  """Deviations from the mean `[B]` and the standard deviation `[]` (ddof 0)."""
-  shifted = rewards - rewards[0]
-  return shifted - jnp.mean(shifted), jnp.std(shifted)
+def _all_unless(valid: Array | None, rewards: Array) -> Array:
+  """`valid`, or that every sample is."""
+  if valid is None:
+    return jnp.ones(jnp.shape(rewards), bool)
+  check_same_shape(rewards=rewards, valid=valid)
+  return jnp.asarray(valid)
 
 
-def _group_deviation(rewards: Array, group: Array, num_groups: int) -> tuple[Array, Array]:
-  """Each sample's deviation from its group's mean `[B]`, and its group's size `[B]` as float."""
+def _known(valid: Array, advantages: Array) -> Array:
+  """0 for samples without a verdict, and no gradient."""
+  return jax.lax.stop_gradient(jnp.where(valid, advantages, 0.0))
+
+
+def _batch_moments(rewards: Array, valid: Array) -> tuple[Array, Array]:
+  """Deviations from the mean `[B]` and the standard deviation `[]` (ddof 0), of the valid ones."""
+  rewards = jnp.asarray(rewards)
+  shifted = rewards - rewards[jnp.argmax(valid)]  # the first of them
+  return shifted - jnp.mean(shifted, where=valid), jnp.std(shifted, where=valid)
+
+
+def _group_deviation(
+  rewards: Array, group: Array, num_groups: int, valid: Array
+) -> tuple[Array, Array]:
+  """Each sample's deviation from its group's mean `[B]`, and its group's size `[B]` as float.
+
+  Both of valid samples; others deviate by 0.
+  """
   check_same_shape(rewards=rewards, group=group)
-  shifted = rewards - _take(jax.ops.segment_min(rewards, group, num_groups), group)
-  size = _take(jax.ops.segment_sum(jnp.ones_like(rewards), group, num_groups), group)
+  least = jax.ops.segment_min(jnp.where(valid, rewards, jnp.inf), group, num_groups)
+  shifted = jnp.where(valid, rewards - _take(least, group), 0.0)
+  size = _take(jax.ops.segment_sum(valid.astype(shifted.dtype), group, num_groups), group)
   total = _take(jax.ops.segment_sum(shifted, group, num_groups), group)
-  return shifted - total / size, size
+  return jnp.where(valid, shifted - total / size, 0.0), size
 
 
 def _take(per_row: jax.Array, index: Array) -> Array:
@@ -194,7 +229,8 @@ class Estimator(NamedTuple):
   """An advantage estimator as a pair of pure functions over explicit memory.
 
   init: `num_records -> memory`; None for the estimators that remember nothing.
-  estimate: `(memory, scores) -> (memory, advantages [P K])`, those of a row one after another.
+  estimate: `(memory, scores) -> (memory, advantages [P K])`, those of a row one after another. Only
+    `scores.valid` ones may enter memory or the advantages of others; `make` sets the rest to 0.
   per_reward: it sees each reward by itself, and not `Scores.penalty`.
   """
 
@@ -240,7 +276,8 @@ def make(name: str, *, limit: float, per_reward: bool = False, **kwargs) -> Esti
 
   def estimate(memory, scores: Scores):
     memory, advantages = estimator.estimate(memory, scores)
-    return memory, clip_advantages(advantages, limit=limit)
+    clipped = clip_advantages(advantages, limit=limit)
+    return memory, _known(jnp.ravel(jnp.asarray(scores.valid)), clipped)
 
   return estimator._replace(estimate=estimate)
 
@@ -259,12 +296,16 @@ def _on_scores(name: str, kind: "_Kind", per_reward: bool) -> Estimator:
     record_ids, group = (
       jnp.repeat(jnp.asarray(ids), size) for ids in (scores.record, scores.group)
     )
+    valid = jnp.ravel(jnp.asarray(scores.valid))
     if not per_reward:
-      return kind.estimate(memory, jnp.ravel(jnp.asarray(scores.total)), record_ids, group)
-    terms = [
-      scores.weights[reward] * kind.estimate(None, jnp.ravel(values), record_ids, group)[1]
-      for reward, values in scores.named.items()
-    ]
+      rewards = jnp.ravel(jnp.asarray(scores.total))
+      return kind.estimate(memory, rewards, record_ids, group, valid)
+    terms = []
+    for reward, values in scores.named.items():
+      rewards = jnp.ravel(jnp.asarray(values))
+      known = valid & ~jnp.isnan(rewards)  # one without a weight may have no verdict of a valid one
+      advantages = kind.estimate(None, rewards, record_ids, group, known)[1]
+      terms.append(scores.weights[reward] * advantages)
     return memory, functools.reduce(jnp.add, terms)
 
   return Estimator(kind.init, estimate, per_reward)
@@ -285,34 +326,36 @@ def of_every_sample(estimator: Estimator) -> LabelFn:
 class _Kind(NamedTuple):
   """An estimator before it knows of scores.
 
-  estimate: `(memory, rewards [B], record_ids [B], group [B]) -> (memory, advantages [B])`, where
-    `record_ids` name records for the whole run, `group` the records of the iteration.
+  estimate: `(memory, rewards [B], record_ids [B], group [B], valid [B]) -> (memory, advantages
+    [B])`, where `record_ids` name records for the whole run, `group` those of the iteration.
   within_rows: it compares the samples of a row with each other.
   """
 
   init: Callable[[int], Any]
-  estimate: Callable[[Any, Array, Array, Array], tuple[Any, Array]]
+  estimate: Callable[[Any, Array, Array, Array, Array], tuple[Any, Array]]
   within_rows: bool
 
 
 def _make_batch(*, epsilon: float) -> _Kind:
-  return _forgetful(lambda r, group: batch_normalize(r, epsilon=epsilon), within_rows=False)
+  return _forgetful(
+    lambda r, group, valid: batch_normalize(r, valid, epsilon=epsilon), within_rows=False
+  )
 
 
 def _make_group(*, epsilon: float, ddof: int) -> _Kind:
   return _forgetful(
-    lambda r, group: group_normalize(r, group, num_groups=len(r), epsilon=epsilon, ddof=ddof)
+    lambda r, *rows: group_normalize(r, *rows, num_groups=len(r), epsilon=epsilon, ddof=ddof)
   )
 
 
 def _make_group_global_std(*, epsilon: float) -> _Kind:
   return _forgetful(
-    lambda r, group: group_mean_global_std(r, group, num_groups=len(r), epsilon=epsilon)
+    lambda r, *rows: group_mean_global_std(r, *rows, num_groups=len(r), epsilon=epsilon)
   )
 
 
 def _make_leave_one_out() -> _Kind:
-  return _forgetful(lambda r, group: leave_one_out(r, group, num_groups=len(r)))
+  return _forgetful(lambda r, *rows: leave_one_out(r, *rows, num_groups=len(r)))
 
 
 def _make_per_prompt(*, buffer_size: int, min_count: int, epsilon: float) -> _Kind:
@@ -322,18 +365,22 @@ def _make_per_prompt(*, buffer_size: int, min_count: int, epsilon: float) -> _Ki
       f"buffer_size={buffer_size}"
     )
 
-  def estimate(stats, rewards, record_ids, group):
+  def estimate(stats, rewards, record_ids, group, valid):
     del group  # the history, not the batch, says which samples belong together
-    return per_record_normalize(stats, rewards, record_ids, min_count=min_count, epsilon=epsilon)
+    return per_record_normalize(
+      stats, rewards, record_ids, valid, min_count=min_count, epsilon=epsilon
+    )
 
   init = functools.partial(init_record_stats, buffer_size=buffer_size)
   return _Kind(init, estimate, within_rows=False)
 
 
-def _forgetful(function: Callable[[Array, Array], Array], *, within_rows: bool = True) -> _Kind:
-  def estimate(memory, rewards, record_ids, group):
+def _forgetful(
+  function: Callable[[Array, Array, Array], Array], *, within_rows: bool = True
+) -> _Kind:
+  def estimate(memory, rewards, record_ids, group, valid):
     del record_ids
-    return memory, function(rewards, group)
+    return memory, function(rewards, group, valid)
 
   return _Kind(lambda num_records: None, estimate, within_rows)
 

@@ -20,6 +20,8 @@ class Scores:
   penalty: `[P, K]`, what the KL to the reference costs (`Rollouts.kl_weight`); zeros without.
   record:  `[P]` int32, the row's record, numbered for the whole run.
   group:   `[P]` int32, the same numbered from 0 in the iteration; two rows may be of one record.
+  valid:   `[P, K]` bool: False where a reward that counts abstained. There is no verdict then, and
+    `total` is NaN, as `named` is where its own reward abstained: a label takes nothing from it.
   """
 
   total: Array
@@ -28,6 +30,7 @@ class Scores:
   penalty: Array
   record: Array
   group: Array
+  valid: Array
 
 
 @jax.tree_util.register_dataclass

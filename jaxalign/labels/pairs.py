@@ -15,17 +15,19 @@ def best_and_worst(memory: Any, scores: Scores, key: Key) -> tuple[Any, Labels]:
   Among several best (or worst) it takes the first. The values are "weight" `[P]`, 0 where all K
   rewards are equal and else P divided by the number of rows where they are not, so that the mean of
   a weighted loss is its mean over pairs that have a better one; and "gap" `[P]`, the difference of
-  the two rewards.
+  the two rewards. It chooses among valid samples; a row with fewer than two of them is a tie.
 
   Raises ValueError for rows of one sample.
   """
   del key  # nothing is random
-  total = jnp.asarray(scores.total)
+  total, valid = jnp.asarray(scores.total), jnp.asarray(scores.valid)
   P, K = total.shape
   if K < 2:
     raise ValueError(f"config.batch.group_size: expected at least 2, to compare, got {K}")
-  samples = jnp.stack([jnp.argmax(total, axis=1), jnp.argmin(total, axis=1)], axis=1)
-  gap = jnp.max(total, axis=1) - jnp.min(total, axis=1)
+  high, low = jnp.where(valid, total, -jnp.inf), jnp.where(valid, total, jnp.inf)
+  samples = jnp.stack([jnp.argmax(high, axis=1), jnp.argmin(low, axis=1)], axis=1)
+  # The one sample that is valid is both, and without any the first is.
+  gap = jnp.where(valid.any(axis=1), jnp.max(high, axis=1) - jnp.min(low, axis=1), 0.0)
   untied = gap > 0
   weight = untied * (P / jnp.maximum(1, jnp.sum(untied)))
   return memory, Labels(

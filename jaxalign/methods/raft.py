@@ -6,6 +6,7 @@ their sampling and no gradient.
 
 import jax.numpy as jnp
 
+from jaxalign import losses
 from jaxalign.diffusion import forward
 from jaxalign.labels.base import Labels
 from jaxalign.methods.base import Method, Rollouts, refresh_every
@@ -30,7 +31,8 @@ def make(pipeline: Pipeline, *, keep: int, refresh: int) -> Method:
 
   def label(memory, scores, key):
     del key  # nothing is random
-    total = jnp.asarray(scores.total)
+    # Without a verdict a sample is the last choice, and where it must be taken it counts nothing.
+    total = jnp.where(scores.valid, scores.total, -jnp.inf)
     P, K = total.shape
     if keep >= K:
       raise ValueError(
@@ -38,8 +40,11 @@ def make(pipeline: Pipeline, *, keep: int, refresh: int) -> Method:
       )
     best = jnp.argsort(-total, axis=1, stable=True)[:, :keep]  # [P, keep]
     samples = (best + K * jnp.arange(P)[:, None]).reshape(-1).astype(jnp.int32)
-    kept = jnp.take_along_axis(total, best, axis=1)
-    return memory, Labels(samples, {"reward": kept.reshape(-1)}, {"reward/kept": kept.mean()})
+    kept = jnp.take_along_axis(total, best, axis=1).reshape(-1)
+    known = jnp.isfinite(kept)
+    weight = known * (known.size / jnp.maximum(1, known.sum()))
+    metrics = {"reward/kept": jnp.mean(kept, where=known)}
+    return memory, Labels(samples, {"weight": weight}, metrics)
 
   def loss(variables, frozen, batch: Finished, key):
     del frozen
@@ -48,7 +53,7 @@ def make(pipeline: Pipeline, *, keep: int, refresh: int) -> Method:
     error = forward.denoising_error(
       denoise_fn, variables, row, prediction_type, batch.x_0, eps, batch.cond
     )
-    return error, {"denoising/error": error}
+    return losses.weighted_error_loss(error, batch.labels["weight"]), {"denoising/error": error}
 
   data = Rollouts(label, by="sample", sampled_by="old")
   return Method(loss, data, copies={"old": refresh_every(refresh)})

@@ -21,7 +21,7 @@ def make_exponential(pipeline: Pipeline, *, gamma: float, refresh: int) -> Metho
   which is that of KL-regularised alignment at beta = 1 / gamma. Each refresh tilts once more.
   """
   return make(
-    pipeline, lambda rewards: weights_lib.exponential_weights(rewards, gamma=gamma), refresh
+    pipeline, lambda *scored: weights_lib.exponential_weights(*scored, gamma=gamma), refresh
   )
 
 
@@ -29,11 +29,11 @@ def make_sparse(pipeline: Pipeline, *, share: float, refresh: int) -> Method:
   """RWR with sparse weights: the best `share` of an iteration's samples, and no others."""
   if not 0.0 < share <= 1.0:
     raise ValueError(f"config.method.share: expected above 0, up to 1, got {share}")
-  return make(pipeline, lambda rewards: weights_lib.sparse_weights(rewards, share=share), refresh)
+  return make(pipeline, lambda *scored: weights_lib.sparse_weights(*scored, share=share), refresh)
 
 
 def make(pipeline: Pipeline, weigh, refresh: int) -> Method:
-  """A method from any `weigh(rewards [B]) -> weights [B]` of mean 1.
+  """A method from any `weigh(rewards [B], valid [B]) -> weights [B]`, of mean 1 over valid ones.
 
   Args:
     pipeline: the model. Only the network without guidance is trained.
@@ -44,9 +44,9 @@ def make(pipeline: Pipeline, weigh, refresh: int) -> Method:
 
   def label(memory, scores, key):
     del key  # nothing is random
-    weight = weigh(jnp.ravel(jnp.asarray(scores.total)))
+    weight = weigh(jnp.ravel(jnp.asarray(scores.total)), jnp.ravel(jnp.asarray(scores.valid)))
     # How many samples of equal weight would say as much.
-    effective = jnp.square(weight.sum()) / jnp.square(weight).sum()
+    effective = jnp.square(weight.sum()) / jnp.maximum(jnp.square(weight).sum(), 1e-30)
     metrics = {"weight/max": weight.max(), "weight/effective": effective}
     samples = jnp.arange(weight.size, dtype=jnp.int32)
     return memory, Labels(samples, {"weight": weight}, metrics)

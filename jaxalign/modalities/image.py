@@ -2,11 +2,21 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxalign.modalities.modality import Modality, SampleError, check_finite, unit_norm
+from jaxalign.modalities.modality import (
+  Modality,
+  SampleError,
+  all_finite,
+  check_finite,
+  unit_norm,
+)
+
+if TYPE_CHECKING:
+  from jaxalign.types import Array
 
 MARGIN = 4  # pixels between cells
 LINE = 12  # pixels of a line of text
@@ -19,9 +29,19 @@ def check(images: np.ndarray) -> None:
 
   Without it a NaN image becomes a black one, which the JPEG reward loves.
   """
-  if images.ndim != 4 or images.shape[-1] != 3:
-    raise SampleError(f"expected images [N, H, W, 3], got shape {images.shape}")
+  _check_shape(images.shape)
   check_finite(images, "images")
+
+
+def fit(images: "Array") -> "Array":
+  """bool `[N]`, in a program: the images that `check` would pass."""
+  _check_shape(images.shape)
+  return all_finite(images)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+  if len(shape) != 4 or shape[-1] != 3:
+    raise SampleError(f"expected images [N, H, W, 3], got shape {shape}")
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -83,4 +103,4 @@ def write(images: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
   return paths
 
 
-IMAGES = Modality("images", check, {"pixels": pixels}, picture, write)
+IMAGES = Modality("images", check, {"pixels": pixels}, picture, write, fit=fit)

@@ -2,10 +2,13 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+  from jaxalign.types import Array
 
 FeatureFn = Callable[[np.ndarray], np.ndarray]
 
@@ -19,7 +22,7 @@ class SampleError(ValueError):
 
 
 class Modality(NamedTuple):
-  """A kind of samples. All functions run on the host and take numpy arrays `[N, ...]`.
+  """A kind of samples. All functions but `fit` run on the host and take numpy arrays `[N, ...]`.
 
   unit: what logs count, in the plural, such as "images".
   check: raises `SampleError` unless samples have the rank and the range of this kind and are
@@ -30,6 +33,9 @@ class Modality(NamedTuple):
     caption. A sample may be None, which leaves its cell empty.
   write: `(samples, folder) -> paths`: one file a sample, in a folder that is there.
   shown: how many samples a picture of a comparison is of, at most.
+  fit: `samples -> bool [N]`, a part of programs: which samples `check` would pass, so that those
+    which are scored on the device are looked at there. A wrong rank raises as in `check`. None
+    brings all samples to the host to be checked.
   """
 
   unit: str
@@ -38,6 +44,7 @@ class Modality(NamedTuple):
   picture: Callable[[Sequence[np.ndarray | None], Sequence[str], int], Image.Image]
   write: Callable[[np.ndarray, pathlib.Path], list[pathlib.Path]]
   shown: int = 24
+  fit: "Callable[[Array], Array] | None" = None
 
 
 def before_and_after(
@@ -66,6 +73,13 @@ def check_finite(samples: np.ndarray, unit: str) -> None:
     index = int(bad.argmax())
     message = f"expected finite {unit}, got {bad.sum()} of {len(samples)} with NaN or inf"
     raise SampleError(f"{message}; the first is at index {index}", index=index)
+
+
+def all_finite(samples: "Array") -> "Array":
+  """bool `[N]`, in a program: the samples that `check_finite` has nothing against."""
+  import jax.numpy as jnp
+
+  return jnp.isfinite(samples).all(axis=tuple(range(1, samples.ndim)))
 
 
 def unit_norm(features: np.ndarray) -> np.ndarray:

@@ -8,17 +8,29 @@ import numpy as np
 from PIL import Image
 
 from jaxalign.modalities import figures
-from jaxalign.modalities.modality import Modality, SampleError, check_finite
+from jaxalign.modalities.modality import Modality, SampleError, all_finite, check_finite
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
+  from jaxalign.types import Array
+
 
 def check(points: np.ndarray) -> None:
   """Raises `SampleError` unless points are finite `[N, D]` with D at least 1."""
-  if points.ndim != 2 or points.shape[1] < 1:
-    raise SampleError(f"expected points [N, D], D at least 1, got shape {points.shape}")
+  _check_shape(points.shape)
   check_finite(points, "points")
+
+
+def fit(points: "Array") -> "Array":
+  """bool `[N]`, in a program: the points that `check` would pass."""
+  _check_shape(points.shape)
+  return all_finite(points)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+  if len(shape) != 2 or shape[1] < 1:
+    raise SampleError(f"expected points [N, D], D at least 1, got shape {shape}")
 
 
 def angles(points: np.ndarray) -> np.ndarray:
@@ -85,4 +97,4 @@ def write(points: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
   return paths
 
 
-POINTS = Modality("points", check, {"angles": angles}, picture, write, shown=1000)
+POINTS = Modality("points", check, {"angles": angles}, picture, write, shown=1000, fit=fit)

@@ -8,10 +8,18 @@ import numpy as np
 from PIL import Image
 
 from jaxalign.modalities import figures, points
-from jaxalign.modalities.modality import Modality, SampleError, check_finite, unit_norm
+from jaxalign.modalities.modality import (
+  Modality,
+  SampleError,
+  all_finite,
+  check_finite,
+  unit_norm,
+)
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
+
+  from jaxalign.types import Array
 
 Circle = tuple[float, float, float]  # x, y, radius
 
@@ -22,9 +30,19 @@ LIMIT = 1.1  # of both axes: the field is [-1, 1]^2
 
 def check(plans: np.ndarray) -> None:
   """Raises `SampleError` unless plans are finite `[N, H, 2]` with H at least 2."""
-  if plans.ndim != 3 or plans.shape[1] < 2 or plans.shape[2] != 2:
-    raise SampleError(f"expected plans [N, H, 2], H at least 2, got shape {plans.shape}")
+  _check_shape(plans.shape)
   check_finite(plans, "plans")
+
+
+def fit(plans: "Array") -> "Array":
+  """bool `[N]`, in a program: the plans that `check` would pass."""
+  _check_shape(plans.shape)
+  return all_finite(plans)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+  if len(shape) != 3 or shape[1] < 2 or shape[2] != 2:
+    raise SampleError(f"expected plans [N, H, 2], H at least 2, got shape {shape}")
 
 
 def waypoints(plans: np.ndarray) -> np.ndarray:
@@ -85,6 +103,7 @@ def make(obstacles: Sequence[Circle] = ()) -> Modality:
     features={"waypoints": waypoints},
     picture=functools.partial(picture, obstacles=tuple(obstacles)),
     write=points.write,
+    fit=fit,
   )
 
 

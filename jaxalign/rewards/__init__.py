@@ -62,17 +62,17 @@ def make(name: str, /, *, shapes_only: bool = False, **kwargs: Any) -> Reward:
 
   With `shapes_only` those of `DEVICE_REWARDS` have shapes as parameters, and need no weights.
   """
-  function = _find(name)
+  function, given = _find(name), dict(kwargs)
   if _is_device(name, function):
     if shapes_only and name in DEVICE_REWARDS:
       kwargs["shapes_only"] = True
     device = make_device(name, **kwargs)
-    return Reward(name, learned.on_host(device), device)
+    return Reward(name, learned.on_host(device), device, given)
   if ":" in name:
     check_call(f'reward "{name}"', function, "samples", "records", **kwargs)
-    return Reward(name, functools.partial(function, **kwargs))
+    return Reward(name, functools.partial(function, **kwargs), None, given)
   check_call(f'reward "{name}"', function, **kwargs)
-  return Reward(name, function(**kwargs))
+  return Reward(name, function(**kwargs), None, given)
 
 
 def make_device(name: str, /, **kwargs: Any) -> DeviceReward:
@@ -91,7 +91,14 @@ def make_device(name: str, /, **kwargs: Any) -> DeviceReward:
       f'reward "{name}": expected it to return a DeviceReward, as its annotation says, got '
       f"{type(device).__name__}"
     )
-  return device._replace(name=name)
+  device = device._replace(name=name)
+  t = inspect.signature(device.score).parameters.get("t")
+  if t is not None and t.default is not None:
+    raise ValueError(
+      f'reward "{name}": expected score(params, samples, query, t=None), found t without that '
+      "default\nfinished samples come without a time"
+    )
+  return device
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -1,11 +1,15 @@
 """Several rewards by weight, in two stages.
 
-`score` runs on the samples of one microbatch and returns raw rewards by name; `total` runs once per
-iteration on the rewards of the whole batch, because a normalisation over a microbatch would depend
-on how the batch was cut. Everything here is numpy: a device computation would queue behind the
-rollout that is under way.
+Raw rewards of one microbatch come by name: from `on_host`, and from the mesh those that have a form
+on the device (`scoring`). `total` runs once per iteration on the rewards of the whole batch,
+because a normalisation over a microbatch would depend on how the batch was cut; it is numpy, as a
+device computation would queue behind the rollout that is under way.
+
+Where a reward abstained its raw value is NaN. A sample is valid unless a reward that counts has
+abstained on it.
 """
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -22,7 +26,11 @@ from jaxalign.rewards.contract import (
   Reward,
   RewardError,
   check_rewards,
+  failed,
 )
+from jaxalign.rewards.retry import Retry
+
+NEVER = Retry()
 
 
 def _standardize(values: np.ndarray) -> np.ndarray:
@@ -52,56 +60,96 @@ class WeightedRewards:
     names = [reward.name for reward in self.rewards]
     return dict(zip(names, self.weights, strict=True))
 
-  def score(self, samples: np.ndarray, records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """Raw rewards `{name: [b]}` of samples `[b, ...]`. Safe to call from threads.
+  @property
+  def device_parts(self) -> tuple[DeviceReward, ...]:
+    """The rewards that have a form on the device, in that form."""
+    return tuple(reward.device for reward in self.rewards if reward.device is not None)
+
+  @property
+  def host_parts(self) -> tuple[Reward, ...]:
+    """The rewards that have no other form than on the host."""
+    return tuple(reward for reward in self.rewards if reward.device is None)
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """The parameters of rewards that have a form on the device, by name."""
+    return {part.name: part.params for part in self.device_parts}
+
+  def map_params(self, function: Callable[[Any], Any]) -> "WeightedRewards":
+    """The same rewards with `function(params)` for the parameters of each, such as placed ones."""
+
+    def mapped(reward: Reward) -> Reward:
+      if reward.device is None:
+        return reward
+      device = reward.device._replace(params=function(reward.device.params))
+      return reward._replace(device=device)
+
+    return dataclasses.replace(self, rewards=tuple(map(mapped, self.rewards)))
+
+  def encode(self, records: Sequence[Record]) -> dict[str, Any]:
+    """What rewards on the device want to know of N records, trees of `[N, ...]`, for a whole set.
+
+    Raises ValueError where a reward cannot do with the records, or returns something else.
+    """
+    return {part.name: _encode(part, records) for part in self.device_parts}
+
+  def on_host(
+    self, samples: np.ndarray, records: Sequence[Record], retry: Retry = NEVER
+  ) -> dict[str, np.ndarray]:
+    """Raw rewards `{name: [b]}` of `host_parts`, of samples `[b, ...]`. Safe to call from threads.
 
     Whoever calls it has checked the samples (`Modality.check`): a NaN must not be scored.
     """
     if len(samples) != len(records):
       raise ValueError(f"expected one record per sample, got {len(records)} for {len(samples)}")
-    return {reward.name: _call(reward, samples, records) for reward in self.rewards}
+    return {reward.name: _call(reward, samples, records, retry) for reward in self.host_parts}
 
   @property
   def device(self) -> DeviceReward | None:
-    """The weighted sum as one differentiable reward.
+    """The weighted sum as one differentiable reward; a time goes to all of them.
 
     None unless every reward has that form, and with a normalisation, which is over an iteration.
     """
-    parts = [reward.device for reward in self.rewards if reward.device is not None]
+    parts = self.device_parts
     if len(parts) < len(self.rewards) or self.normalize != "none":
       return None
 
-    def encode(records):
-      return {part.name: part.encode(records) for part in parts}
-
-    def score(params, samples, query):
+    def score(params, samples, query, t=None):
       return sum(
-        weight * part.score(params[part.name], samples, query[part.name])
+        weight * part.value(params[part.name], samples, query[part.name], t)
         for weight, part in zip(self.weights, parts, strict=True)
       )
 
-    return DeviceReward("total", {part.name: part.params for part in parts}, encode, score)
+    return DeviceReward("total", self.params, self.encode, score)
+
+  def valid(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
+    """bool `[B]`: whether all rewards that have a weight have a verdict."""
+    counting = [named[name] for name, weight in self.weight_of.items() if weight]
+    size = len(next(iter(named.values())))
+    return ~np.isnan(np.reshape(counting, (-1, size))).any(axis=0)
 
   def raw(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float64 `[B]`, the weighted sum without normalisation: what a log shows.
+    """float64 `[B]`, the weighted sum without normalisation: what a log shows; NaN if not valid.
 
     A normalised one has the same mean in every iteration, whatever the policy has learned.
     """
-    terms = [
-      weight * np.asarray(named[reward.name], np.float64)
-      for reward, weight in zip(self.rewards, self.weights, strict=True)
-    ]
-    return np.sum(terms, axis=0)
+    return self._sum(named, "none")
 
   def total(self, named: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float32 `[B]` from the raw rewards `{name: [B]}` of one whole iteration."""
-    normalize = NORMALIZERS[self.normalize]
-    terms = [
-      weight * normalize(np.asarray(named[reward.name], np.float64))
-      for reward, weight in zip(self.rewards, self.weights, strict=True)
-    ]
-    total = np.sum(terms, axis=0)
+    """float32 `[B]` from the raw rewards `{name: [B]}` of one whole iteration; NaN if not valid."""
+    total = np.ma.masked_array(self._sum(named, self.normalize), ~self.valid(named))
     return check_rewards("total", total, len(total))
+
+  def _sum(self, named: Mapping[str, np.ndarray], normalize: str) -> np.ndarray:
+    """float64 `[B]`; normalised are the valid samples among themselves."""
+    valid = self.valid(named)
+    total = np.full(valid.shape, np.nan)
+    total[valid] = 0.0
+    for name, weight in self.weight_of.items():
+      if weight:  # one without may have no verdict
+        values = np.asarray(named[name], np.float64)[valid]
+        total[valid] += weight * NORMALIZERS[normalize](values) if values.size else values
+    return total
 
 
 def make_total(
@@ -111,6 +159,7 @@ def make_total(
   kwargs: Sequence[Mapping[str, Any]] | None = None,
   normalize: str = "none",
   shapes_only: bool = False,
+  known: Sequence[Reward] = (),
 ) -> WeightedRewards:
   """Builds the weighted sum from parallel lists, the form of a config that flags can override.
 
@@ -121,6 +170,8 @@ def make_total(
     normalize: what each reward goes through before it is weighted: "none", or "batch" for mean 0
       and std 1 (ddof 0) over the iteration's batch.
     shapes_only: see `rewards.make`.
+    known: rewards that are there already; one of the same name and kwargs is taken as it is, so
+      that its parameters exist once.
   """
   if normalize not in NORMALIZERS:
     raise ValueError(
@@ -140,7 +191,7 @@ def make_total(
     if not (isinstance(weight, numbers.Real) and math.isfinite(weight)):
       raise ValueError(f'reward "{name}": expected a finite number as weight, got {weight!r}')
   built = [
-    rewards_lib.make(name, shapes_only=shapes_only, **given)
+    _among(known, name, given) or rewards_lib.make(name, shapes_only=shapes_only, **given)
     for name, given in zip(names, kwargs, strict=True)
   ]
   return WeightedRewards(tuple(built), tuple(float(weight) for weight in weights), normalize)
@@ -156,13 +207,40 @@ def _one_each(what: str, values: Sequence | None, names: Sequence[str], default:
   return values
 
 
-def _call(reward: Reward, samples: np.ndarray, records: Sequence[Record]) -> np.ndarray:
+def _among(known: Sequence[Reward], name: str, kwargs: Mapping[str, Any]) -> Reward | None:
+  """The reward of that name and those arguments, if there is one."""
+  for reward in known:
+    with contextlib.suppress(ValueError):  # arrays cannot be compared as a whole
+      if reward.name == name and dict(reward.kwargs) == dict(kwargs):
+        return reward
+  return None
+
+
+def _encode(reward: DeviceReward, records: Sequence[Record]) -> Any:
+  import jax
+
   try:
-    return check_rewards(reward.name, reward.fn(samples, records), len(samples))
+    query = jax.tree.map(np.asarray, reward.encode(records))
+  except ValueError as error:
+    raise ValueError(f'reward "{reward.name}": {error}') from error
+  except Exception as error:  # the user's code may raise anything
+    raise ValueError(failed(reward.name, error)) from error
+  for leaf in jax.tree.leaves(query):
+    if leaf.ndim < 1 or len(leaf) != len(records):
+      raise ValueError(
+        f'reward "{reward.name}": expected encode(records) to return arrays of {len(records)} '
+        f"rows, one a record, found shape {leaf.shape}"
+      )
+  return query
+
+
+def _call(
+  reward: Reward, samples: np.ndarray, records: Sequence[Record], retry: Retry
+) -> np.ndarray:
+  try:
+    values = retry.call(reward.name, lambda: reward.fn(samples, records))
+    return check_rewards(reward.name, values, len(samples))
   except RewardError as error:
     if error.index is not None:
       error.sample = samples[error.index]
     raise
-  except Exception as error:  # the user's code may raise anything
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise RewardError(f'reward "{reward.name}" failed: {reason}\n--debug shows where') from error

@@ -39,10 +39,10 @@ def make_shapes(*, shapes_only: bool = False) -> DeviceReward:
 
 
 def on_host(reward: DeviceReward) -> RewardFn:
-  """The same reward as a function of numpy arrays, for evaluation.
+  """The same reward as a function of numpy arrays, for whoever scores outside of a run.
 
-  Each call runs on the device, one program per shape of the samples, and waits its turn there. The
-  parameters go there with the first one.
+  Each call runs on one device, one program per shape of the samples, and waits its turn there. The
+  parameters go there with the first one. Runs and evaluations score on their mesh, see `scoring`.
   """
   import jax
 

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 
 from jaxalign import checks, steering
-from jaxalign.distributed import sharding
 from jaxalign.pipeline import Pipeline
-from jaxalign.rewards import DEVICE_REWARDS
+from jaxalign.rewards import DEVICE_REWARDS, scoring
 from jaxalign.rewards.combine import WeightedRewards
 from jaxalign.rewards.contract import DeviceReward
 from jaxalign.types import Params
@@ -31,18 +30,11 @@ def bind(
   if rewards is None:
     return checks.call_section(sections, "sampler", steering.make, pipeline=pipeline), {}
   device = on_device(rewards)
-  pipeline = with_reward(pipeline, device)
+  pipeline = pipeline.with_reward(device)
   made = checks.call_section(sections, "sampler", steering.make, pipeline=pipeline)
   names = [reward.name for reward in rewards.rewards]
   made = made._replace(settings={**made.settings, "rewards": names})
-  return made, {"rewards": sharding.place_params(device.params, mesh)}
-
-
-def with_reward(pipeline: Pipeline, device: DeviceReward) -> Pipeline:
-  """The pipeline with a reward, whose parameters are found at `frozen["rewards"]`."""
-  return pipeline._replace(
-    reward=lambda frozen, samples, query: device.score(frozen["rewards"], samples, query)
-  )
+  return made, {"rewards": scoring.placed(rewards, mesh).params}
 
 
 def on_device(rewards: WeightedRewards) -> DeviceReward:

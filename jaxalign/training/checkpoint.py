@@ -71,6 +71,14 @@ class Manager:
     """Until pending writes are on disk."""
     self._manager.wait_until_finished()
 
+  def __enter__(self) -> "Manager":
+    return self
+
+  def __exit__(self, *_) -> None:
+    # An error that ends the run loses no checkpoint; a lost process would be waited for for ever.
+    if jax.process_count() == 1:
+      self.wait()
+
   def close(self) -> None:
     """Waits for pending writes."""
     self.wait()

@@ -81,15 +81,16 @@ class Guard(NamedTuple):
     golds = [record[f"eval/{self.gold}"] for record in evaluations] if self.gold else []
     steps = [int(record["step"]) + 1 for record in evaluations]
     best_step, since = 0, 0
-    best = base.get(f"eval/{self.gold}", -math.inf)
+    best = base.get(f"eval/{self.gold}")
+    best = -math.inf if best is None else best
     for step, gold in zip(steps, golds, strict=False):
       since += 1
-      if gold > best:
+      if gold is not None and gold > best:  # None: not one verdict
         best, best_step, since = gold, step, 0
     warnings = []
     if golds and since >= self.patience:
       warnings.append(
-        f"the gold reward {self.gold} is {golds[-1]:.3f} and has not passed {best:.3f}, of "
+        f"the gold reward {self.gold} is {in_words(golds[-1])} and has not passed {best:.3f}, of "
         f"iteration {best_step}, for {since} evaluations"
       )
     # Evaluations before a restart that set the budget may not have measured it.
@@ -258,6 +259,11 @@ class Watch:
   def close(self) -> None:
     if self._guard is not None:
       self._best.close()
+
+
+def in_words(value: float | None) -> str:
+  """A figure for a sentence."""
+  return "without a verdict" if value is None else f"{value:.3f}"
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

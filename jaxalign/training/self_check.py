@@ -183,7 +183,7 @@ def samples_moved(
 def rewards(record: Mapping[str, float]) -> list[Check]:
   """Rewards differ, and so do those of one group; pairs are not all ties."""
   found = []
-  if "reward/std" in record:
+  if record.get("reward/std") is not None:  # without a single verdict it is not defined
     spread = record["reward/std"]
     text = f"rewards {record['reward/mean']:.3g} with a deviation of {spread:.2g}"
     text += "" if spread > 0 else ": all are alike, so that there is nothing to learn"

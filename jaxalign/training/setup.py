@@ -11,7 +11,7 @@ from jaxalign import checks, methods, streams, system
 from jaxalign.distributed import sharding
 from jaxalign.labels import advantages
 from jaxalign.models.model import Model
-from jaxalign.rewards import combine
+from jaxalign.rewards import combine, scoring
 from jaxalign.training import optim, update
 from jaxalign.training.state import AVERAGE, TrainState, init_state
 from jaxalign.types import Params
@@ -21,7 +21,7 @@ class Setup(NamedTuple):
   """What training, a dry run and benchmarks share, before anything is sampled or read.
 
   sections: of the config, for those that own them.
-  rewards: None where the config has none.
+  rewards: None where the config has none; their parameters lie on the mesh.
   tx: the optimizer.
   frozen: an argument of every update: the system's trees, and at "rewards" the parameters of
     rewards that run on the device.
@@ -98,9 +98,12 @@ def assemble(
     ValueError: a section that is missing, or does not fit its owner.
   """
   section = functools.partial(checks.call_section, sections)
+  mesh = mesh or sharding.one_device()
   rewards = None
   if "reward" in sections:
-    rewards = section("reward", combine.make_total, shapes_only=shapes_only)
+    # On the mesh once, whoever scores with them: the sampler, the update, the feed, evaluations.
+    made = section("reward", combine.make_total, shapes_only=shapes_only)
+    rewards = scoring.placed(made, mesh)
   # The chain goes by no reward, and other samplers by those of the run.
   sampler = sections.get("sampler", system.CHAIN)
   ranking = None if sampler == system.CHAIN else rewards
@@ -112,10 +115,9 @@ def assemble(
     sys = system.from_model(model, seed=sections["seed"], mesh=mesh, **own)
   method = _make_method(sections, sys.pipeline_with(rewards))
   frozen = dict(sys.frozen)
-  # A sampler that ranks by them has placed them already.
-  if "rewards" not in frozen and rewards is not None and rewards.device is not None:
-    # On the mesh, and an argument of the update: captured, it would be a constant of the program.
-    frozen["rewards"] = sharding.place_params(rewards.device.params, sys.mesh)
+  if rewards is not None and rewards.params:
+    # An argument of the update: captured, it would be a constant of the program.
+    frozen["rewards"] = rewards.params
   copies = _copies(method, sections.get("ema_decay", 0.0))
   return Setup(sections, sys, rewards, method, section("optim", optim.make), frozen, copies)
 

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from jaxalign.distributed import sharding
 from jaxalign.evaluation import evaluation
 from jaxalign.modalities.image import IMAGES
 
@@ -41,9 +42,12 @@ class Stub:
   def __init__(self):
     self.asked = []
     self.model = types.SimpleNamespace(modality=IMAGES)
+    self.mesh = sharding.one_device()
 
-  def sample_all(self, params, records, *, microbatch, seed, part, kl):
+  def sample_all(self, params, records, *, microbatch, seed, part, kl, each):
     self.asked.append((tuple(record["prompt"] for record in records), seed, part))
+    for start in range(0, len(records), microbatch):
+      each(np.zeros((microbatch, 8, 8, 3)), np.arange(start, start + microbatch))
     return np.full((len(records), 8, 8, 3), params, np.float32), None
 
 

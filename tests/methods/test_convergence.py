@@ -76,7 +76,9 @@ def toy(name):
     rolled = rollout.rollout(key_steps, kernel, params, table, x_T, cond, mean_over_latents)
     rewards = -jnp.square(rolled.x_0[:, 0] - TARGET)[None]
     zero = jnp.zeros(1, jnp.int32)
-    _, found = method.data.label(None, Scores(rewards, {}, {}, 0.0 * rewards, zero, zero), key)
+    valid = jnp.ones(rewards.shape, bool)
+    scores = Scores(rewards, {}, {}, 0.0 * rewards, zero, zero, valid)
+    _, found = method.data.label(None, scores, key)
     return online.collect([Sampled(rolled, cond, rolled.x_0)]), table, found.samples, found.values
 
   return (

@@ -132,7 +132,9 @@ def test_policy_gradient_with_the_exact_kl_reaches_the_tilted_distribution(beta)
     kl = log_ratios.trajectory_kl(kernel, params, REFERENCE, table, rolled.x, COND).sum(axis=0)
     zero = jnp.zeros(1, jnp.int32)
     total = (REWARD(rolled.x_0) - beta * kl)[None]
-    _, found = method.data.label(None, Scores(total, {}, {}, 0.0 * total, zero, zero), key)
+    valid = jnp.ones(total.shape, bool)
+    scores = Scores(total, {}, {}, 0.0 * total, zero, zero, valid)
+    _, found = method.data.label(None, scores, key)
     return online.collect([Sampled(rolled, COND, rolled.x_0)]), table, found.samples, found.values
 
   def draw(params, step):

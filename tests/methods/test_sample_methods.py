@@ -182,12 +182,11 @@ def test_raft_keeps_the_best_of_each_record_and_trains_on_no_other():
   data = methods.make("raft", PIPELINE, keep=2, refresh=1).data
   _, labels = data.label(None, toy_policy.scores_of([[1.0, 3.0, 3.0], [0.0, -1.0, 5.0]]), KEY)
   assert labels.samples.tolist() == [1, 2, 5, 3]
-  assert labels.values["reward"].tolist() == [3, 3, 5, 0]
+  assert labels.values["weight"].tolist() == [1, 1, 1, 1]
   np.testing.assert_allclose(labels.metrics["reward/kept"], 11 / 4)
   batch = toy_policy.BATCHES["raft"]()
   loss, _ = loss_fn("raft", keep=1, refresh=1)(PARAMS, FROZEN, batch, KEY)
-  plain = toy_policy.finished_batch(weight=[1.0] * 3)
-  expected, _ = loss_fn("rwr", gamma=1.0, refresh=1)(PARAMS, FROZEN, plain, KEY)
+  expected, _ = loss_fn("rwr", gamma=1.0, refresh=1)(PARAMS, FROZEN, batch, KEY)
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
   with pytest.raises(ValueError, match="keep: expected at least 1, got 0"):
     methods.make("raft", PIPELINE, keep=0, refresh=1)

@@ -12,7 +12,7 @@ NAMES = ("jpeg_compressibility", "jpeg_incompressibility")
 
 
 def evaluate(rewards, images=IMAGES):
-  named = rewards.score(images, PROMPTS)
+  named = rewards.on_host(images, PROMPTS)
   return rewards.total(named), named
 
 
@@ -62,7 +62,7 @@ def test_a_constant_reward_adds_nothing_under_batch(value):
 def test_microbatches_combine_to_the_whole_batch():
   total = combine.make_total(NAMES, weights=(2.0, 0.5), normalize="batch")
   whole, _ = evaluate(total)
-  parts = [total.score(IMAGES[i : i + 2], PROMPTS[i : i + 2]) for i in (0, 2)]
+  parts = [total.on_host(IMAGES[i : i + 2], PROMPTS[i : i + 2]) for i in (0, 2)]
   named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   np.testing.assert_array_equal(total.total(named), whole)
   assert np.abs(whole).max() > 0.1
@@ -74,13 +74,13 @@ def test_a_reward_that_raises_is_named():
 
   bad = weighted("none", fns=(lambda i, p: A, broken))
   with pytest.raises(contract.RewardError, match=r'reward "b" failed: KeyError: .caption.'):
-    bad.score(IMAGES, PROMPTS)
+    bad.on_host(IMAGES, PROMPTS)
 
 
 def test_a_non_finite_reward_comes_with_its_image():
   bad = weighted("none", fns=(lambda i, p: A, lambda i, p: np.array([1, 2, np.nan, 4])))
   with pytest.raises(contract.RewardError, match=r'reward "b": 1 of 4 .*index 2') as caught:
-    bad.score(IMAGES, PROMPTS)
+    bad.on_host(IMAGES, PROMPTS)
   assert caught.value.index == 2
   np.testing.assert_array_equal(caught.value.sample, IMAGES[2])
 
@@ -88,12 +88,12 @@ def test_a_non_finite_reward_comes_with_its_image():
 def test_a_wrong_shape_names_the_reward():
   bad = weighted("none", fns=(lambda i, p: A, lambda i, p: B[:3]))
   with pytest.raises(contract.RewardError, match=r'reward "b": expected shape \(4,\)'):
-    bad.score(IMAGES, PROMPTS)
+    bad.on_host(IMAGES, PROMPTS)
 
 
 def test_one_prompt_per_image():
   with pytest.raises(ValueError, match="expected one record per sample, got 3 for 4"):
-    weighted("none").score(IMAGES, PROMPTS[:3])
+    weighted("none").on_host(IMAGES, PROMPTS[:3])
 
 
 def test_a_total_that_overflows_is_an_error():

@@ -11,8 +11,8 @@ from jaxalign.rewards import combine, contract, pool
 MICROBATCH = 2
 
 
-def total_of(fn, normalize="none"):
-  return combine.WeightedRewards((contract.Reward("mine", fn),), (2.0,), normalize)
+def total_of(fn):
+  return combine.WeightedRewards((contract.Reward("mine", fn),), (2.0,), "none")
 
 
 def microbatch(i):
@@ -28,8 +28,7 @@ def read_index(images, prompts):
 
 
 @pytest.mark.parametrize("num_threads", [1, 4])
-@pytest.mark.parametrize("normalize", ["none", "batch"])
-def test_order_is_kept_under_random_delays(num_threads, normalize):
+def test_order_is_kept_under_random_delays(num_threads):
   rng = np.random.default_rng(0)
   delays = {2 * i: d for i, d in enumerate(rng.uniform(0, 0.02, 12))}
   finished = []
@@ -39,14 +38,12 @@ def test_order_is_kept_under_random_delays(num_threads, normalize):
     finished.append(prompts[0]["id"])
     return read_index(images, prompts)
 
-  total = total_of(slow, normalize)
-  with pool.RewardPool(total, IMAGES.check, num_threads) as workers:
+  with pool.RewardPool(total_of(slow), IMAGES.check, num_threads) as workers:
     pending = [workers.submit(*microbatch(i)) for i in range(12)]
-    rewards, named = workers.gather(pending)
+    named = workers.gather(pending)
   if num_threads > 1:
     assert finished != sorted(finished)  # they really did overtake one another
   np.testing.assert_array_equal(named["mine"], np.arange(24))
-  np.testing.assert_array_equal(rewards, total.total({"mine": np.arange(24, dtype=np.float32)}))
 
 
 def test_submit_returns_while_the_reward_is_running():
@@ -60,8 +57,8 @@ def test_submit_returns_while_the_reward_is_running():
     pending = [workers.submit(*microbatch(i)) for i in range(3)]
     assert not any(future.done() for future in pending)
     release.set()
-    rewards, _ = workers.gather(pending)
-  np.testing.assert_array_equal(rewards, 2.0 * np.arange(6))
+    named = workers.gather(pending)
+  np.testing.assert_array_equal(named["mine"], np.arange(6))
 
 
 def test_the_copy_to_the_host_is_made_in_the_worker():
@@ -84,8 +81,8 @@ def test_device_arrays_arrive_as_float32_numpy(dtype):
 
   images = jnp.full((2, 4, 4, 3), 0.25, dtype)
   with pool.RewardPool(total_of(checks), IMAGES.check, num_threads=2) as workers:
-    rewards, _ = workers.gather([workers.submit(images, [{"prompt": "x"}] * 2)])
-  np.testing.assert_array_equal(rewards, [0.5, 0.5])
+    named = workers.gather([workers.submit(images, [{"prompt": "x"}] * 2)])
+  np.testing.assert_array_equal(named["mine"], [0.25, 0.25])
 
 
 def test_an_exception_comes_out_of_result_and_of_gather():
@@ -145,3 +142,78 @@ def test_a_nan_image_is_refused_rather_than_scored_as_black():
     with pytest.raises(contract.RewardError, match=r"1 of 2 with NaN or inf.*index 1") as caught:
       future.result()
   np.testing.assert_array_equal(caught.value.sample, images[1])
+
+
+class Flaky:
+  """A reward that fails the first times that it is called."""
+
+  def __init__(self, failures, error=None):
+    self.failures, self.error, self.calls = failures, error, 0
+
+  def __call__(self, images, prompts):
+    self.calls += 1
+    if self.calls <= self.failures:
+      raise self.error or ConnectionError("server is gone")
+    return read_index(images, prompts)
+
+
+def gathered(reward, **retries):
+  with pool.RewardPool(total_of(reward), IMAGES.check, num_threads=1, **retries) as workers:
+    return workers.gather([workers.submit(*microbatch(1))])["mine"]
+
+
+def test_a_reward_that_raises_is_asked_again(capsys):
+  reward = Flaky(2)
+  np.testing.assert_array_equal(gathered(reward, num_retries=2, retry_seconds=0.001), [2, 3])
+  assert reward.calls == 3
+  said = capsys.readouterr().err
+  assert '"mine": attempt 1 of 3 failed: ConnectionError: server is gone; again in 0.001 s' in said
+  assert "attempt 2 of 3" in said and "again in 0.002 s" in said
+
+
+def test_after_the_last_attempt_the_error_says_how_many_there_were():
+  reward = Flaky(9)
+  with pytest.raises(contract.RewardError, match="failed 3 times, at last by: ConnectionError"):
+    gathered(reward, num_retries=2, retry_seconds=0.0)
+  assert reward.calls == 3
+  with pytest.raises(contract.RewardError, match='"mine" failed: ConnectionError'):
+    gathered(Flaky(1))
+
+
+def test_what_a_reward_returns_is_final():
+  calls = []
+
+  def not_finite(images, prompts):
+    calls.append(1)
+    return np.array([0.0, np.nan])
+
+  with pytest.raises(contract.RewardError, match="1 of 2 values are not finite"):
+    gathered(not_finite, num_retries=5, retry_seconds=0.0)
+  own = Flaky(9, contract.RewardError("no such prompt"))
+  with pytest.raises(contract.RewardError, match="no such prompt"):
+    gathered(own, num_retries=5, retry_seconds=0.0)
+  assert len(calls) == own.calls == 1
+
+
+def test_a_pool_that_closes_waits_for_no_other_attempt():
+  reward = Flaky(9)
+  workers = pool.RewardPool(
+    total_of(reward), IMAGES.check, num_threads=1, num_retries=9, retry_seconds=1000.0
+  )
+  pending = workers.submit(*microbatch(0))
+  while not reward.calls:
+    time.sleep(0.001)
+  began = time.monotonic()
+  workers.close()
+  assert time.monotonic() - began < 10
+  with pytest.raises(contract.RewardError, match='"mine" failed: ConnectionError'):
+    pending.result()
+
+
+@pytest.mark.parametrize("field, value", [
+  ("num_retries", -1), ("num_retries", 1.5), ("num_retries", True),
+  ("retry_seconds", -0.5), ("retry_seconds", float("nan")),
+])  # fmt: skip
+def test_retries_that_make_no_sense_are_refused(field, value):
+  with pytest.raises(ValueError, match=rf"config\.reward_pool\.{field}: expected"):
+    gathered(read_index, **{field: value})

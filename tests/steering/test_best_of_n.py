@@ -183,5 +183,6 @@ def test_a_reward_on_the_device_is_asked_for():
 
 def test_records_that_the_reward_cannot_read_are_named():
   sys = make("gaussian", ("planner",), n=2)
-  with pytest.raises(ValueError, match=r"planner, which the sampler goes by: record 0: .*start"):
+  message = r'what the sampler goes by: reward "planner": record 0: .*start'
+  with pytest.raises(ValueError, match=message):
     sys.tokenize([{"number": 1}])

@@ -21,13 +21,13 @@ class Drawn(NamedTuple):
   state: with the memory of labels brought up to date.
   data: a tree of arrays; what is in it, `Feed.select` knows.
   selections: one for each optimizer step.
-  record: metrics that are known before the updates.
+  record: metrics that are known before the updates; None where one is not defined.
   """
 
   state: TrainState
   data: Any
   selections: Sequence[Any]
-  record: dict[str, float]
+  record: dict[str, float | None]
 
 
 class Program(NamedTuple):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -21,11 +20,10 @@ from jaxalign.distributed import sharding
 from jaxalign.labels.base import Labels, Scores
 from jaxalign.methods import Rollouts
 from jaxalign.methods.batches import Finished, Steps
-from jaxalign.rewards.contract import RewardError
-from jaxalign.rewards.pool import Exchange, RewardPool
+from jaxalign.rewards import scoring
 from jaxalign.steering import Sampled
 from jaxalign.training import batching
-from jaxalign.training.feeds import base, exactness
+from jaxalign.training.feeds import base, exactness, scored
 from jaxalign.training.feeds.base import Drawn, Program, SelectFn, averages, stack
 from jaxalign.training.setup import Setup
 from jaxalign.training.state import TrainState
@@ -40,8 +38,8 @@ KINDS = ("step", "sample")  # what `Rollouts.by` may be
 class Online:
   """Records in, sampled and labelled examples out (`methods.Rollouts`).
 
-  One microbatch is scored on the host while the device samples the next, by the process whose
-  devices hold the samples; then every process learns all rewards.
+  A microbatch is scored as soon as it is sampled: where it lies, on the mesh, or on the host while
+  the devices sample the next one (`rewards.scoring`). Scores are fetched when all are under way.
   """
 
   def __init__(self, setup: Setup, data: Rollouts, workdir: pathlib.Path):
@@ -72,8 +70,15 @@ class Online:
     kind = {"step": "transition", "sample": "sample"}[data.by]
     self.example = kind if self.plan.width == 1 else f"{kind}, {self.plan.width} at once"
     self._timestep_range = setup.sections["batch"].get("timestep_range")
-    self.pool = section(
-      "reward_pool", RewardPool, total=setup.rewards, check=self._sys.model.modality.check
+    on_mesh = scoring.OnMesh(setup.rewards, self._sys.model.modality, self._sys.mesh)
+    query = base.tokenize(setup.rewards.encode, self.records.records)
+    self.scorer = section(
+      "reward_pool",
+      scoring.Scorer,
+      total=setup.rewards,
+      on_mesh=on_mesh,
+      records=self.records,
+      query=query,
     )
     self._exactness = section("exactness", exactness.make) if data.by == "step" else None
     self.select = select_fn(data)
@@ -136,7 +141,7 @@ class Online:
 
   def _sample(
     self, state: TrainState, step: int, chosen: np.ndarray, table: StepTable
-  ) -> tuple[Any, Scores, dict[str, float]]:
+  ) -> tuple[Any, Scores, dict[str, float | None]]:
     """`(what was sampled for the records `chosen` [P], its scores, metrics)`."""
     plan, sys = self.plan, self._sys
     by = self._data.sampled_by
@@ -148,22 +153,16 @@ class Online:
       noise = (self._seed, streams.number("rollout"), step, j, self._start, table)
       sampled = sys.sample_fn(params, sys.frozen, system.take(self.tokens, ids), *noise)
       parts.append(sampled)
-      # Scored by threads of the host that holds them, while the device samples the next ones.
-      rows, held = sharding.held_rows(sampled.samples)
-      pending.append(self.pool.submit(held, self.records[ids[rows]]))
+      pending.append(self.scorer.submit(sampled.samples, ids))
       if self._data.kl_weight:
         kl.append(sys.kl_fn(params, frozen, sampled, table))
     collected = self._collect_fn(parts)
-
-    # Every host learns all rewards, as groups and statistics go over hosts.
-    def exchange(named):
-      held = np.stack(list(named.values())).reshape(len(named), plan.microbatches, -1)
-      whole = sharding.exchange(held, rows, plan.microbatch, sys.mesh)
-      return dict(zip(named, whole.reshape(len(named), -1), strict=True))
-
-    total, named = self._gather(pending, exchange, step)
+    with scored.saving_rejected(sys.model.modality, self._workdir, step):
+      named = self.scorer.gather(pending)
     nats = np.concatenate(jax.device_get(kl)) if kl else np.zeros(plan.samples, np.float32)
-    scores, record = self._scores(chosen, total, named, nats)
+    scores, record = scored.scores_of(
+      self._rewards, named, chosen, nats, kl_weight=self._data.kl_weight
+    )
     return collected, scores, record | ({"kl/to_ref": float(nats.mean())} if kl else {})
 
   def _frozen(self, state: TrainState) -> Mapping[str, Params]:
@@ -173,47 +172,6 @@ class Online:
       return sys.frozen
     copy = sys.policy.variables(state.copies["reference"], sys.frozen["base"])
     return {**sys.frozen, "reference": copy}
-
-  def _scores(
-    self,
-    chosen: np.ndarray,  # [P]
-    total: np.ndarray,  # [P K]
-    named: Mapping[str, np.ndarray],  # [P K] each
-    nats: np.ndarray,  # [P K]
-  ) -> tuple[Scores, dict[str, float]]:
-    """Scores in rows `[P, K]`, the KL's price taken off, and what a log says of them."""
-    rows = (self.plan.num_records, self.plan.group_size)
-    raw = self._rewards.raw(named)  # as a log shows them: before any normalisation
-    record = {"reward/mean": float(raw.mean()), "reward/std": float(raw.std())}
-    record |= {f"reward/{name}": float(values.mean()) for name, values in named.items()}
-    if self.plan.group_size > 1:
-      spread = np.ptp(raw.reshape(rows), axis=1)
-      record["reward/flat_groups"] = float(np.mean(spread == 0))  # these teach nothing
-    penalty = self._data.kl_weight * nats
-    scores = Scores(
-      total=(total - penalty).reshape(rows),
-      named={name: values.reshape(rows) for name, values in named.items()},
-      weights={name: np.float32(weight) for name, weight in self._rewards.weight_of.items()},
-      penalty=penalty.reshape(rows),
-      record=chosen,
-      # Numbers of the records in this batch; `chosen` are those of the whole run.
-      group=np.unique(chosen, return_inverse=True)[1].astype(np.int32),
-    )
-    return scores, record
-
-  def _gather(
-    self, pending: Sequence[futures.Future], exchange: Exchange, step: int
-  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """`RewardPool.gather`, saving the sample that cannot be used before its error goes on."""
-    try:
-      return self.pool.gather(pending, exchange)
-    except RewardError as error:
-      if error.sample is None:
-        raise
-      rejected = self._workdir / f"rejected_step_{step:06d}"
-      rejected.mkdir(exist_ok=True)
-      (path,) = self._sys.model.modality.write(np.nan_to_num(error.sample)[None], rejected)
-      raise RewardError(f"iteration {step}: {error}\nits sample is in {path}") from error
 
   def _starts(self, microbatch: int) -> np.ndarray | None:
     """Which noise each of a microbatch starts from: its group's first, if they share it."""
@@ -227,7 +185,9 @@ class Online:
     ids = jax.ShapeDtypeStruct((num_records,), np.int32)
     weight = jax.ShapeDtypeStruct((), np.float32)
     names = list(self._rewards.weight_of)
-    scores = Scores(rows, dict.fromkeys(names, rows), dict.fromkeys(names, weight), rows, ids, ids)
+    valid = jax.ShapeDtypeStruct(rows.shape, np.bool_)
+    named, weights = dict.fromkeys(names, rows), dict.fromkeys(names, weight)
+    scores = Scores(rows, named, weights, penalty=rows, record=ids, group=ids, valid=valid)
     memory = jax.eval_shape(self.init_memory)
     return jax.eval_shape(self._data.label, memory, scores, streams.key_shape())[1]
 
@@ -276,7 +236,7 @@ class Online:
     return self
 
   def __exit__(self, *_) -> None:
-    self.pool.close()
+    self.scorer.close()
 
 
 def select_fn(data: Rollouts) -> SelectFn:

@@ -32,7 +32,7 @@ class RecordBatches:
     sharding.check_batch("config.batch.microbatch", self.plan.microbatch, sys.mesh)
     self.records = checks.call_section(setup.sections, "data", records_lib.load)
     self.tokens = base.tokenize(sys.model.tokenize, self.records.records)
-    self._query = rewards.device.encode(self.records.records)
+    self._query = base.tokenize(rewards.encode, self.records.records)
     self._sys, self._seed = sys, setup.sections["seed"]
     self._collect_fn = jax.jit(stack, out_shardings=sharding.batch(sys.mesh, axis=1))
 
@@ -59,7 +59,8 @@ class RecordBatches:
   def summarize(self, updates: list[dict[str, np.ndarray]]) -> dict[str, float]:
     record = averages(updates)
     # Of the first update alone, where the parameters are still those of the iteration's start.
-    record["reward/std"] = float(np.std(updates[0]["reward/mean"]))
+    if "reward/mean" in updates[0]:
+      record["reward/std"] = float(np.std(updates[0]["reward/mean"]))
     return record
 
   def check(self, record: Mapping[str, float], step: int) -> None:

@@ -66,6 +66,7 @@ def jit_update(
 
     slices = len(jax.tree.leaves(selection)[0])
     trained = state.params, state.heads
+    # What is trained is float32, whatever it is computed in, so that small gradients add up.
     zeros = jax.tree.map(jnp.zeros_like, trained)
     total, values = jax.lax.scan(accumulate, zeros, (jnp.arange(slices), selection))
     grads, heads_grads = jax.tree.map(lambda leaf: leaf / slices, total)
@@ -90,6 +91,7 @@ def make_mean_loss(
     variables = variables_fn(params, frozen["base"])
     variables = {**variables, "heads": heads} if heads else variables
     loss, values = method.loss(variables, frozen, batch, key)
+    # One number an example, also where they are cut: the mean is over those of all devices.
     return jnp.mean(loss), {**values, "loss/total": loss}
 
   return mean_loss

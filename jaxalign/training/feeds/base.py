@@ -113,7 +113,7 @@ def pick_examples(stacked: Any, examples: Array) -> Any:
   """Examples `[b]` of stacked microbatches, each from the device that holds it, `[b, ...]`."""
 
   def pick(stacked, place):
-    j, row = place
+    j, row = place  # a microbatch, and a row of those that this device holds of it
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[j, row], stacked)
 
   return sharding.pick_own_rows(pick, stacked, 1, examples)

@@ -113,6 +113,7 @@ class Online:
     chosen = self.records.draw_for_step(self._seed, step, plan.num_records)  # [P]
     collected, scores, record = self._sample(state, step, chosen, table)
     key = streams.stream(self._seed, "labels", step)
+    # The memory comes back in the state, whose checkpoint a restart goes on from.
     memory, labels = self._label_fn(state.memory, scores, key)
     record |= {name: float(value) for name, value in labels.metrics.items()}
     selections = batching.selections(plan, self._seed, step, self._trained_steps(step))
@@ -156,6 +157,7 @@ class Online:
       pending.append(self.scorer.submit(sampled.samples, ids))
       if self._data.kl_weight:
         kl.append(sys.kl_fn(params, frozen, sampled, table))
+    # Until here nothing has waited for the devices, and the stacking is under way too.
     collected = self._collect_fn(parts)
     with scored.saving_rejected(sys.model.modality, self._workdir, step):
       named = self.scorer.gather(pending)
@@ -168,6 +170,7 @@ class Online:
   def _frozen(self, state: TrainState) -> Mapping[str, Params]:
     """The frozen trees, with the copy that is the reference where the method has one."""
     sys = self._sys
+    # The KL that samples pay for has to be the one that the loss takes the gradient of.
     if "reference" not in state.copies:
       return sys.frozen
     copy = sys.policy.variables(state.copies["reference"], sys.frozen["base"])
@@ -292,6 +295,7 @@ def pick_steps(rollout: Rollout, cond: Any, sample: Array, i: Array) -> tuple[An
 
   def pick(stacked, place, i):
     (rollout, cond), (j, row) = stacked, place
+    # A trajectory has one state more than steps: step i leads from x[i] to x[i + 1].
     steps = rollout.x[i, j, row], rollout.x[i + 1, j, row], rollout.log_prob[i, j, row]
     return steps, jax.tree.map(lambda leaf: leaf[j, row], cond)
 

@@ -32,6 +32,7 @@ def scores_of(
     record["reward/flat_groups"] = float(np.mean([is_flat(group) for group in groups]))
   if rewards.host_parts:  # those on the device always have a verdict
     record["reward/abstained"] = float(scoring.abstained(dict(named)).mean())
+  # After the metrics, which tell how good samples are and not what they cost.
   penalty = kl_weight * nats
   scores = Scores(
     total=(total - penalty).reshape(rows),

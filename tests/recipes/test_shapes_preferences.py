@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxalign.data import example_set, examples, preference_files, records
+from jaxalign.modalities.image import IMAGES
 from jaxalign.recipes import shapes_preferences
 from jaxalign.worlds.shapes import judge
 
@@ -87,10 +88,10 @@ def test_the_same_flags_write_the_same_bits(folder, tmp_path):
 
 
 def test_the_reader_takes_the_label_and_not_the_judge(folder, rows):
-  records, report = preference_files.load(folder / "pairs.parquet", max_bad_fraction=0.0)
+  records, report = preference_files.load(folder / "pairs.parquet", IMAGES, max_bad_fraction=0.0)
   assert not report.bad
   pairs = example_set.ExampleSet(
-    records, functools.partial(examples.pairs, ties="half"), size=(64, 64)
+    records, functools.partial(examples.pairs, ties="half"), IMAGES, shape=(64, 64, 3)
   )
   assert [record["prompt"] for record in pairs.records] == [row["prompt"] for row in rows]
   images = pairs.samples(np.arange(5))

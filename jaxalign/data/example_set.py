@@ -110,9 +110,11 @@ class ExampleSet:
     return np.stack(read).reshape(len(rows), *self.each, *self.shape)
 
   def _read(self, source: pathlib.Path | bytes) -> np.ndarray:
-    sample = self._modality.read(source)
+    read, resize = self._modality.read, self._modality.resize
+    assert read is not None  # candidates were made by it
+    sample = read(source)
     self._check_shape(sample.shape)  # again, because a file may have changed since it was read
-    return sample if sample.shape == self.shape else self._modality.resize(sample, self.shape)
+    return resize(sample, self.shape) if resize and sample.shape != self.shape else sample
 
   def _check_shape(self, shape: tuple[int, ...]) -> None:
     if shape != self.shape and not self._resize:

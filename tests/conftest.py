@@ -127,6 +127,19 @@ def load_config():
 
 
 @pytest.fixture(scope="session")
+def plan_pairs_file(tmp_path_factory):
+  """Twelve pairs of plans of the embedded planner, the one worth more preferred."""
+  pytest.importorskip("pyarrow")
+  from jaxalign.recipes import planner_preferences
+
+  folder = tmp_path_factory.mktemp("plan_pairs")
+  settings = {"num_pairs": 12, "seed": 0, "temperature": 1e-3, "tie_margin": 0.0}
+  compute = {"guidance_scale": 1.0, "num_steps": 4, "microbatch": 12, "split": "train"}
+  planner_preferences.generate(output=folder, **settings, **compute)
+  return folder / "pairs.parquet"
+
+
+@pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory):
   """Eight pairs of rendered scenes, the right one preferred, and a row whose image is missing."""
   from jaxalign.worlds.shapes import prompts, scene

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from jaxalign.data import preferences
-from jaxalign.data.candidates import make_candidate
+from jaxalign.data.preferences import make_candidate
+from jaxalign.modalities.image import IMAGES
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -27,5 +28,5 @@ def record(n=None, prompt="a cat", **labels):
   """A record of `n` images, whose grey is their index."""
   labels = {name: np.array(values, np.float32) for name, values in labels.items()}
   n = len(next(iter(labels.values()))) if n is None else n
-  candidates = tuple(make_candidate(solid((i, i, i))) for i in range(n))
-  return preferences.Record(prompt, candidates, **labels)
+  candidates = tuple(make_candidate(solid((i, i, i)), IMAGES.read) for i in range(n))
+  return preferences.Record({"prompt": prompt}, candidates, **labels)

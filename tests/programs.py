@@ -255,7 +255,7 @@ def _stored(work, batch):
 
 def record_of_two():
   prob = np.array([[np.nan, 1.0], [0.0, np.nan]], np.float32)
-  return preferences.Record("a prompt", (None, None), prob=prob)
+  return preferences.Record({"prompt": "a prompt"}, (None, None), prob=prob)
 
 
 def _inputs(work, batch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +180,67 @@ def test_copies_and_windows_are_resumed_to_the_bit(name, changes, load_config, t
   assert set(whole["copies"]) == {
     "nft_planner": {"old"}, "mix_grpo_planner": set(), "online_dpo_planner": {"reference", "ema"}
   }[name]
+
+
+def test_stored_plans_are_learned_from_and_resumed_to_the_bit(
+  load_config, plan_pairs_file, tmp_path
+):
+  config = load_config("kto_planner", "quicktest")
+  config.update_from_flattened_dict({"data.source": str(plan_pairs_file), "samples.every": 0})
+  train.train(config, tmp_path / "whole")
+  written = records(tmp_path / "whole")
+  assert len(written) == 2 and all(record["grad/norm"] > 0 for record in written)
+  report = json.loads((tmp_path / "whole" / "preferences_report.json").read_text())
+  assert report["num_records"] == 12 and not report["bad"]
+  shorter = config.copy_and_resolve_references()
+  shorter.num_iterations = 1
+  train.train(shorter, tmp_path / "parts")
+  train.train(config, tmp_path / "parts")
+  assert records(tmp_path / "parts") == written
+  whole, parts = (checkpoint.read_latest(tmp_path / part)[1] for part in ("whole", "parts"))
+  jax.tree.map(np.testing.assert_array_equal, parts, whole)
+
+
+def test_the_main_command_learns_from_stored_plans(command, plan_pairs_file, tmp_path):
+  root = pathlib.Path(__file__).resolve().parents[1]
+  config = f"--config={root}/configs/kto_planner.py:quicktest"
+  job = command(
+    "main", config, "--workdir=run", f"--config.data.source={plan_pairs_file}", cwd=tmp_path
+  )
+  _, errors = job.communicate(timeout=200)
+  assert job.returncode == 0, errors
+  report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+  assert set(report["rewards"]) == {"planner_success", "planner"}
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"data.resize": True}, "resize: expected False, because plans cannot be resized; got True"),
+  ({"data.source": "{short}"}, r"expected plans of shape \(16, 2\), found one of \(8, 2\)"),
+  ({"data.source": "{asked}"}, r'data\.source: record 0: expected a "goal" of two numbers'),
+  ({"data.source": "{image}"}, r"unreadable sample\n.*whole \.npy array"),
+])  # fmt: skip
+def test_stored_samples_that_a_model_cannot_learn_from(changes, message, load_config, tmp_path):
+  for path, steps in (("long", 16), ("short", 8)):
+    np.save(tmp_path / f"{path}.npy", np.zeros((steps, 2), np.float32))
+  Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+  ends = {"start": [-0.9, 0], "goal": [0.9, 0]}
+  rows = {
+    "short": (ends, "short.npy"), "asked": ({"start": [-0.9, 0]}, "long.npy"),
+    "image": (ends, "a.png"),
+  }  # fmt: skip
+  for name, (record, sample) in rows.items():
+    row = {"record": record, "samples": [sample] * 2, "label_0": 1}
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+  config = load_config("kto_planner", "quicktest")
+  config.data.source = str(tmp_path / "short.jsonl")
+  files = {name: tmp_path / f"{name}.jsonl" for name in rows}
+  config.update_from_flattened_dict({
+    key: value.format(**files) if isinstance(value, str) else value
+    for key, value in changes.items()
+  })
+  with pytest.raises(ValueError, match=message) as error:
+    train.train(config, tmp_path / "run")
+  assert len(str(error.value).splitlines()) <= 3 and not (tmp_path / "run").exists()
 
 
 def test_it_is_sampled_by_the_command(run, command, tmp_path):

@@ -1,1 +1,1 @@
-"""Prompts, as records that rewards and metrics can read."""
+"""Records that models are asked with, and stored samples with what was said of them."""

@@ -1,14 +1,14 @@
 """The examples of stored preferences in batches: which of them a step trains on."""
 
+import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
 from jaxalign import streams
 from jaxalign.data import preferences
-from jaxalign.data.candidates import Candidate
 from jaxalign.data.examples import Examples
+from jaxalign.modalities.modality import Modality
 from jaxalign.types import Record
 
 
@@ -16,25 +16,27 @@ class ExampleSet:
   """The examples of many records.
 
   Rows, `len` and what `samples` takes count examples; epochs and batches count records. A record is
-  what a person was shown and judged, and nine ranked images, which make 36 pairs, are one of them
-  just as two images are: a step draws records, and of each of them one example.
+  what a person was shown and judged, and nine ranked samples, which make 36 pairs, are one of them
+  just as two samples are: a step draws records, and of each of them one example.
 
   Attributes:
-    records: of each of the P examples, what it was made for, `{"prompt": str}`.
+    records: of each of the P examples, what it was made for, such as `{"prompt": str}`.
     values: `{name: [P, ...]}`.
     record: int32 `[P]`, from 0 and ascending, which record an example is of. Records without one
       are not counted.
     num_records: how many there are.
     each: the axis of an example's samples: `()`, or `(n,)`.
-    size: (height, width) of the images that `samples` returns.
+    shape: of one of the samples that `samples` returns.
+    dtype: of their numbers.
   """
 
   def __init__(
     self,
     records: Sequence[preferences.Record],
     examples: Callable[[preferences.Record], Examples],
+    modality: Modality,
     *,
-    size: tuple[int, int],
+    shape: tuple[int, ...],
     resize: bool = False,
   ):
     """Takes every example that `examples` makes of a record.
@@ -42,14 +44,18 @@ class ExampleSet:
     Args:
       records: as they were read.
       examples: see `ExamplesFn`.
-      size: (height, width).
-      resize: bring images to `size`, whatever their aspect ratio; else another size is an error.
+      modality: of the samples.
+      shape: of a sample.
+      resize: bring samples to `shape`, as `Modality.resize` does; else another one is an error.
 
     Raises:
-      ValueError: no record has an example, or an image is not of `size`.
+      ValueError: no record has an example, or a sample is not of `shape`.
     """
-    height, width = size
-    self.size, self._resize = (height, width), resize
+    if resize and modality.resize is None:
+      raise ValueError(
+        f"config.data.resize: expected False, because {modality.unit} cannot be resized; got True"
+      )
+    self.shape, self._resize, self._modality = tuple(shape), resize, modality
     found = [examples(record) for record in records]
     counts = np.array([len(one.candidates) for one in found], np.int32)
     if not counts.sum():
@@ -66,14 +72,15 @@ class ExampleSet:
     self._counts, self._firsts = counts, np.cumsum(counts) - counts  # of the rows of each record
     self.each = found[0].candidates.shape[1:]
     self.records: list[Record] = []
-    self._candidates: list[list[Candidate]] = []
+    self._candidates: list[list[preferences.Candidate]] = []
     for record, one in zip(records, found, strict=True):
       for chosen in one.candidates:
-        self.records.append({"prompt": record.prompt})
+        self.records.append(record.record)
         self._candidates.append([record.candidates[k] for k in np.atleast_1d(chosen)])
     for candidates in self._candidates:
       for candidate in candidates:
-        self._check_size(candidate.size)
+        self._check_shape(candidate.shape)
+    self.dtype = self._candidates[0][0].dtype
 
   def __len__(self) -> int:
     return len(self._candidates)
@@ -98,21 +105,21 @@ class ExampleSet:
     return self._firsts[records] + rng.integers(self._counts[records])
 
   def samples(self, rows: np.ndarray) -> np.ndarray:
-    """uint8 `[B, H, W, 3]`, or `[B, n, H, W, 3]`, of examples `[B]`."""
-    pixels = [self._fit(c.pixels()) for row in rows for c in self._candidates[int(row)]]
-    return np.stack(pixels).reshape(len(rows), *self.each, *self.size, 3)
+    """`[B, *shape]`, or `[B, n, *shape]`, of examples `[B]`, decoded anew at every call."""
+    read = [self._read(c.source) for row in rows for c in self._candidates[int(row)]]
+    return np.stack(read).reshape(len(rows), *self.each, *self.shape)
 
-  def _fit(self, pixels: np.ndarray) -> np.ndarray:
-    height, width, _ = pixels.shape
-    self._check_size((height, width))  # again, because a file may have changed since it was read
-    if (height, width) == self.size:
-      return pixels
-    resized = Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+  def _read(self, source: pathlib.Path | bytes) -> np.ndarray:
+    read, resize = self._modality.read, self._modality.resize
+    assert read is not None  # candidates were made by it
+    sample = read(source)
+    self._check_shape(sample.shape)  # again, because a file may have changed since it was read
+    return resize(sample, self.shape) if resize and sample.shape != self.shape else sample
 
-  def _check_size(self, size: tuple[int, int]) -> None:
-    if size != self.size and not self._resize:
+  def _check_shape(self, shape: tuple[int, ...]) -> None:
+    if shape != self.shape and not self._resize:
+      remedy = "; resize them beforehand, or pass resize=True" if self._modality.resize else ""
       raise ValueError(
-        f"preferences: expected images of (height, width) {self.size}, found one of {size}; "
-        "resize them beforehand, or pass resize=True"
+        f"preferences: expected {self._modality.unit} of shape {self.shape}, found one of {shape}"
+        f"{remedy}"
       )

@@ -1,20 +1,22 @@
-"""Reads preferences from files: one row a prompt, its images and what was said of them.
+"""Reads preferences from files: one row a record, its samples and what was said of them.
 
   {"prompt": "a red circle", "images": ["a.png", "b.png"], "label_0": 1.0}
+  {"record": {"start": [-0.9, 0], "goal": [0.9, 0]}, "samples": ["a.npy", "b.npy"], "label_0": 1.0}
 
 A `.jsonl` file has one such object a line, a `.parquet` file one such row:
 
-  prompt    text
-  images    list of n paths, relative to the file's folder; in parquet also of n images' bytes
+  prompt    text; or record, an object of the fields that the model asks for
+  images    list of n paths, relative to the file's folder; in parquet also of the bytes of n files;
+            or, of any kind of samples, samples
   and one of
-  label_0   of two images: 1 the first is better, 0 the second, 0.5 a tie, or a share of votes
+  label_0   of two samples: 1 the first is better, 0 the second, 0.5 a tie, or a share of votes
   prob      n lists of n numbers, P(i better than j); null where not compared
   rank      n numbers, 1 the best, ties equal; null where unknown
   binary    n numbers, 1 good, 0 bad, -1 unknown
   scores    n numbers, higher is better; null where unknown
 
-A label that is null is a label not given, and other fields are not read. What is kept in memory is
-the bytes of the images in parquet, and of others the path.
+A field that is null is a field not given, in a record too, and other fields are not read. What is
+kept in memory is the bytes of the samples in parquet, and of others the path.
 """
 
 import collections
@@ -24,7 +26,7 @@ import json
 import os
 import pathlib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,9 +34,12 @@ import tqdm
 
 from jaxalign import files
 from jaxalign.data import preferences
-from jaxalign.data.candidates import Candidate, make_candidate
+from jaxalign.data import records as records_lib
+from jaxalign.modalities.modality import Modality, ReadFn
 
-FIELDS = ("prompt", "images", "label_0", *preferences.LABELS)
+ASKED = ("prompt", "record")
+SAMPLES = {"images": "image", "samples": "sample"}  # and what an error calls one of them
+LABELS = ("label_0", *preferences.LABELS)
 SHOWN = 3  # bad rows that an error names
 
 
@@ -82,14 +87,19 @@ class _BadRowError(ValueError):
 
 
 def load(
-  source: str | os.PathLike, *, max_bad_fraction: float = 0.01
+  source: str | os.PathLike, modality: Modality, *, max_bad_fraction: float = 0.01
 ) -> tuple[tuple[preferences.Record, ...], Report]:
-  """Reads and checks every row, decoding each image once; bad rows are set aside and reported.
+  """Reads and checks every row, decoding each sample once; bad rows are set aside and reported.
 
   Raises:
-    ValueError: no such file or not of the two kinds, no good row in it, or a larger share of bad
-      rows than `max_bad_fraction`.
+    ValueError: no such file or not of the two kinds, no good row in it, a larger share of bad rows
+      than `max_bad_fraction`, or a modality whose samples are not read from files.
   """
+  if modality.read is None:
+    raise ValueError(
+      f"preferences: expected a model whose samples can be read from files; those of this one, "
+      f"{modality.unit}, have no function for it: Modality.read"
+    )
   if not 0 <= max_bad_fraction <= 1:
     raise ValueError(f"max_bad_fraction: expected a share from 0 to 1, got {max_bad_fraction}")
   path = pathlib.Path(source)
@@ -100,12 +110,12 @@ def load(
   records, bad = [], []
   for number, row in _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path):
     try:
-      records.append(_parse(row, path.parent))
+      records.append(_parse(row, path.parent, modality.read))
     except _BadRowError as error:
       bad.append(BadRow(number, *error.args))
   report = Report(str(path), len(records) + len(bad), tuple(bad))
   if not report.num_rows:
-    raise ValueError(f"preferences: {path} is empty; expected one row a prompt and its images")
+    raise ValueError(f"preferences: {path} is empty; expected one row a record and its samples")
   if not records or len(bad) > max_bad_fraction * report.num_rows:
     first = "; ".join(f"row {row.row}: {row.detail}" for row in bad[:SHOWN])
     raise ValueError(
@@ -140,12 +150,12 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   try:
     with pyarrow.parquet.ParquetFile(path) as table:
       found = table.schema_arrow.names
-      if not {"prompt", "images"} <= set(found):
+      if not all(set(names) & set(found) for names in (ASKED, SAMPLES)):
         raise ValueError(
-          f'preferences: {path}: expected the columns "prompt" and "images", found '
-          f"{', '.join(found)}"
+          f"preferences: {path}: expected the columns {_either(ASKED)}, and {_either(SAMPLES)}, "
+          f"found {', '.join(found)}"
         )
-      columns = [name for name in FIELDS if name in found]
+      columns = [name for name in (*ASKED, *SAMPLES, *LABELS) if name in found]
       batches = table.iter_batches(batch_size=256, columns=columns)
       rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
       total = table.metadata.num_rows
@@ -154,23 +164,23 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     raise ValueError(f"preferences: {path} is no whole parquet file: {error}") from error
 
 
-def _parse(row: bytes | dict[str, Any], folder: pathlib.Path) -> preferences.Record:
+def _either(names: Iterable[str]) -> str:
+  return " or ".join(f'"{name}"' for name in names)
+
+
+def _parse(row: bytes | dict[str, Any], folder: pathlib.Path, read: ReadFn) -> preferences.Record:
   """Raises `_BadRowError(reason, detail)`."""
   fields = _parse_json(row) if isinstance(row, bytes) else row
-  prompt, images = fields.get("prompt"), fields.get("images")
-  if not isinstance(prompt, str) or not prompt.strip():
-    raise _BadRowError("no prompt", 'expected a text "prompt"')
-  if not isinstance(images, list) or not images:
-    raise _BadRowError("no images", 'expected a list "images" of at least one')
-  labels = [name for name in FIELDS[2:] if fields.get(name) is not None]
+  record, (name, sources) = _record(fields), _sources(fields)
+  labels = _given(fields, LABELS)
   if not labels:
-    raise _BadRowError("no label", f"expected one of {', '.join(FIELDS[2:])}")
+    raise _BadRowError("no label", f"expected one of {', '.join(LABELS)}")
   if len(labels) > 1:
     raise _BadRowError("bad label", f"expected one label, found {' and '.join(labels)}")
-  candidates = tuple(_candidate(image, folder) for image in images)
+  candidates = tuple(_candidate(source, name, folder, read) for source in sources)
   try:
     label = _label(labels[0], fields[labels[0]], len(candidates))
-    return preferences.Record(prompt, candidates, **label)
+    return preferences.Record(record, candidates, **label)
   except (OverflowError, TypeError, ValueError) as error:
     raise _BadRowError("bad label", str(error)) from error
 
@@ -185,16 +195,54 @@ def _parse_json(line: bytes) -> dict[str, Any]:
   return fields
 
 
-def _candidate(image: Any, folder: pathlib.Path) -> Candidate:
-  if not isinstance(image, str | bytes):
-    raise _BadRowError("no images", f"expected paths or bytes, found a {type(image).__name__}")
-  # Path.is_file raises on a name that is too long.
-  if isinstance(image, str) and not os.path.isfile(folder / image):
-    raise _BadRowError("missing image", f'no image file "{folder / image}"')
+def _given(fields: dict[str, Any], names: Iterable[str]) -> list[str]:
+  return [name for name in names if fields.get(name) is not None]
+
+
+def _record(fields: dict[str, Any]) -> dict[str, Any]:
+  given = _given(fields, ASKED)
+  if len(given) > 1:
+    raise _BadRowError("bad record", f"expected one of {_either(ASKED)}, found both")
+  if given != ["record"]:
+    text = fields.get("prompt")
+    if not isinstance(text, str) or not text.strip():
+      raise _BadRowError("no prompt", 'expected a text "prompt", or an object "record"')
+    return {"prompt": text}
+  if not isinstance(fields["record"], dict):
+    found = type(fields["record"]).__name__
+    raise _BadRowError("bad record", f'expected an object "record", found a {found}')
+  record = {name: value for name, value in fields["record"].items() if value is not None}
   try:
-    return make_candidate(folder / image if isinstance(image, str) else image)
+    records_lib.check(record)
   except ValueError as error:
-    raise _BadRowError("unreadable image", str(error)) from error
+    raise _BadRowError("bad record", f"record: {error}") from error
+  return record
+
+
+def _sources(fields: dict[str, Any]) -> tuple[str, list[Any]]:
+  """The field that holds the samples, and what it holds, one or more."""
+  given = _given(fields, SAMPLES)
+  if len(given) > 1:
+    raise _BadRowError("bad samples", f"expected one of {_either(SAMPLES)}, found both")
+  if not given:
+    raise _BadRowError("no samples", f"expected a list {_either(SAMPLES)} of at least one")
+  (name,) = given
+  if not isinstance(fields[name], list) or not fields[name]:
+    raise _BadRowError(f"no {name}", f'expected a list "{name}" of at least one')
+  return name, fields[name]
+
+
+def _candidate(source: Any, name: str, folder: pathlib.Path, read: ReadFn) -> preferences.Candidate:
+  one = SAMPLES[name]
+  if not isinstance(source, str | bytes):
+    raise _BadRowError(f"no {name}", f"expected paths or bytes, found a {type(source).__name__}")
+  # Path.is_file raises on a name that is too long.
+  if isinstance(source, str) and not os.path.isfile(folder / source):
+    raise _BadRowError(f"missing {one}", f'no {one} file "{folder / source}"')
+  try:
+    return preferences.make_candidate(folder / source if isinstance(source, str) else source, read)
+  except ValueError as error:
+    raise _BadRowError(f"unreadable {one}", str(error)) from error
 
 
 def _label(name: str, values: Any, n: int) -> dict[str, np.ndarray]:
@@ -202,6 +250,6 @@ def _label(name: str, values: Any, n: int) -> dict[str, np.ndarray]:
   if name != "label_0":
     return {name: np.array(values, np.float32)}
   if n != 2:
-    raise ValueError(f"label_0: expected two images, got {n}")
+    raise ValueError(f"label_0: expected two samples, got {n}")
   p = float(values)
   return {"prob": np.array([[np.nan, p], [1 - p, np.nan]], np.float32)}

@@ -1,25 +1,53 @@
-"""Preferences in memory: a prompt, its candidate images, and one label that compares them.
+"""Preferences in memory: a record, its candidate samples, and one label that compares them.
 
 Labels come in four kinds; `to_pairs`, `to_ranking` and `to_binary` turn any of them into what a
 method wants, and are the only places that decide what a tie means.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # it pulls in Pillow, which labels do without
-  from jaxalign.data.candidates import Candidate
+from jaxalign.data import records
 
 LABELS = ("prob", "rank", "binary", "scores")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Record:
-  """One prompt, its `n` candidates, and exactly one label of them.
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """One sample, kept as the file or as the bytes it came in, and decoded when it is wanted.
 
   Attributes:
+    source: path or content of a file.
+    shape: of the sample.
+    dtype: of its numbers.
+  """
+
+  source: pathlib.Path | bytes = dataclasses.field(repr=False)
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+
+def make_candidate(
+  source: pathlib.Path | bytes, read: Callable[[pathlib.Path | bytes], np.ndarray]
+) -> Candidate:
+  """Reads the sample once, to know its shape and that it is whole; ValueError if it is not.
+
+  `read` is that of a `Modality`.
+  """
+  sample = read(source)
+  return Candidate(source, sample.shape, sample.dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+  """What was asked for, the `n` candidates that were shown, and exactly one label of them.
+
+  Attributes:
+    record: what they were made for, such as `{"prompt": str}`.
     prob: `[n, n]`, P(i better than j) in [0, 1]; 0.5 is a tie, NaN not compared. One of (i, j) and
       (j, i) is enough; the diagonal is not read.
     rank: `[n]`, 1 is best, equal numbers are ties, NaN is unknown; numbers may be left out.
@@ -27,18 +55,17 @@ class Record:
     scores: `[n]`, higher is better, NaN is unknown.
   """
 
-  prompt: str
-  candidates: "tuple[Candidate, ...]"
+  record: Mapping[str, Any]
+  candidates: tuple[Candidate, ...]
   prob: np.ndarray | None = None
   rank: np.ndarray | None = None
   binary: np.ndarray | None = None
   scores: np.ndarray | None = None
 
   def __post_init__(self):
-    if not self.prompt.strip():
-      raise ValueError("expected a prompt, got an empty one")
+    records.check(self.record)
     if not self.candidates:
-      raise ValueError("expected at least one image, got none")
+      raise ValueError("expected at least one candidate, got none")
     given = [name for name in LABELS if getattr(self, name) is not None]
     if len(given) != 1:
       found = " and ".join(given) or "none"
@@ -50,7 +77,7 @@ def _check_label(name: str, values: np.ndarray, n: int) -> None:
   expected = (n, n) if name == "prob" else (n,)
   if values.shape != expected:
     raise ValueError(
-      f"{name}: expected {list(expected)} for {n} images, got {list(values.shape)}"
+      f"{name}: expected {list(expected)} for {n} candidates, got {list(values.shape)}"
     )
   rules = {
     "prob": (lambda v: np.isnan(v) | ((v >= 0) & (v <= 1)), "numbers from 0 to 1"),
@@ -67,7 +94,7 @@ def _check_label(name: str, values: np.ndarray, n: int) -> None:
     raise ValueError("prob: expected prob[i][j] + prob[j][i] to be 1 where both are given")
   known = values >= 0 if name == "binary" else ~np.isnan(values)
   if not (_off_diagonal(known) if name == "prob" else known).any():
-    raise ValueError(f"{name}: expected a label of at least one image, got only unknown ones")
+    raise ValueError(f"{name}: expected a label of at least one candidate, got only unknown ones")
 
 
 def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
@@ -90,7 +117,7 @@ class Pairs(NamedTuple):
 def to_pairs(record: Record, ties: str = "drop") -> Pairs:
   """Every comparison that the label makes, winner first.
 
-  Two good or two bad images of a `binary` label were not compared, so they are no tie.
+  Two good or two bad candidates of a `binary` label were not compared, so they are no tie.
 
   Args:
     ties: "drop" leaves ties out; "half" keeps them with p = 0.5, the first candidate as winner.
@@ -140,8 +167,7 @@ def to_binary(record: Record, threshold: float | None = None) -> np.ndarray:
 
 
 def _probabilities(record: Record) -> np.ndarray:
-  """`[n, n]`, P(i better than j), both halves filled; NaN where not compared, and on the diagonal.
-  """
+  """`[n, n]`, P(i better than j) in both halves; NaN where not compared, and on the diagonal."""
   if record.prob is not None:
     p = np.where(np.isnan(record.prob), 1 - record.prob.T, record.prob).astype(np.float64)
   else:

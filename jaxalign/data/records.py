@@ -123,10 +123,9 @@ def load(source: str) -> RecordSet:
 
 def _named(world: str, part: str) -> RecordSet:
   if world == "shapes":
-    from jaxalign.worlds.shapes import prompts as grammar
+    from jaxalign.worlds import shapes
 
-    chosen = getattr(grammar, f"{part}_prompts")()
-    return RecordSet(tuple({"prompt": p.text, "category": p.category} for p in chosen))
+    return RecordSet(shapes.records(part))
   if world == "planner":
     from jaxalign.worlds import planner
 
@@ -148,9 +147,17 @@ def _parse_json(path: pathlib.Path, number: int, line: str) -> Record:
     raise ValueError(f"records: {path} line {number} is not JSON: {error.msg}") from error
   if not isinstance(record, dict):
     raise ValueError(f"records: {path} line {number}: expected an object, found {line.strip()!r}")
-  prompt = record.get("prompt", "a text")
-  if not isinstance(prompt, str) or not prompt.strip():
-    raise ValueError(f'records: {path} line {number}: expected "prompt" to be a text, if given')
-  if not isinstance(record.get("category", ""), str):
-    raise ValueError(f'records: {path} line {number}: expected "category" to be a text, if given')
+  try:
+    check(record)
+  except ValueError as error:
+    raise ValueError(f"records: {path} line {number}: {error}") from error
   return record
+
+
+def check(record: Record) -> None:
+  """Raises ValueError if a text or a category is none; a model asks for the fields it needs."""
+  text = record.get("prompt", "a text")
+  if not isinstance(text, str) or not text.strip():
+    raise ValueError('expected "prompt" to be a text, if given')
+  if not isinstance(record.get("category", ""), str):
+    raise ValueError('expected "category" to be a text, if given')

@@ -1,11 +1,12 @@
-"""Images: float32 `[N, H, W, 3]` in [0, 1], drawn in grids and written as PNG."""
+"""Images: float32 `[N, H, W, 3]` in [0, 1], drawn in grids and written as PNG; stored as uint8."""
 
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from jaxalign.modalities.modality import (
   Modality,
@@ -57,7 +58,6 @@ def pixels(images: np.ndarray) -> np.ndarray:
   return unit_norm(blocks.mean(axis=(2, 4)).reshape(N, -1) - 0.5)
 
 
-
 def picture(
   images: Sequence[np.ndarray | None], captions: Sequence[str], columns: int
 ) -> Image.Image:
@@ -103,4 +103,44 @@ def write(images: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
   return paths
 
 
-IMAGES = Modality("images", check, {"pixels": pixels}, picture, write, fit=fit)
+def read(source: pathlib.Path | bytes) -> np.ndarray:
+  """Any file that Pillow reads as uint8 `[H, W, 3]`: turned as its EXIF says, its first frame only.
+
+  What is transparent shows white. Of 16-bit greyscale the upper 8 bits remain.
+
+  Raises:
+    ValueError: missing, truncated, no image, or of numbers without a known range.
+  """
+  name = "the bytes given" if isinstance(source, bytes) else f'"{source}"'
+  try:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+      return _to_rgb(ImageOps.exif_transpose(opened))
+  except Exception as error:  # in a broken file Pillow's decoders raise nearly anything
+    unknown = isinstance(error, UnidentifiedImageError)
+    fault = "of no kind that Pillow knows" if unknown else error
+    raise ValueError(f"unreadable image: expected a whole image in {name}: {fault}") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+  if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip at 255
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+      raise ValueError(f"expected greyscale of 16 bits, got {values.min()} to {values.max()}")
+    return np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, axis=2)
+  if image.mode == "F":
+    raise ValueError("expected integer pixels, got floating point, whose range is not known")
+  if "A" in image.getbands() or "transparency" in image.info:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  return np.array(image.convert("RGB"))
+
+
+def resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """uint8 `[H, W, 3]` as uint8 of that shape, bicubic, whatever its aspect ratio."""
+  height, width, _ = shape
+  return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+IMAGES = Modality(
+  "images", check, {"pixels": pixels}, picture, write, fit=fit, read=read, resize=resize
+)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
   from jaxalign.types import Array
 
 FeatureFn = Callable[[np.ndarray], np.ndarray]
+ReadFn = Callable[[pathlib.Path | bytes], np.ndarray]  # path or content of a file -> sample
 
 
 class SampleError(ValueError):
@@ -36,6 +37,10 @@ class Modality(NamedTuple):
   fit: `samples -> bool [N]`, a part of programs: which samples `check` would pass, so that those
     which are scored on the device are looked at there. A wrong rank raises as in `check`. None
     brings all samples to the host to be checked.
+  read: `(path or bytes of a file) -> sample`, one sample of a data set as it is stored, decoded and
+    checked; all samples of a kind have one dtype. ValueError, which names the file, if it is not
+    whole. None: samples of this kind cannot be learned from in files.
+  resize: `(sample, shape) -> sample`, of what `read` gives. None: they cannot be resized.
   """
 
   unit: str
@@ -45,6 +50,8 @@ class Modality(NamedTuple):
   write: Callable[[np.ndarray, pathlib.Path], list[pathlib.Path]]
   shown: int = 24
   fit: "Callable[[Array], Array] | None" = None
+  read: ReadFn | None = None
+  resize: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
 
 
 def before_and_after(

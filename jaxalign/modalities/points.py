@@ -1,13 +1,13 @@
 """Points: float32 `[N, D]`, D numbers each, drawn together in one scatter plot."""
 
-import pathlib
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from jaxalign.modalities import figures
+from jaxalign.modalities import arrays, figures
 from jaxalign.modalities.modality import Modality, SampleError, all_finite, check_finite
 
 if TYPE_CHECKING:
@@ -89,12 +89,7 @@ def _histogram(axes: "Axes", groups: dict[str, np.ndarray]) -> None:
     axes.hist(points[:, 0], bins=bins.tolist(), alpha=0.6, color=color, label=name)
 
 
-def write(points: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
-  """Writes each point `[D]` as an array of numpy, 0000.npy and on."""
-  paths = [folder / f"{index:04d}.npy" for index in range(len(points))]
-  for path, point in zip(paths, points, strict=True):
-    np.save(path, point)
-  return paths
-
-
-POINTS = Modality("points", check, {"angles": angles}, picture, write, shown=1000, fit=fit)
+read = functools.partial(arrays.read, check=check)
+POINTS = Modality(
+  "points", check, {"angles": angles}, picture, arrays.write, shown=1000, fit=fit, read=read
+)

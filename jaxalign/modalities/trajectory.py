@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from jaxalign.modalities import figures, points
+from jaxalign.modalities import arrays, figures
 from jaxalign.modalities.modality import (
   Modality,
   SampleError,
@@ -102,8 +102,9 @@ def make(obstacles: Sequence[Circle] = ()) -> Modality:
     check=check,
     features={"waypoints": waypoints},
     picture=functools.partial(picture, obstacles=tuple(obstacles)),
-    write=points.write,
+    write=arrays.write,
     fit=fit,
+    read=functools.partial(arrays.read, check=check),
   )
 
 

@@ -17,6 +17,7 @@ from jaxalign import files, streams
 from jaxalign.data import example_set, examples, preference_files
 from jaxalign.losses import implicit_accuracy
 from jaxalign.losses import reward_model as losses
+from jaxalign.modalities.image import IMAGES
 from jaxalign.models import tokenization
 from jaxalign.models.families import clip_dual
 from jaxalign.training import fit as fit_lib
@@ -68,12 +69,10 @@ def fit(config, workdir: pathlib.Path, warm_start: WarmStart) -> pathlib.Path:
 
 def load_pairs(*, source: str, image_size: int, ties: str) -> example_set.ExampleSet:
   """The pairs of a preference file, see `data.preference_files`; images brought to a square."""
-  records, report = preference_files.load(source)
+  records, report = preference_files.load(source, IMAGES)
   print(report.summary())
-  size = (image_size, image_size)
-  return example_set.ExampleSet(
-    records, functools.partial(examples.pairs, ties=ties), size=size, resize=True
-  )
+  of_record, shape = functools.partial(examples.pairs, ties=ties), (image_size, image_size, 3)
+  return example_set.ExampleSet(records, of_record, IMAGES, shape=shape, resize=True)
 
 
 def make_preference_loss(model: clip_dual.CLIP) -> fit_lib.LossFn:

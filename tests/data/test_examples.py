@@ -8,12 +8,14 @@ import pytest
 from preference_records import BLUE, RED, record, solid
 
 from jaxalign.data import example_set, examples, preferences
-from jaxalign.data.candidates import make_candidate
+from jaxalign.data.preferences import make_candidate
+from jaxalign.modalities.image import IMAGES
+from jaxalign.modalities.trajectory import PLANS
 
 
 def pairs_of(records, ties="drop", **options):
   of_record = functools.partial(examples.pairs, ties=ties)
-  return example_set.ExampleSet(records, of_record, **{"size": (4, 6), **options})
+  return example_set.ExampleSet(records, of_record, IMAGES, shape=(4, 6, 3), **options)
 
 
 def make_pairs(num_records, **options):
@@ -48,10 +50,10 @@ def test_records_without_any_pair_are_an_error():
 
 
 def test_images_of_another_size_are_refused_or_resized(tmp_path):
-  small = make_candidate(solid(RED))
-  large = make_candidate(solid(BLUE, (8, 8)))
-  label = preferences.Record("a", (small, large), rank=np.array([1.0, 2.0]))
-  with pytest.raises(ValueError, match=r"\(4, 6\), found one of \(8, 8\); .*resize=True"):
+  small = make_candidate(solid(RED), IMAGES.read)
+  large = make_candidate(solid(BLUE, (8, 8)), IMAGES.read)
+  label = preferences.Record({"prompt": "a"}, (small, large), rank=np.array([1.0, 2.0]))
+  with pytest.raises(ValueError, match=r"\(4, 6, 3\), found one of \(8, 8, 3\); .*resize=True"):
     pairs_of([label])
   pairs = pairs_of([label], resize=True)
   images = pairs.samples(np.array([0]))
@@ -62,15 +64,34 @@ def test_images_of_another_size_are_refused_or_resized(tmp_path):
 def test_an_image_that_changed_after_reading_is_noticed(tmp_path):
   path = tmp_path / "a.png"
   path.write_bytes(solid(RED))
-  candidates = (make_candidate(path),) * 2
-  label = preferences.Record("a", candidates, scores=np.array([1.0, 2.0]))
+  candidates = (make_candidate(path, IMAGES.read),) * 2
+  label = preferences.Record({"prompt": "a"}, candidates, scores=np.array([1.0, 2.0]))
   pairs = pairs_of([label])
   path.write_bytes(solid(RED, (4, 7)))
-  with pytest.raises(ValueError, match=r"found one of \(4, 7\)"):
+  with pytest.raises(ValueError, match=r"found one of \(4, 7, 3\)"):
     pairs.samples(np.array([0]))
   path.unlink()
   with pytest.raises(ValueError, match=r"unreadable image.*a\.png"):
     pairs.samples(np.array([0]))
+
+
+def test_plans_are_read_as_images_are_and_never_resized(tmp_path):
+  short, long = (np.full((h, 2), h, np.float32) for h in (3, 4))
+  path, other = PLANS.write(np.stack([long, -long]), tmp_path)
+  candidates = tuple(make_candidate(source, PLANS.read) for source in (path, other.read_bytes()))
+  asked = {"start": [0, 0], "goal": [1, 1]}
+  label = preferences.Record(asked, candidates, rank=np.array([2.0, 1.0]))
+  of_record = functools.partial(examples.pairs, ties="drop")
+  pairs = example_set.ExampleSet([label], of_record, PLANS, shape=(4, 2))
+  assert pairs.records == [asked] and pairs.dtype == np.float32
+  np.testing.assert_array_equal(pairs.samples(np.array([0, 0])), [[-long, long]] * 2)
+  np.save(path, short)
+  with pytest.raises(ValueError, match=r"plans of shape \(4, 2\), found one of \(3, 2\)$"):
+    pairs.samples(np.array([0]))
+  with pytest.raises(ValueError, match=r"plans of shape \(5, 2\), found one of \(4, 2\)$"):
+    example_set.ExampleSet([label], of_record, PLANS, shape=(5, 2))
+  with pytest.raises(ValueError, match="resize: expected False, because plans cannot be resized"):
+    example_set.ExampleSet([label], of_record, PLANS, shape=(4, 2), resize=True)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 11, 25])
@@ -143,7 +164,7 @@ def test_thumbs_are_candidates_by_themselves():
     record(prompt="c", prob=[[np.nan, 0.5], [0.5, np.nan]]),
   ]
   of_record = functools.partial(examples.thumbs, threshold=0.5)
-  found = example_set.ExampleSet(records, of_record, size=(4, 6))
+  found = example_set.ExampleSet(records, of_record, IMAGES, shape=(4, 6, 3))
   assert found.each == () and [r["prompt"] for r in found.records] == ["a", "a", "b", "b", "b"]
   assert found.values["good"].tolist() == [1, 0, 0, 1, 1] and found.num_records == 2
   images = found.samples(np.array([1, 4]))

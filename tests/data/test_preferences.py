@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from preference_records import BLUE, GREEN, NOISE, RED, encode, record
 
-from jaxalign.data import candidates, preferences
+from jaxalign.data import preferences
+from jaxalign.modalities.image import IMAGES
 
 NAN = np.nan
 
@@ -133,7 +134,7 @@ def test_pairs_made_from_a_ranking_rank_the_same():
 
 
 BAD_LABELS = [
-  ({"rank": [1, 2, 3]}, "rank: expected [2] for 2 images, got [3]"),
+  ({"rank": [1, 2, 3]}, "rank: expected [2] for 2 candidates, got [3]"),
   ({"prob": [0.5, 0.5]}, "prob: expected [2, 2]"),
   ({"prob": [[NAN, 1.5], [NAN, NAN]]}, "prob: expected numbers from 0 to 1, got 1.5"),
   ({"prob": [[NAN, 1], [1, NAN]]}, "prob[i][j] + prob[j][i] to be 1"),
@@ -156,10 +157,10 @@ def test_a_record_refuses_a_label_that_does_not_fit(labels, expected):
   assert expected in str(caught.value)
 
 
-def test_a_record_needs_a_prompt_and_images():
-  with pytest.raises(ValueError, match="expected a prompt"):
+def test_a_record_needs_a_prompt_and_samples():
+  with pytest.raises(ValueError, match='expected "prompt" to be a text'):
     record(prompt=" ", rank=[1, 2])
-  with pytest.raises(ValueError, match="at least one image"):
+  with pytest.raises(ValueError, match="at least one candidate"):
     record(n=0, rank=[])
 
 
@@ -171,8 +172,8 @@ def test_a_share_of_votes_may_be_rounded():
 
 
 def corners(image, **options):
-  """The upper left and the lower right pixel of what `decode` makes of an image."""
-  pixels = candidates.decode(encode(image, **options))
+  """The upper left and the lower right pixel of what `read` makes of an image."""
+  pixels = IMAGES.read(encode(image, **options))
   assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
   return tuple(pixels[0, 0].tolist()), tuple(pixels[-1, -1].tolist())
 
@@ -185,7 +186,7 @@ def test_greyscale_and_black_and_white():
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_keep_their_upper_eight(kind):
   values = np.array([[0, 257], [32896, 65535]], np.uint16)  # 257 i is i / 255 of the range
-  pixels = candidates.decode(encode(Image.fromarray(values), kind))
+  pixels = IMAGES.read(encode(Image.fromarray(values), kind))
   np.testing.assert_array_equal(pixels[..., 0], [[0, 1], [128, 255]])
   assert (pixels == pixels[..., :1]).all()
 
@@ -219,14 +220,14 @@ def test_a_photo_taken_sideways_is_turned():
   exif = Image.Exif()
   exif[0x0112] = 6
   data = encode(image, exif=exif)
-  assert candidates.make_candidate(data).size == (6, 4)
-  assert tuple(candidates.decode(data)[0, 0]) == BLUE
+  assert IMAGES.read(data).shape == (6, 4, 3)
+  assert tuple(IMAGES.read(data)[0, 0]) == BLUE
 
 
 def test_the_first_frame_of_an_animation():
   frames = [Image.new("RGB", (4, 4), colour) for colour in (GREEN, RED)]
   data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-  assert tuple(candidates.decode(data)[0, 0]) == GREEN
+  assert tuple(IMAGES.read(data)[0, 0]) == GREEN
 
 
 
@@ -246,7 +247,7 @@ def test_the_first_frame_of_an_animation():
 )
 def test_broken_files_and_numbers_without_a_range_are_refused(data):
   with pytest.raises(ValueError, match="unreadable image: "):
-    candidates.make_candidate(data)
+    IMAGES.read(data)
 
 
 def test_whatever_is_broken_in_a_file_is_one_kind_of_error():
@@ -256,6 +257,6 @@ def test_whatever_is_broken_in_a_file_is_one_kind_of_error():
     data = whole.copy()
     data[rng.integers(len(data), size=3)] = rng.integers(0, 256, 3)
     try:
-      assert candidates.decode(data.tobytes()).dtype == np.uint8
+      assert IMAGES.read(data.tobytes()).dtype == np.uint8
     except ValueError as error:
       assert "unreadable image" in str(error)

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxalign.data import example_set, examples, preference_files, records
-from jaxalign.recipes import shapes_preferences
+from jaxalign.modalities.image import IMAGES
+from jaxalign.recipes import preference_pairs, shapes_preferences
 from jaxalign.worlds.shapes import judge
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -87,34 +88,16 @@ def test_the_same_flags_write_the_same_bits(folder, tmp_path):
 
 
 def test_the_reader_takes_the_label_and_not_the_judge(folder, rows):
-  records, report = preference_files.load(folder / "pairs.parquet", max_bad_fraction=0.0)
+  records, report = preference_files.load(folder / "pairs.parquet", IMAGES, max_bad_fraction=0.0)
   assert not report.bad
   pairs = example_set.ExampleSet(
-    records, functools.partial(examples.pairs, ties="half"), size=(64, 64)
+    records, functools.partial(examples.pairs, ties="half"), IMAGES, shape=(64, 64, 3)
   )
   assert [record["prompt"] for record in pairs.records] == [row["prompt"] for row in rows]
   images = pairs.samples(np.arange(5))
   for row, (winner, loser) in zip(rows, images, strict=True):
     expected = pixels(row)[::-1] if row["label_0"] == 0 else pixels(row)
     np.testing.assert_array_equal([winner, loser], expected)
-
-
-def test_bradley_and_terry_and_the_ties_of_rao_and_kupper():
-  scores = np.array([[0.5, 0.5], [0.75, 0.5], [0.0, 1.0], [1.0, 0.0]])
-  # sigmoid(0), sigmoid(1), sigmoid(-4), sigmoid(4)
-  expected = [0.5, 0.7310586, 0.0179862, 0.9820138]
-  first, second = shapes_preferences.choice_probabilities(scores, 0.25, 0.0)
-  np.testing.assert_allclose(first, expected, rtol=1e-5)
-  np.testing.assert_allclose(first + second, 1.0)  # no ties
-  # With theta = e^2 and worths e^d and 1: first wins with e^d / (e^d + theta).
-  first, second = shapes_preferences.choice_probabilities(scores, 0.25, 2.0)
-  worth, theta = np.exp([0.0, 1.0, -4.0, 4.0]), np.exp(2.0)
-  np.testing.assert_allclose(first, worth / (worth + theta))
-  np.testing.assert_allclose(second, 1 / (1 + theta * worth))
-  tie = (theta**2 - 1) * worth / ((worth + theta) * (1 + theta * worth))
-  np.testing.assert_allclose(1 - first - second, tie, rtol=1e-9)
-  first, _ = shapes_preferences.choice_probabilities(scores, 1e-300, 2.0)
-  np.testing.assert_allclose(first, [1 / (1 + theta), 1, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +115,7 @@ def test_bradley_and_terry_and_the_ties_of_rao_and_kupper():
 def test_settings_that_cannot_be_are_refused_before_anything_is_sampled(
   tmp_path, monkeypatch, change, expected
 ):
-  monkeypatch.setattr(shapes_preferences, "_sample", None)  # calling it would be a TypeError
+  monkeypatch.setattr(preference_pairs, "_sample", None)  # calling it would be a TypeError
   with pytest.raises(ValueError, match=expected):
     shapes_preferences.generate(output=tmp_path, **{**SETTINGS, **change})
 

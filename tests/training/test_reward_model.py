@@ -13,6 +13,7 @@ from PIL import Image
 from preference_records import record
 
 from jaxalign.data import example_set, examples, preference_files
+from jaxalign.modalities.image import IMAGES
 from jaxalign.models.families import clip_dual
 from jaxalign.recipes import shapes_reward
 from jaxalign.training import reward_model
@@ -165,7 +166,8 @@ FAKE = types.SimpleNamespace(
 
 
 def pairs_of(records, size, ties="half"):
-  return example_set.ExampleSet(records, functools.partial(examples.pairs, ties=ties), size=size)
+  of_record = functools.partial(examples.pairs, ties=ties)
+  return example_set.ExampleSet(records, of_record, IMAGES, shape=(*size, 3))
 
 
 @pytest.fixture
@@ -178,7 +180,7 @@ def grey_pairs(tmp_path):
     images = [f"{i}_{j}.png" for j in (0, 1)]
     lines.append(json.dumps({"prompt": "x" * (i + 1), "images": images, "label_0": label}))
   (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-  records, _ = preference_files.load(tmp_path / "pairs.jsonl")
+  records, _ = preference_files.load(tmp_path / "pairs.jsonl", IMAGES)
   return pairs_of(records, (8, 8))
 
 
@@ -219,7 +221,7 @@ def test_preference_loss_by_hand(grey_pairs):
 
 
 def test_shifts_are_small_and_change_with_the_step(pairs_file):
-  records, _ = preference_files.load(pairs_file)
+  records, _ = preference_files.load(pairs_file, IMAGES)
   pairs = pairs_of(records, (64, 64), ties="drop")
   still, moved = (
     reward_model.pair_batches(pairs, numbered(pairs), seed=0, batch_size=12, max_shift=shift)

@@ -1,4 +1,4 @@
-"""The feed of stored samples on a system of a few numbers: which one, its prompt, its label."""
+"""The feed of stored samples on a system of a few numbers: which one, its record, its label."""
 
 import json
 import types
@@ -13,6 +13,7 @@ from jaxalign.data import examples as examples_lib
 from jaxalign.diffusion import guidance
 from jaxalign.distributed import sharding
 from jaxalign.modalities.image import IMAGES
+from jaxalign.modalities.trajectory import PLANS
 from jaxalign.training.feeds import stored
 
 LABELS = [1.0, 0.0, 0.5, 0.6, 0.25, 1.0]  # of the first image
@@ -143,6 +144,51 @@ def test_thumbs_are_samples_by_themselves_good_or_bad(make_feed):
       assert good == (first == (LABELS[i] > 0.5))
       seen.add(float(shade))
   assert len(seen) == 10  # both of all five
+
+
+@pytest.fixture
+def plans_feed(tmp_path):
+  """Thumbs on plans `[4, 2]`: record i starts at (i / 10, 0), its plans are full of 10 i + j."""
+  lines = []
+  for i, good in enumerate([(1, 0), (0, 1), (1, -1)]):
+    plans = np.stack([np.full((4, 2), 10 * i + j, np.float32) for j in (0, 1)])
+    (tmp_path / str(i)).mkdir()
+    names = [f"{i}/{path.name}" for path in PLANS.write(plans, tmp_path / str(i))]
+    record = {"start": [i / 10, 0], "goal": [0.9, 0]}
+    lines.append(json.dumps({"record": record, "samples": names, "binary": good}))
+  (tmp_path / "thumbs.jsonl").write_text("\n".join(lines))
+  model = types.SimpleNamespace(
+    modality=PLANS,
+    sample_shape=(4, 2),
+    tokenize=lambda records: np.float32([record["start"] for record in records]),
+    empty=np.zeros((1, 2), np.float32),
+  )
+  changed = {"model": model, "encode_fn": lambda frozen, plans, seed, step, j: plans[..., 0, :1]}
+  system = types.SimpleNamespace(**{**vars(SYSTEM), **changed})
+  sections = {
+    "seed": 3,
+    "batch": {"num_examples": 6, "microbatch": 3},
+    "data": {
+      "source": str(tmp_path / "thumbs.jsonl"), "threshold": 0.5, "max_bad_fraction": 0.0,
+      "condition_dropout": 0.0, "resize": False,
+    },
+  }  # fmt: skip
+  setup = types.SimpleNamespace(sections=sections, system=system)
+  return stored.StoredExamples(setup, methods.Stored(examples_lib.thumbs), tmp_path)
+
+
+def test_plans_come_with_their_own_record_and_label(plans_feed):
+  assert plans_feed.unit == "plans" and plans_feed.example == "sample"
+  seen = set()
+  for step in range(8):
+    for value, start, good in zip(*examples(plans_feed, step), strict=True):
+      i, j = divmod(int(value), 10)
+      assert start == np.float32(i / 10)
+      assert good == {(0, 0): 1, (0, 1): 0, (1, 0): 0, (1, 1): 1, (2, 0): 1}[i, j]
+      seen.add((i, j))
+  assert len(seen) == 5
+  drawn, (shapes, _) = plans_feed.draw(None, 0).data, plans_feed.shapes(None)
+  assert drawn.x_0.shape == shapes.x_0.shape and drawn.x_0.dtype == shapes.x_0.dtype
 
 
 def test_options_are_those_of_the_kind_of_examples(make_feed):

@@ -15,6 +15,7 @@ from jaxalign.data.examples import ExamplesFn
 from jaxalign.distributed import hosts, sharding
 from jaxalign.methods import Stored
 from jaxalign.methods.batches import Finished
+from jaxalign.models.model import Model
 from jaxalign.training import batching
 from jaxalign.training.feeds import base
 from jaxalign.training.feeds.base import Drawn, Program, averages, pick_examples, stack
@@ -28,7 +29,7 @@ class StoredExamples:
   def __init__(self, setup: Setup, data: Stored, workdir: pathlib.Path):
     sys = setup.system
     self.examples, self._report, self._dropout = checks.call_section(
-      setup.sections, "data", read, examples=data.examples, size=sys.model.sample_shape[:2]
+      setup.sections, "data", read, examples=data.examples, model=sys.model
     )
     self.plan = checks.call_section(setup.sections, "batch", batching.solve_examples)
     each = int(np.prod(self.examples.each))
@@ -106,7 +107,7 @@ class StoredExamples:
   def _sample_shapes(self, count: int) -> jax.ShapeDtypeStruct:
     shape = (count, *self.examples.each, *self._sys.model.sample_shape)
     return sharding.shaped(
-      jax.ShapeDtypeStruct(shape, np.uint8), sharding.batch(self._sys.mesh)
+      jax.ShapeDtypeStruct(shape, self.examples.dtype), sharding.batch(self._sys.mesh)
     )
 
   def shapes(self, state: TrainState) -> tuple[Finished, np.ndarray]:
@@ -145,7 +146,7 @@ def read(
   condition_dropout: float,
   resize: bool,
   examples: ExamplesFn,
-  size: tuple[int, int],
+  model: Model,
   **options: Any,
 ) -> tuple[ExampleSet, preference_files.Report, float]:
   """The section `data` of a method that learns from stored samples.
@@ -156,13 +157,19 @@ def read(
     condition_dropout: share of examples whose condition is replaced by the empty one.
     resize: bring samples to the size of the model.
     examples: what the method makes of a record.
-    size: (height, width) of the model's samples.
+    model: whose samples they are, and of what shape.
     **options: of `examples`; of pairs `ties`, "drop" or "half" to keep them with a probability of
       0.5, and of thumbs `threshold`.
   """
   if not 0.0 <= condition_dropout <= 1.0:
     raise ValueError(f"config.data.condition_dropout: expected 0 to 1, got {condition_dropout}")
   checks.check_call("config.data", examples, None, **options)
-  records, report = preference_files.load(source, max_bad_fraction=max_bad_fraction)
-  of_record = functools.partial(examples, **options)
-  return ExampleSet(records, of_record, size=size, resize=resize), report, condition_dropout
+  records, report = preference_files.load(source, model.modality, max_bad_fraction=max_bad_fraction)
+  found = ExampleSet(
+    records,
+    functools.partial(examples, **options),
+    model.modality,
+    shape=model.sample_shape,
+    resize=resize,
+  )
+  return found, report, condition_dropout

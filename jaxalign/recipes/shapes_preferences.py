@@ -20,7 +20,7 @@ import tqdm
 from PIL import Image
 
 from jaxalign import checks, files, streams, system
-from jaxalign.cli import command
+from jaxalign.cli import command, paths
 from jaxalign.data import preference_files
 from jaxalign.data import records as records_lib
 from jaxalign.modalities import image
@@ -145,7 +145,7 @@ def generate_by_flags() -> None:
   from absl import flags
 
   holders = (
-    flags.DEFINE_string("output", None, "Folder to write to; made if needed.", required=True),
+    paths.define("output", None, "Folder to write to; made if needed.", required=True),
     flags.DEFINE_integer("num_pairs", 4096, "Pairs of images; prompts are used several times."),
     flags.DEFINE_integer("seed", 0, "Of prompts, noise and labels."),
     flags.DEFINE_float("temperature", 0.1, "Of the labels; near 0 the better image always wins."),

@@ -19,10 +19,10 @@ FIELDS = ("path", "tokenizer", "configs", "source", "validation", "held_out", "i
 
 
 class PathParser(flags.ArgumentParser):
-  """The value of a flag as an absolute path."""
+  """The value of a flag as an absolute path; an empty one is None."""
 
-  def parse(self, argument: Any) -> pathlib.Path:
-    return absolute(argument)
+  def parse(self, argument: Any) -> pathlib.Path | None:
+    return absolute(argument) if argument else None
 
   def flag_type(self) -> str:
     return "path"

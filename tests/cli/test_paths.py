@@ -65,6 +65,8 @@ def test_a_flag(here):
   assert output.value == here / "home" / "pictures"
   values(["command", "--output=pictures"])
   assert output.value == here / "work" / "pictures"
+  values(["command", "--output="])
+  assert output.value is None
 
 
 def test_a_home_that_is_not_there_is_an_error_of_the_flag():

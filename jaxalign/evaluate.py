@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from jaxalign import steering
-from jaxalign.cli import command, sampling, source
+from jaxalign.cli import command, paths, sampling, source
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.evaluation import precision
 from jaxalign.rewards import retry
@@ -83,7 +83,7 @@ def _given() -> dict:
   """The parts of an evaluation that flags name."""
   parts = {
     "rewards": _REWARDS.value,
-    "source": _PROMPTS.value,
+    "source": None if _PROMPTS.value is None else paths.of_field(_PROMPTS.value),
     "num_samples": _NUM_IMAGES.value,
     "kl": _KL.value,
     "sampler": sampling.sampler(),

@@ -15,13 +15,14 @@ from ml_collections import config_flags
 
 from jaxalign import train
 from jaxalign.aot import topology
-from jaxalign.cli import command
+from jaxalign.cli import command, paths
 from jaxalign.distributed import hosts
 from jaxalign.recipes import shapes_model, shapes_reward
 from jaxalign.training import described_dry_run, reward_model
+from jaxalign.training import workdir as workdir_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; starting again continues it.")
+_WORKDIR = paths.define("workdir", None, "Folder of the run; starting again continues it.")
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Compile, print batch sizes, memory and speed, and stop."
 )
@@ -50,7 +51,8 @@ def main(argv):
     raise flags.Error("expected --config=FILE and --workdir=FOLDER, e.g. --config=configs/ddpo.py")
   if _TOPOLOGY.value is not None and not _DRY_RUN.value:
     raise flags.Error("--topology: expected it with --dry_run, as nothing can run on such devices")
-  workdir = pathlib.Path(_WORKDIR.value or ".")
+  workdir = _WORKDIR.value or pathlib.Path(".")
+  paths.make_absolute(config)
   job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if _DISTRIBUTED.value or job != (None, None, None):
     hosts.join(*job)
@@ -68,7 +70,8 @@ def main(argv):
   elif jax.process_count() > 1:
     raise ValueError(f"expected one process, because flow {config.flow!r} uses one; found several")
   else:
-    FITS[config.flow](config, workdir)
+    with workdir_lib.prepared(workdir, config):
+      FITS[config.flow](config, workdir)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from jaxalign import steering, streams, system
-from jaxalign.cli import command, output, sampling, source
+from jaxalign.cli import command, output, paths, sampling, source
 from jaxalign.distributed import placement
 from jaxalign.modalities.modality import Modality
 from jaxalign.types import Array, Key, Params, Record
@@ -24,7 +24,7 @@ _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for
 _RECORD = flags.DEFINE_multi_string(
   "record", None, "A record as a JSON object, instead of a prompt; repeat it for several samples."
 )
-_LATENTS = flags.DEFINE_string(
+_LATENTS = paths.define(
   "latents", None, ".npy with the initial noise, float32 NHWC, one row for each prompt."
 )
 _OUTPUT_TYPE = flags.DEFINE_enum(

@@ -70,88 +70,88 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     return
 
   # A new run, or the rest of one that was stopped.
-  workdir_lib.prepare_workdir(workdir, config)
-  checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
-  state = checkpoints.restore_latest(state)
-  start = int(state.step)
-  writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
-  draw = section("samples", Samples, workdir=workdir, evaluation=evaluations.shown, writer=writer)
-  last, every = config.num_iterations, config.evaluation.every
-  check_fn = make_self_check(sections, sys, evaluations.shown, workdir)
-  floor = measure_floor(sys, evaluations.shown, sections["guidance"]) if start == 0 else None
-  base = validation.run(sys, sys.policy.params).means("eval/") if bounds else {}
-  settings = {name: sections[name] for name in ("process", "guidance")} | (
-    validation.settings if validation else {}
-  )
-  watch = guard.Watch(bounds, base, workdir, start, settings)
-  verdict = watch.verdict()
-
-  with (
-    stop_on_signal() as stop,
-    checkpoints,
-    feed,
-    tqdm.trange(
-      start, last, initial=start, total=last, disable=not hosts.is_first()
-    ) as iterations,
-  ):
-    for step in () if verdict.stop else iterations:
-      if draw.every and step % draw.every == 0:
-        draw.save(step, sys, state)
-      began = time.perf_counter()
-
-      # What this iteration learns from: records, samples, rewards, as the method wants them.
-      state, data, selections, record = feed.draw(state, step)
-
-      # Loss and update. In the first one the parameters are still those that sampled.
-      updates = []
-      for j, selection in enumerate(selections):
-        state, values = update_fn(state, setup.frozen, data, selection, config.seed, step, j)
-        updates.append(values)
-      state = end_fn(state, setup.decays(step))
-
-      # Log, check, save.
-      record |= feed.summarize(jax.device_get(updates))
-      record[f"throughput/{feed.unit}_per_s"] = feed.num_samples / (time.perf_counter() - began)
-      unfit = check_fn(state, record) if step == 0 else None
-      record["compile/count"] = compilations.count
-      record |= floor.metrics() if floor is not None and step == 0 else {}
-      evaluated = every > 0 and (step + 1) % every == 0
-      if evaluated:
-        scores = validation.run(sys, state.sampling_params, kl=validation.kl)
-        record |= scores.means("eval/")
-      writer.write(step, record)
-      problem = feed.check(record, step) or unfit
-      if evaluated:
-        verdict = watch.look(state, record)
-      iterations.set_postfix_str(progress_line(record, feed.unit))
-      stopping = hosts.any_of_them(stop.is_set())
-      ends = stopping or verdict.stop or step + 1 == last or problem is not None
-      checkpoints.save(step + 1, state, force=ends)
-      if problem is not None:
-        checkpoints.close()
-        raise ValueError(problem)
-      if ends:
-        break
-
-  # The verdict: the test records, on which nothing was chosen, against the base model.
-  checkpoints.close()
-  if int(state.step) < last and not verdict.stop:
-    print(f"stopped after iteration {int(state.step)}; the same command continues", flush=True)
-  else:
-    if verdict.stop:
-      state = watch.end(setup.init_state(feed.init_memory()))
-      print(f"ended by the guard; its best iteration is {int(state.step)}", flush=True)
-    draw.save(int(state.step), sys, state)
-    comparison = test.compare_with_base(
-      sys, state.sampling_params, kl_floor=precision.recorded_kl(workdir)
+  with workdir_lib.prepared(workdir, config):
+    checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
+    state = checkpoints.restore_latest(state)
+    start = int(state.step)
+    writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
+    draw = section("samples", Samples, workdir=workdir, evaluation=evaluations.shown, writer=writer)
+    last, every = config.num_iterations, config.evaluation.every
+    check_fn = make_self_check(sections, sys, evaluations.shown, workdir)
+    floor = measure_floor(sys, evaluations.shown, sections["guidance"]) if start == 0 else None
+    base = validation.run(sys, sys.policy.params).means("eval/") if bounds else {}
+    settings = {name: sections[name] for name in ("process", "guidance")} | (
+      validation.settings if validation else {}
     )
-    if hosts.is_first():
-      comparison.write(workdir)
-      curve.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
-    print(comparison.table(), flush=True)
-    print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
-  watch.close()
-  writer.close()
+    watch = guard.Watch(bounds, base, workdir, start, settings)
+    verdict = watch.verdict()
+
+    with (
+      stop_on_signal() as stop,
+      checkpoints,
+      feed,
+      tqdm.trange(
+        start, last, initial=start, total=last, disable=not hosts.is_first()
+      ) as iterations,
+    ):
+      for step in () if verdict.stop else iterations:
+        if draw.every and step % draw.every == 0:
+          draw.save(step, sys, state)
+        began = time.perf_counter()
+
+        # What this iteration learns from: records, samples, rewards, as the method wants them.
+        state, data, selections, record = feed.draw(state, step)
+
+        # Loss and update. In the first one the parameters are still those that sampled.
+        updates = []
+        for j, selection in enumerate(selections):
+          state, values = update_fn(state, setup.frozen, data, selection, config.seed, step, j)
+          updates.append(values)
+        state = end_fn(state, setup.decays(step))
+
+        # Log, check, save.
+        record |= feed.summarize(jax.device_get(updates))
+        record[f"throughput/{feed.unit}_per_s"] = feed.num_samples / (time.perf_counter() - began)
+        unfit = check_fn(state, record) if step == 0 else None
+        record["compile/count"] = compilations.count
+        record |= floor.metrics() if floor is not None and step == 0 else {}
+        evaluated = every > 0 and (step + 1) % every == 0
+        if evaluated:
+          scores = validation.run(sys, state.sampling_params, kl=validation.kl)
+          record |= scores.means("eval/")
+        writer.write(step, record)
+        problem = feed.check(record, step) or unfit
+        if evaluated:
+          verdict = watch.look(state, record)
+        iterations.set_postfix_str(progress_line(record, feed.unit))
+        stopping = hosts.any_of_them(stop.is_set())
+        ends = stopping or verdict.stop or step + 1 == last or problem is not None
+        checkpoints.save(step + 1, state, force=ends)
+        if problem is not None:
+          checkpoints.close()
+          raise ValueError(problem)
+        if ends:
+          break
+
+    # The verdict: the test records, on which nothing was chosen, against the base model.
+    checkpoints.close()
+    if int(state.step) < last and not verdict.stop:
+      print(f"stopped after iteration {int(state.step)}; the same command continues", flush=True)
+    else:
+      if verdict.stop:
+        state = watch.end(setup.init_state(feed.init_memory()))
+        print(f"ended by the guard; its best iteration is {int(state.step)}", flush=True)
+      draw.save(int(state.step), sys, state)
+      comparison = test.compare_with_base(
+        sys, state.sampling_params, kl_floor=precision.recorded_kl(workdir)
+      )
+      if hosts.is_first():
+        comparison.write(workdir)
+        curve.save_curve(metrics.read(workdir), workdir / "reward_curve.png")
+      print(comparison.table(), flush=True)
+      print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
+    watch.close()
+    writer.close()
 
 
 def make_self_check(sections, sys, evaluation, workdir):

@@ -76,7 +76,8 @@ def make_run(make_config, tmp_path_factory):
   def make(model, rank):
     workdir = tmp_path_factory.mktemp("run")
     config = make_config(model, rank)
-    workdir_lib.prepare_workdir(workdir, config)
+    with workdir_lib.prepared(workdir, config):
+      pass
     params = system.from_config(config.to_dict()).policy.params
     rng = np.random.default_rng(rank)
     params = jax.tree.map(

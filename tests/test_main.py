@@ -93,8 +93,9 @@ def test_sample_and_evaluate_on_the_embedded_model(command, tmp_path):
   process = command("sample", *flags, "--output=pictures", cwd=tmp_path)
   printed, errors = process.communicate()
   assert process.returncode == 0, errors
-  assert printed.split() == ["pictures/0000.png", "pictures/0001.png"]
-  assert all((tmp_path / name).stat().st_size > 100 for name in printed.split())
+  expected = [tmp_path / "pictures" / name for name in ("0000.png", "0001.png")]
+  assert printed.split() == [str(file) for file in expected]
+  assert all(file.stat().st_size > 100 for file in expected)
   process = command(
     "evaluate", "--model=shapes", "--rewards=shapes,jpeg_compressibility", "--num_steps=4",
     "--prompts=shapes/held_out", "--num_images=6", "--microbatch=2", cwd=tmp_path,

@@ -115,3 +115,27 @@ def test_an_error_of_a_reward_loses_no_checkpoint_that_is_being_written(config, 
   with pytest.raises(RewardError, match=r"iteration 1: reward: no verdict of .* on 16 of 16"):
     train.train(config, tmp_path)
   assert checkpoint.read_latest(tmp_path)[0] == 1
+
+
+def down_in_the_third(images, records):
+  """A server that is down in the third iteration, and only once."""
+  down_in_the_third.calls += 1
+  if down_in_the_third.calls == 5:  # two microbatches an iteration
+    raise ConnectionError("connection refused")
+  return images.mean((1, 2, 3))
+
+
+def test_a_run_whose_reward_fails_goes_on_from_the_iteration_before(config, tmp_path, capsys):
+  named(config, "down_in_the_third").num_iterations = 4
+  config.evaluation.update({"every": 0, "rewards": ("jpeg_compressibility",)})
+  config.guard.action = "off"
+  config.checkpoint.every = 100
+  down_in_the_third.calls = 0
+  with pytest.raises(RewardError, match="iteration 2: .*ConnectionError: connection refused"):
+    train.train(config, tmp_path / "run")
+  assert "iteration 2 is saved, and the same command goes on after it" in capsys.readouterr().err
+  train.train(config, tmp_path / "run")
+  down_in_the_third.calls = 100
+  train.train(config, tmp_path / "whole")
+  ends = [checkpoint.read_latest(tmp_path / name)[1]["params"] for name in ("run", "whole")]
+  jax.tree.map(np.testing.assert_array_equal, *ends)

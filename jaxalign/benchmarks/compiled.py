@@ -13,7 +13,6 @@ bfloat16, guidance 5, eta 1, 50 steps, adapters of rank 4 on the attention or (`
 """
 
 import ast
-import pathlib
 from typing import Any
 
 import jax
@@ -21,13 +20,13 @@ from absl import flags
 
 from jaxalign import files
 from jaxalign.benchmarks import compiled_cases, compiled_report
-from jaxalign.cli import command
+from jaxalign.cli import command, paths
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, such as 8xh100 or v5e:2x4.")
 _FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that share the weights; the rest is data.")
 _CASE = flags.DEFINE_list("case", [], "Programs to compile.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", required=True)
-_FILL = flags.DEFINE_string("fill", None, "Page whose tables are filled from the results.")
+_OUTPUT = paths.define("output", None, "Folder of the results.", required=True)
+_FILL = paths.define("fill", None, "Page whose tables are filled from the results.")
 _SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE of the config, repeated.")
 _BATCH = flags.DEFINE_integer("batch", None, "Images, pairs or prompts a device, of one slice.")
 _SLICES = flags.DEFINE_integer("slices", 2, "Gradient slices of an update; one is no loop.")
@@ -37,7 +36,7 @@ _HLO = flags.DEFINE_bool("hlo", False, "Keep the programs' text beside the resul
 
 def main(argv):
   del argv
-  output = pathlib.Path(_OUTPUT.value)
+  output = _OUTPUT.value
   unknown = sorted(set(_CASE.value) - set(compiled_cases.CASES))
   if unknown:
     known = ", ".join(compiled_cases.CASES)
@@ -67,7 +66,7 @@ def main(argv):
       file.with_suffix(".hlo.txt").write_text(text)
     print(compiled_report.describe(result, sources=_SOURCES.value), flush=True)
   if _FILL.value:
-    compiled_report.fill(pathlib.Path(_FILL.value), output)
+    compiled_report.fill(_FILL.value, output)
 
 
 def _change(text: str) -> tuple[str, Any]:

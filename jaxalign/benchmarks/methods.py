@@ -20,12 +20,12 @@ from typing import NamedTuple
 from absl import flags
 
 from jaxalign import files
-from jaxalign.cli import command
+from jaxalign.cli import command, paths
 from jaxalign.training import metrics
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and of table.md.", required=True)
+_OUTPUT = paths.define("output", None, "Folder of the runs and of table.md.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.")
-_PAIRS = flags.DEFINE_string("pairs", "runs/pairs/pairs.parquet", "Preference pairs.")
+_PAIRS = paths.define("pairs", "runs/pairs/pairs.parquet", "Preference pairs.")
 _ONLY = flags.DEFINE_list("only", None, "Some of the plan's runs; all by default.")
 
 
@@ -78,7 +78,7 @@ def main(argv):
   unknown = sorted(set(names) - set(plan))
   if unknown:
     raise flags.Error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(plan)}")
-  output = pathlib.Path(_OUTPUT.value)
+  output = _OUTPUT.value
   output.mkdir(parents=True, exist_ok=True)
   for seed in range(_SEEDS.value):
     for name in names:

@@ -22,11 +22,11 @@ from absl import flags
 
 from jaxalign import files
 from jaxalign.benchmarks import measure, report
-from jaxalign.cli import command
+from jaxalign.cli import command, paths
 
 _CASE = flags.DEFINE_list("case", [], "Cases to measure.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the results.", required=True)
-_FILL = flags.DEFINE_string("fill", None, "Page whose tables are filled from the results.")
+_OUTPUT = paths.define("output", None, "Folder of the results.", required=True)
+_FILL = paths.define("fill", None, "Page whose tables are filled from the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Calls of each side, in turns.")
 _SIDES = flags.DEFINE_list("sides", None, "Some of the sides; all by default.")
 _SMALL = flags.DEFINE_bool("small", False, "CPU cases on a tiny network, to try the command.")
@@ -70,7 +70,7 @@ CASES: dict[str, Case | None] = {
 
 def main(argv):
   del argv
-  output = pathlib.Path(_OUTPUT.value)
+  output = _OUTPUT.value
   if _WORKER.value:
     measure.serve(calls(*_WORKER.value.split("/"), output))
     return
@@ -88,7 +88,7 @@ def main(argv):
     files.write_json(output / f"{name}.json", {"case": name, **result})
     print(f"## {name}\n\n{report.table(result)}", flush=True)
   if _FILL.value:
-    report.fill(pathlib.Path(_FILL.value), output)
+    report.fill(_FILL.value, output)
 
 
 def check(name: str) -> None:

@@ -5,6 +5,7 @@ is a message of a few lines, never a traceback.
 import os
 import pathlib
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -26,7 +27,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   """Parses flags and calls `main`, like `absl.app.run`, and exits with 1 on an error."""
   choose_cpu_kernels()
   use_compilation_cache()
+  say_briefly_what_cannot_be_written()
   logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
+  # Of an error that orbax raises it also logs the traceback, once in each of its threads.
+  logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
   try:
     app.run(main, flags_parser=_parse)
   except KeyboardInterrupt:
@@ -55,6 +59,25 @@ def choose_cpu_kernels() -> None:
   if major == 0 and 10 <= minor <= 12 and _FUSIONS not in flags_so_far:
     refused = "-individual_convolution" if minor == 10 else "-individual_convolution,-reduce"
     os.environ["XLA_FLAGS"] = f"{flags_so_far} --{_FUSIONS}={refused}".strip()
+
+
+def say_briefly_what_cannot_be_written() -> None:
+  """A line for an OSError in a thread or at the very end, where Python shows its traceback.
+
+  Event files are written there: a disk that is full would show two of them beside the error.
+  """
+
+  def briefly(show):
+    def hook(raised):
+      if isinstance(raised.exc_value, OSError):
+        print(f"error: {raised.exc_value}", file=sys.stderr)
+      else:
+        show(raised)
+
+    return hook
+
+  threading.excepthook = briefly(threading.excepthook)
+  sys.unraisablehook = briefly(sys.unraisablehook)
 
 
 def make_configs_importable() -> None:

@@ -4,7 +4,9 @@ import pathlib
 
 from absl import flags
 
-_OUTPUT = flags.DEFINE_string(
+from jaxalign.cli import paths
+
+_OUTPUT = paths.define(
   "output", None, "Folder to write to, made if needed; an older export there is replaced."
 )
 
@@ -13,4 +15,4 @@ def folder(default: str = "") -> pathlib.Path:
   """The value of --output; flags.Error if it has none and there is no default."""
   if not (_OUTPUT.value or default):
     raise flags.Error("expected --output=FOLDER")
-  return pathlib.Path(_OUTPUT.value or default)
+  return _OUTPUT.value or paths.absolute(default)

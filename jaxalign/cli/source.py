@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 
 from jaxalign import system
+from jaxalign.cli import paths
 from jaxalign.models.adapters import lora
 from jaxalign.models.weights import lora_files
 from jaxalign.training import workdir as workdir_lib
@@ -24,7 +25,7 @@ _CONFIGS = flags.DEFINE_string(
   "configs", "", "With a single file as --model: folder or hub id of the model with its configs."
 )
 _LORA = flags.DEFINE_string("lora", None, "With --model: adapters, a file or its folder.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run, instead of --model.")
+_WORKDIR = paths.define("workdir", None, "A run, instead of --model.")
 _BEST = flags.DEFINE_bool(
   "best", False, "With --workdir: what a guard has kept, though it did not end the run."
 )
@@ -52,7 +53,7 @@ def workdir() -> pathlib.Path | None:
       raise flags.Error(f"--{name}: expected --model with it; the config of a run says its own")
   if _WORKDIR.value is None and _LORA.value is None and _STRENGTH.present:
     raise flags.Error("--strength: expected --workdir or --lora with it; a model has none")
-  return None if _WORKDIR.value is None else pathlib.Path(_WORKDIR.value)
+  return _WORKDIR.value
 
 
 def model_name() -> str:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import streams
-from jaxalign.cli import command
+from jaxalign.cli import command, paths
 from jaxalign.diffusion import predictions, rollout, schedules
 from jaxalign.diffusion.kernel import Kernel, mean_over_latents
 from jaxalign.models.families import initialization
@@ -150,13 +150,13 @@ def fit_by_flags() -> None:
   """Defines the flags, which an import of this file does not, and fits what they say."""
   from absl import flags
 
-  output = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
+  output = paths.define("output", None, "Folder to write to.", required=True)
   seed = flags.DEFINE_integer("seed", 0, "Of weights, demonstrations and noise.")
   num_steps = flags.DEFINE_integer("num_steps", 4500, "Updates.")
 
   def main(argv):
     del argv
-    folder = fit(pathlib.Path(output.value), seed=seed.value, num_steps=num_steps.value)
+    folder = fit(output.value, seed=seed.value, num_steps=num_steps.value)
     for split in ("validation", "test"):
       print(f"success on {split:12}{success_rate(folder, split):.3f}")
 

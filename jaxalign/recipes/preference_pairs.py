@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from jaxalign import checks, files, streams, system
-from jaxalign.cli import command
+from jaxalign.cli import command, paths
 from jaxalign.data import preference_files
 from jaxalign.data import records as records_lib
 from jaxalign.types import Record
@@ -164,7 +164,7 @@ def generate_by_flags(
   from absl import flags
 
   holders = [
-    flags.DEFINE_string("output", None, "Folder to write to; made if needed.", required=True),
+    paths.define("output", None, "Folder to write to; made if needed.", required=True),
     flags.DEFINE_integer("num_pairs", 4096, "Pairs of samples; records are used several times."),
     flags.DEFINE_integer("seed", 0, "Of records, noise and labels."),
     flags.DEFINE_float("temperature", temperature, "Of the labels; near 0 the better always wins."),

@@ -16,7 +16,6 @@ from jaxalign import streams
 from jaxalign.diffusion import predictions, schedulers, schedules
 from jaxalign.models.families import stable_diffusion
 from jaxalign.training import fit as fit_lib
-from jaxalign.training import workdir as workdir_lib
 from jaxalign.types import Params
 from jaxalign.worlds.shapes import prompts as shapes_prompts
 from jaxalign.worlds.shapes import scene as shapes_scene
@@ -25,7 +24,6 @@ from jaxalign.worlds.shapes import tokenizer as shapes_tokenizer
 
 def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
   """Runs all stages of `configs/pretrain_shapes.py`; returns the folder of the finished model."""
-  workdir_lib.prepare_workdir(workdir, config)
   tokenizer = workdir / "tokenizer"
   model_configs = {name: section.to_dict() for name, section in config.model.items()}
   model_configs["text_encoder"]["vocab_size"] = shapes_tokenizer.write_tokenizer(

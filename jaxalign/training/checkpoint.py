@@ -1,7 +1,11 @@
 """Checkpoints of the whole training state, through orbax."""
 
+import contextlib
 import logging
 import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,6 +34,9 @@ _share_large_arrays_only()
 class Manager:
   """Saves and restores the state of a run; a checkpoint is complete or absent, never half written.
 
+  A context manager, for the iterations of a run: an error in it loses no finished one, as the state
+  that `save` was given last is saved before the error goes on.
+
   Args:
     workdir: the run's folder; checkpoints go to `workdir/<folder>/<step>`.
     every: save after each `every` iterations (and whenever `save` is called with force); 0 saves
@@ -45,10 +52,15 @@ class Manager:
       max_to_keep=keep, create=True, enable_async_checkpointing=True
     )
     self._every = every
+    self._last: tuple[int, Any] | None = None  # what `save` was given and has not saved
     self._manager = ocp.CheckpointManager((workdir / folder).absolute(), options=options)
 
   def restore_latest(self, state: Any) -> Any:
-    """The newest checkpoint, shaped and placed like `state`; `state` itself if there is none."""
+    """The newest checkpoint, shaped and placed like `state`; `state` itself if there is none.
+
+    Raises OSError if there is no room for another one, before anything is trained for it.
+    """
+    _check_room(self._manager, state)
     step = self._manager.latest_step()
     if step is None:
       return state
@@ -61,28 +73,73 @@ class Manager:
     return _restore(self._manager, step, ocp.args.StandardRestore(abstract))
 
   def save(self, step: int, state: Any, *, force: bool = False) -> None:
-    """Saves in the background if `step` is due, or at once with `force`."""
+    """Saves in the background if `step` is due, or at once with `force`.
+
+    Raises OSError if there is no room for it, or an earlier one could not be written.
+    """
     is_due = self._every > 0 and step % self._every == 0
+    self._last = None if is_due or force else (step, state)
     if (is_due or force) and self._manager.latest_step() != step:
-      # Always forced: left to its own rule the manager also saves the first step it is shown.
-      self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+      with _in_words(self._manager):
+        _check_room(self._manager, state)
+        # Always forced: left to its own rule the manager also saves the first step it is shown.
+        self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
   def wait(self) -> None:
-    """Until pending writes are on disk."""
-    self._manager.wait_until_finished()
+    """Until pending writes are on disk; OSError if they cannot be."""
+    with _in_words(self._manager):
+      self._manager.wait_until_finished()
 
   def __enter__(self) -> "Manager":
     return self
 
-  def __exit__(self, *_) -> None:
-    # An error that ends the run loses no checkpoint; a lost process would be waited for for ever.
-    if jax.process_count() == 1:
-      self.wait()
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    if jax.process_count() > 1:
+      return  # one that has ended would be waited for for ever
+    if kind is not None and issubclass(kind, Exception) and self._last is not None:
+      step, state = self._last
+      # An update takes the arrays of the state before it: what it leaves is no iteration.
+      if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+        self.save(step, state, force=True)
+        print(f"iteration {step} is saved, and the same command goes on after it", file=sys.stderr)
+    self.wait()
 
   def close(self) -> None:
     """Waits for pending writes."""
     self.wait()
     self._manager.close()
+
+
+@contextlib.contextmanager
+def _in_words(manager: ocp.CheckpointManager) -> Iterator[None]:
+  """Makes an OSError of a line or two out of what tensorstore raises where it cannot write."""
+  try:
+    yield
+  except ValueError as error:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # It names one file within another; what is wrong stands at the end.
+    reason = reason if len(reason) <= 300 else f"{reason[:100]} ... {reason[-200:]}"
+    raise OSError(_cannot_write(manager, reason)) from error
+
+
+def _check_room(manager: ocp.CheckpointManager, state: Any) -> None:
+  """Raises OSError if a checkpoint would not fit on the disk, before half of it is written."""
+  # Numbers hardly compress, and the oldest checkpoint goes when the new one is complete.
+  needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  free = shutil.disk_usage(manager.directory).free
+  if free < needed:
+    raise OSError(
+      _cannot_write(manager, f"expected {needed / 1e6:.1f} MB of room, found {free / 1e6:.1f} MB")
+    )
+
+
+def _cannot_write(manager: ocp.CheckpointManager, reason: str) -> str:
+  newest = manager.latest_step()
+  kept = "none is there yet" if newest is None else f"the newest is of iteration {newest}"
+  return (
+    f"no checkpoint could be written to {manager.directory}: {reason}\n"
+    f"{kept}; make room, or choose another --workdir, and the same command goes on"
+  )
 
 
 def read_latest(

@@ -51,7 +51,10 @@ def fit(
   state = manager.restore_latest(state)
   start = int(state["step"])
   writer = metrics.Writer(folder, start_step=start)
-  with tqdm.trange(start, num_steps, initial=start, total=num_steps, desc=name) as progress:
+  with (
+    manager,
+    tqdm.trange(start, num_steps, initial=start, total=num_steps, desc=name) as progress,
+  ):
     for step in progress:
       state, values = update(state, batches(step))
       if (step + 1) % log_every == 0 or step + 1 == num_steps:

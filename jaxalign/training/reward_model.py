@@ -21,7 +21,6 @@ from jaxalign.modalities.image import IMAGES
 from jaxalign.models import tokenization
 from jaxalign.models.families import clip_dual
 from jaxalign.training import fit as fit_lib
-from jaxalign.training import workdir as workdir_lib
 from jaxalign.types import Array
 
 # `warm_start(config, workdir)`: the model that training starts from if the config names none.
@@ -37,7 +36,6 @@ def fit(config, workdir: pathlib.Path, warm_start: WarmStart) -> pathlib.Path:
 
   Writes `accuracy.json` too if the config names held-out pairs.
   """
-  workdir_lib.prepare_workdir(workdir, config)
   pairs = load_pairs(**config.data)  # first, because it may be missing
   model = clip_dual.load(config.init_from) if config.init_from else warm_start(config, workdir)
   # CLIP's own scale tells one caption from a thousand; between two images it is far too sure.

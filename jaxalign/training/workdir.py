@@ -1,8 +1,13 @@
 """Reads a run back from its workdir, finished or not."""
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+import socket
+import sys
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -24,6 +29,7 @@ MAY_CHANGE = (
 # Fields of a config that may name a data file; what they name may also be a set without one.
 DATA_FIELDS = ("data.source", "evaluation.source", "evaluation.validation", "held_out")
 DIGESTS = "digests"  # config.json has them under this name, beside the sections
+LOCK = ".running"  # names the host and the process that run in a workdir
 
 
 class Run(NamedTuple):
@@ -89,13 +95,16 @@ def load(
   return Run(config, sys, sys.policy.at_strength(params, strength), step, taken)
 
 
-def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
-  """Writes config.json into a new workdir, with a digest of every data file that it names.
+@contextlib.contextmanager
+def prepared(workdir: pathlib.Path, config: config_dict.ConfigDict) -> Iterator[None]:
+  """A block in which the workdir is this run's alone, with its config.json.
 
-  Of several processes all check and the first one writes.
+  That has a digest of every data file that the config names. Of several processes all check and the
+  first one writes.
 
   Raises:
-    ValueError: another config's run is there, or one that began with other data.
+    ValueError: another config's run is there, or one that began with other data, or one that is
+      going on.
   """
   wanted = json.loads(config.to_json())
   digests = data_digests(wanted)
@@ -114,8 +123,37 @@ def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
       )
     _check_digests(workdir, found.get(DIGESTS, {}), digests, wanted)
   workdir.mkdir(parents=True, exist_ok=True)
-  if hosts.is_first():
-    files.write_json(path, {**wanted, DIGESTS: digests})
+  with lock(workdir) if hosts.is_first() else contextlib.nullcontext():
+    if hosts.is_first():
+      files.write_json(path, {**wanted, DIGESTS: digests})
+    yield
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+  """A block in which no other process that asks takes the workdir.
+
+  Two runs in one folder would go on from each other's checkpoints. The operating system drops the
+  lock of a process that is killed, so none is left behind.
+
+  Raises ValueError, which names the host and the process, if another holds it.
+  """
+  with (workdir / LOCK).open("a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      holder = file.read().strip() or "in another process"
+      raise ValueError(
+        f"workdir {workdir}: a run is going on there, {holder}\n"
+        "wait for it or end it, or choose another --workdir"
+      ) from None
+    except OSError as error:  # some network file systems have no locks
+      print(f"workdir {workdir} cannot be locked ({error}): start one run there", file=sys.stderr)
+    file.truncate(0)
+    file.write(f"on host {socket.gethostname()} in process {os.getpid()}\n")
+    file.flush()
+    yield
 
 
 def data_digests(config: Mapping[str, Any]) -> dict[str, str]:

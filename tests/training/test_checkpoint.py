@@ -214,3 +214,71 @@ def test_a_damaged_checkpoint_is_refused_kept_and_its_advice_works(tmp_path, kin
   expect_refusal(tmp_path, lambda: checkpoint.read_latest(tmp_path), 2)
   shutil.rmtree(folder)
   assert_same_bits(restore(tmp_path, make_state()), states[0])
+
+
+# ---- what ends a run loses no iteration
+
+
+def finished(workdir):
+  return checkpoint.read_latest(workdir)[0]
+
+
+def test_an_error_saves_the_last_whole_iteration(tmp_path, capsys):
+  with pytest.raises(KeyError), checkpoint.Manager(tmp_path, every=4, keep=1) as manager:
+    for step in (1, 2):
+      manager.save(step, make_state(step=step))
+    raise KeyError
+  assert finished(tmp_path) == 2
+  assert "iteration 2 is saved" in capsys.readouterr().err
+
+
+def test_what_an_update_has_taken_is_no_iteration(tmp_path):
+  first, second = make_state(step=1), make_state(step=2)
+  with pytest.raises(KeyError), checkpoint.Manager(tmp_path, every=1, keep=1) as manager:
+    manager.save(1, first)
+    manager.wait()
+    manager._every = 0
+    manager.save(2, second)
+    jax.tree.leaves(second)[0].delete()  # as donation does
+    raise KeyError
+  assert finished(tmp_path) == 1
+
+
+def test_nothing_is_saved_twice_or_without_an_error(tmp_path):
+  with checkpoint.Manager(tmp_path, every=2, keep=9) as manager:
+    for step in (1, 2, 3):
+      manager.save(step, make_state(step=step))
+  assert finished(tmp_path) == 2
+  with pytest.raises(KeyboardInterrupt), checkpoint.Manager(tmp_path, every=0, keep=9) as manager:
+    manager.save(4, make_state(step=4))
+    raise KeyboardInterrupt  # the second one: the user wants an end now
+  assert finished(tmp_path) == 2
+
+
+def test_a_disk_without_room_is_said_before_and_after_training(tmp_path, monkeypatch):
+  state = make_state()
+  needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  room = {"free": needed}
+  usage = checkpoint.shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage._replace(**room))
+  manager = checkpoint.Manager(tmp_path, every=1, keep=1)
+  assert manager.restore_latest(state) is state
+  manager.save(1, state)
+  manager.wait()
+  room["free"] -= 1
+  for ask in (lambda: manager.save(2, state), lambda: manager.restore_latest(state)):
+    with pytest.raises(OSError, match=r"MB of room, found .*\nthe newest is of iteration 1; make"):
+      ask()
+  assert finished(tmp_path) == 1
+
+
+def test_what_cannot_be_written_is_said_in_two_lines(tmp_path, monkeypatch):
+  manager = checkpoint.Manager(tmp_path, every=1, keep=1)
+
+  def fail(*args, **kwargs):
+    raise ValueError(f"RESOURCE_EXHAUSTED: {'a/' * 999}: No space left on device\nmore")
+
+  monkeypatch.setattr(manager._manager, "wait_until_finished", fail)
+  with pytest.raises(OSError, match="No space left on device\nnone is there yet; make") as error:
+    manager.wait()
+  assert len(str(error.value)) < 700

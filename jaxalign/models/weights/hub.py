@@ -10,7 +10,7 @@ import pathlib
 from jaxalign.models.weights import tensor_files
 
 _ASSETS = pathlib.Path(__file__).resolve().parents[2] / "worlds" / "assets"
-_EMBEDDED = {name: _ASSETS / name for name in ("shapes", "planner")}
+EMBEDDED = {name: _ASSETS / name for name in ("shapes", "planner")}
 _COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "denoiser")
 # Repositories also hold pickles, other frameworks' weights and single-file copies of everything.
 _SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json"]
@@ -58,8 +58,8 @@ def find_tokenizer(path_or_name: str | os.PathLike) -> pathlib.Path:
 def _find_here(path_or_name: str | os.PathLike) -> pathlib.Path | None:
   """The embedded model or existing path that is named; None for what could be a hub id."""
   name = os.fspath(path_or_name)
-  if name in _EMBEDDED:
-    return _EMBEDDED[name]
+  if name in EMBEDDED:
+    return EMBEDDED[name]
   path = pathlib.Path(name).expanduser()
   if path.exists():
     return path
@@ -68,7 +68,7 @@ def _find_here(path_or_name: str | os.PathLike) -> pathlib.Path | None:
   if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
     raise ValueError(
       f"no model folder at {path}; expected a folder, a hub id such as owner/name, or one of "
-      f"{sorted(_EMBEDDED)}"
+      f"{sorted(EMBEDDED)}"
     )
   return None
 

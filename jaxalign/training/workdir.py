@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -23,7 +23,9 @@ MAY_CHANGE = (
 
 # Fields of a config that may name a data file; what they name may also be a set without one.
 DATA_FIELDS = ("data.source", "evaluation.source", "evaluation.validation", "held_out")
-DIGESTS = "digests"  # config.json has them under this name, beside the sections
+# What config.json has beside the sections.
+DIGESTS = "digests"
+CORRECTIONS = "model_corrections"
 
 
 class Run(NamedTuple):
@@ -89,10 +91,13 @@ def load(
   return Run(config, sys, sys.policy.at_strength(params, strength), step, taken)
 
 
-def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+def prepare_workdir(
+  workdir: pathlib.Path, config: config_dict.ConfigDict, corrections: Sequence[str] = ()
+) -> None:
   """Writes config.json into a new workdir, with a digest of every data file that it names.
 
-  Of several processes all check and the first one writes.
+  `corrections` are those that its model was opened with. Of several processes all check and the
+  first one writes.
 
   Raises:
     ValueError: another config's run is there, or one that began with other data.
@@ -105,7 +110,7 @@ def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
     changed = [
       key
       for key in sorted(found.keys() | wanted.keys())
-      if key not in (*MAY_CHANGE, DIGESTS) and found.get(key) != wanted.get(key)
+      if key not in (*MAY_CHANGE, DIGESTS, CORRECTIONS) and found.get(key) != wanted.get(key)
     ]
     if changed:
       raise ValueError(
@@ -115,7 +120,8 @@ def prepare_workdir(workdir: pathlib.Path, config: config_dict.ConfigDict) -> No
     _check_digests(workdir, found.get(DIGESTS, {}), digests, wanted)
   workdir.mkdir(parents=True, exist_ok=True)
   if hosts.is_first():
-    files.write_json(path, {**wanted, DIGESTS: digests})
+    corrected = {CORRECTIONS: list(corrections)} if corrections else {}
+    files.write_json(path, {**wanted, DIGESTS: digests, **corrected})
 
 
 def data_digests(config: Mapping[str, Any]) -> dict[str, str]:

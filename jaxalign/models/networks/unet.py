@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import checks
 from jaxalign.models.networks import layers, unet_blocks
 from jaxalign.types import Array
 
@@ -20,7 +21,7 @@ _UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
 # Fields of a config.json that describe variants this network does not have, with the values that
 # describe the network it is.
-_FIXED = {
+FIXED = {
   "act_fn": ("silu", "swish"),
   "addition_embed_type_num_heads": (64,),
   "attention_type": ("default",),
@@ -97,10 +98,13 @@ class UNetConfig:
         continue
       if name in own:
         kwargs[name] = tuple(value) if isinstance(value, list) else value
-      elif name in _FIXED:
-        _check_value(name, value, _FIXED[name])
+      elif name in FIXED:
+        _check_value(name, value, FIXED[name])
       else:
-        raise ValueError(f"unet config: unknown field {name}={value!r}; supported: {sorted(own)}")
+        raise ValueError(
+          f"unet config: unknown field {checks.cut(name, 60)}={checks.shown(value)}"
+          f"{checks.closest(name, own)}"
+        )
     return cls(**kwargs)
 
   def __post_init__(self):
@@ -183,7 +187,9 @@ def _check_value(name: str, value: Any, supported: tuple) -> None:
   values = value if isinstance(value, list | tuple) else (value,)
   if not all(v in supported for v in values):
     allowed = " or ".join(repr(v) for v in supported)
-    raise ValueError(f"unet config: {name}={value!r} is not supported; supported: {allowed}")
+    raise ValueError(
+      f"unet config: {name}={checks.shown(value, 200)} is not supported; supported: {allowed}"
+    )
 
 
 def timestep_embedding(t: Array, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Array:

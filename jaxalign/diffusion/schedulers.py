@@ -81,7 +81,7 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
   classes = (*_DIFFUSION_CLASSES, _FLOW)
   if name not in classes:
     raise ValueError(
-      f"scheduler _class_name: expected one of {', '.join(classes)}; got {checks.shown(name)}"
+      f"scheduler _class_name: expected one of {checks.first(classes)}; got {checks.shown(name)}"
     )
   for field, supported in _SUPPORTED_VALUES.items():
     value = scheduler_config.get(field, supported[0])
@@ -97,9 +97,10 @@ def from_config(
 
   DDIMScheduler, DDPMScheduler and FlowMatchEulerDiscreteScheduler give their own grids. Other
   solvers of the same diffusion (PNDM, Euler, DPM-Solver, ...) have no transition with a density;
-  they become what DDIMScheduler.from_config makes of them, with a warning, printed once. A missing
-  key has the default of the diffusers class that is used. `image_seq_len` (tokens per image) is
-  needed when the config uses dynamic shifting.
+  they become what DDIMScheduler.from_config makes of them, on their own noise levels, with a
+  warning, printed once. A missing key has the default of the diffusers class that is used; those of
+  the noise levels are the scheduler's own. `image_seq_len` (tokens per image) is needed when the
+  config uses dynamic shifting.
   """
   if is_flow(scheduler_config):
     return _flow_from_config(scheduler_config, num_steps, image_seq_len)

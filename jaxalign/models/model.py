@@ -49,7 +49,7 @@ class Model(NamedTuple):
   exact: `denoise`, computed in float32 from the same parameters; None where it is that already.
   stored_dtypes: `(variables) -> dtypes`: what each frozen array of the denoiser is stored in.
   files: how it is written for other tools.
-  corrections: what was assumed or corrected when it was opened, a line for each component.
+  corrections: what was assumed or corrected when it was opened, a line each.
   """
 
   params: Mapping[str, Params]

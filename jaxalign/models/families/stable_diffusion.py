@@ -343,7 +343,7 @@ def as_model(bundle: StableDiffusion) -> Model:
     dtype=bundle.networks.dtype,
     exact=exact,
     stored_dtypes=bundle.stored_dtypes,
-    corrections=tuple(identity.in_lines(bundle.notes)),
+    corrections=tuple(f"{note.component}: {note.what}" for note in bundle.notes),
   )
 
 

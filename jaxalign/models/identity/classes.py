@@ -98,11 +98,12 @@ def read_index(folder: pathlib.Path) -> Index:
     for name, entry in index.items()
     if isinstance(entry, list) and any(entry) and not name.startswith("_")
   }
-  two = not entries.keys().isdisjoint(SECOND)
+  found = plain_name(index.get("_class_name")) or "no class"
+  known = found in PIPELINES
+  two = not entries.keys().isdisjoint(SECOND) or (known and "XL" in found)
   needed = (*ALWAYS, *(SECOND if two else ()))
   missing = sorted(set(needed) - entries.keys())
   foreign = sorted(entries.keys() - {*needed, *_WITHOUT_PART})
-  found = plain_name(index.get("_class_name")) or "no class"
   if missing or foreign:
     raise ValueError(
       f"{file}: expected a Stable Diffusion 1.x, 2.x or XL pipeline, found {checks.cut(found, 60)}"
@@ -117,8 +118,15 @@ def read_index(folder: pathlib.Path) -> Index:
   }
   if "requires_safety_checker" in settings:
     settings["requires_safety_checker"] = False  # it is not kept
-  known = found if found in PIPELINES else _STANDARD[two]
-  return Index({"_class_name": known, **settings}, found, entries["scheduler"], two)
+  # A class that is not known, or not of so many text encoders, says how others sample the model.
+  settings["_class_name"] = found if known and two == ("XL" in found) else _STANDARD[two]
+  return Index(settings, found, entries["scheduler"], two)
+
+
+def text_half(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The text encoder's own config, where a file has that of a whole CLIP; others as they are."""
+  half = config.get("text_config")
+  return half if config.get("model_type") == "clip" and isinstance(half, dict) else config
 
 
 def check_config(file: pathlib.Path, component: str, config: Mapping[str, Any]) -> None:

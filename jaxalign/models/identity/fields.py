@@ -39,9 +39,7 @@ _AVERAGE = frozenset(
 )
 
 
-def clean(
-  component: str, config: Mapping[str, Any], file: str | os.PathLike
-) -> dict[str, Any]:
+def clean(component: str, config: Mapping[str, Any], file: str | os.PathLike) -> dict[str, Any]:
   """The config with defaults for nulls, and without fields that change nothing.
 
   Raises ValueError, naming the file and the field, for one that is unknown and set, and for weights
@@ -61,8 +59,19 @@ def clean(
         f"{checks.closest(name, known)}\n"
         "it may change what the network computes; if it does not, take it out of the file"
       )
+    _check_kind(component, name, found[name], file)
   filled = {name: known[name] for name in _FILLED.get(component, ()) if name not in found}
   return {**{name: _value(component, name, found[name]) for name in found}, **filled}
+
+
+def _check_kind(component: str, name: str, value: Any, file: str | os.PathLike) -> None:
+  """Raises ValueError for a word where a number belongs, or a yes or no."""
+  default = _KNOWN[component].get(name)
+  if isinstance(default, int | float) and isinstance(value, str | Mapping):
+    expected = "true or false" if isinstance(default, bool) else "a number"
+    raise ValueError(
+      f"{file}: expected {name} to be {expected}, found {checks.shown(value)}\nmend it in the file"
+    )
 
 
 def _is_idle(component: str, name: str, value: Any) -> bool:

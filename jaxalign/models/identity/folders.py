@@ -27,6 +27,8 @@ def read(folder: pathlib.Path) -> Identity:
   paths = {name: folder / name / "config.json" for name in components}
   paths["scheduler"] = folder / SCHEDULER
   found = {name: files.read_json(path) for name, path in paths.items()}
+  halves = [name for name in components if classes.text_half(found[name]) is not found[name]]
+  found = {name: classes.text_half(config) for name, config in found.items()}
   for name in components:
     classes.check_config(paths[name], name, found[name])
   configs = {name: fields.clean(name, found[name], paths[name]) for name in paths}
@@ -40,7 +42,8 @@ def read(folder: pathlib.Path) -> Identity:
   classes.check_channels(
     paths["unet"], configs["unet"].get("in_channels", 4), configs["unet"].get("out_channels", 4)
   )
-  notes = [Note(name, what) for name in paths for what in changes(found[name], configs[name])]
+  notes = [Note(name, "its text_config is read, of both towers") for name in halves]
+  notes += [Note(name, what) for name in paths for what in changes(found[name], configs[name])]
   configs["pipeline"] = index.pipeline
   notes += _assumptions(index, configs) + _variants(folder, components)
   return Identity(configs, tuple(notes))

@@ -11,7 +11,8 @@ from jaxalign import checks
 Configs = dict[str, dict[str, Any]]  # by component; "scheduler" and "pipeline" too
 
 _ABSENT = object()
-_MAX_LINES, _MAX_LINE, _MAX_PATH = 4, 110, 100
+# What a warning has room for.
+_MAX_LINES, _MAX_LINE, _MAX_PATH, _MAX = 4, 150, 90, 600
 
 
 class Note(NamedTuple):
@@ -65,7 +66,5 @@ def tell(path: str | os.PathLike, notes: Iterable[Note]) -> None:
   name = name if len(name) <= _MAX_PATH else f"...{name[-_MAX_PATH:]}"
   if lines:
     # Its place is here whoever calls: Python then prints it once in a process.
-    warnings.warn(
-      "\n  ".join([f"{name}, assumed or corrected (docs/troubleshooting.md):", *lines]),
-      stacklevel=1,
-    )
+    told = [f"{name}, assumed or corrected (docs/troubleshooting.md):", *lines]
+    warnings.warn(checks.cut("\n  ".join(told), _MAX), stacklevel=1)

@@ -104,7 +104,7 @@ def read(file: tensor_files.TensorFile, kind: str) -> Said:
     for field, value in meaning.items():
       taken, by = fields.setdefault(field, (value, source))
       if taken != value:
-        against.append(f"{source} says {field[1]} {_word(value)}, {by} {_word(taken)}")
+        against.append(f"{source} says {field[1]} {_word(value)}; {_word(taken)} is taken, by {by}")
 
   for tensor, meaning in _TENSORS.items():
     if tensor in file.tensors:
@@ -117,7 +117,7 @@ def read(file: tensor_files.TensorFile, kind: str) -> Said:
       unknown.append(f"{word}={checks.shown(value, 40)}")
   if _RESOLUTION in file.metadata:
     take(_size(file.metadata[_RESOLUTION]), _RESOLUTION)
-  architecture = file.metadata.get(_ARCHITECTURE, "").split("/")[0].strip().lower()
+  architecture = _architecture(file)
   if architecture:
     of_kind, meaning = _ARCHITECTURES.get(architecture, ("", {}))
     if of_kind == kind:
@@ -150,7 +150,7 @@ def _check_supported(file: tensor_files.TensorFile) -> None:
           f"{file.path}: expected a Stable Diffusion as published, found the tensor {name}, which "
           f"marks {what}\nsuch a model is not supported"
         )
-  architecture = file.metadata.get(_ARCHITECTURE, "")
+  architecture = _architecture(file)
   others = ("refiner", "inpainting", "unclip", "depth", "edit")
   other = next((word for word in others if word in architecture), None)
   if other is not None:
@@ -159,6 +159,11 @@ def _check_supported(file: tensor_files.TensorFile) -> None:
       f"{checks.shown(architecture)} in its header\na model for {other} is not supported"
     )
   classes.check_channels(file.path, _channels(file), _LATENT_CHANNELS)
+
+
+def _architecture(file: tensor_files.TensorFile) -> str:
+  """ModelSpec's word for the kind, without what follows it in an adapter's header."""
+  return file.metadata.get(_ARCHITECTURE, "").split("/")[0].strip().lower()
 
 
 def _channels(file: tensor_files.TensorFile) -> int:
@@ -191,10 +196,11 @@ def configure(path: Any, kind: str, said: Said, published: Configs) -> Identity:
       "name a model with the right configs (config.model.configs, --configs)"
     )
   fields = {field: value for field, (value, _) in said.fields.items()}
-  assumed = PREDICTION not in fields
+  assumed, against = PREDICTION not in fields, list(said.against)
   if fields.get(ZERO_SNR) and fields.get(PREDICTION) != "v_prediction":
     # Of noise there is nothing to predict where nothing but noise is left; readers ignore it too.
     del fields[ZERO_SNR]
+    against.append(f"{said.fields[ZERO_SNR][1]} is left aside, which needs v_prediction")
   if kind == "2.x" and fields.get(PREDICTION) == "epsilon":
     fields.setdefault(SIZE, 64)  # as 2-base and 2.1-base; 2 and 2.1 predict velocities
   configs = {name: dict(config) for name, config in published.items()}
@@ -204,20 +210,29 @@ def configure(path: Any, kind: str, said: Said, published: Configs) -> Identity:
     configs["pipeline"] = dict(_EDITS_IMAGES["xl" if kind == "xl" else "1.x"])
   notes = [Note("model", f"Stable Diffusion {kind} with the published configs (--configs: others)")]
   words = [
-    f"{field} {_word(fields[of, field])} by {said.fields[of, field][1]}"
-    for of, field in fields
-    if (of, field) in said.fields
+    f"{field} {_word(value)} by {said.fields[of, field][1]}"
+    for (of, field), value in fields.items()
+    if (of, field) in said.fields and not (field == SIZE[1] and published[of][field] == value)
   ]
   prediction = configs["scheduler"].get("prediction_type", "epsilon")
   if assumed:
     words.append(f"prediction_type {prediction}, of which the file says nothing")
   notes += [Note("file", word) for word in words]
-  notes += [Note("against it", word) for word in said.against]
+  notes += [Note("contradiction", word) for word in against]
   return Identity(configs, tuple(notes))
 
 
-def compare(said: Said, named: Identity) -> Identity:
-  """The configs that the user named, and in what the file contradicts them."""
+def compare(path: Any, kind: str, said: Said, named: Identity) -> Identity:
+  """The configs that the user named, and in what the file contradicts them.
+
+  Raises ValueError if they are those of another kind.
+  """
+  two = "text_encoder_2" in named.configs
+  if two != (kind == "xl"):
+    raise ValueError(
+      f"{path}: expected configs of a Stable Diffusion {kind}, found those of "
+      f"{'an XL' if two else 'a 1.x or 2.x'}\nname another model (config.model.configs, --configs)"
+    )
   against = list(said.against)
   for (component, field), (value, source) in said.fields.items():
     own = named.configs[component].get(field, _ABSENT.get(field))
@@ -225,7 +240,5 @@ def compare(said: Said, named: Identity) -> Identity:
       against.append(
         f"{source} says {field} {_word(value)}; {_word(own)} is taken, as the named configs say"
       )
-  notes = [Note("against it", word) for word in (*against, *said.unknown)]
+  notes = [Note("contradiction", word) for word in (*against, *said.unknown)]
   return Identity(named.configs, (*named.notes, *notes))
-
-

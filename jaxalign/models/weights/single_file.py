@@ -68,7 +68,7 @@ class Checkpoint(NamedTuple):
     2.1, which predicts the velocity, as diffusers takes such a file.
     """
     if named is not None:
-      return markers.compare(self.said, named)
+      return markers.compare(self.file.path, self.kind, self.said, named)
     return markers.configure(self.file.path, self.kind, self.said, published.CONFIGS[self.kind])
 
   @property

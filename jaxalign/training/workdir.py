@@ -96,8 +96,8 @@ def prepare_workdir(
 ) -> None:
   """Writes config.json into a new workdir, with a digest of every data file that it names.
 
-  `corrections` are those that its model was opened with. Of several processes all check and the
-  first one writes.
+  `corrections` are those that its model was opened with; it keeps those of its first start. Of
+  several processes all check and the first one writes.
 
   Raises:
     ValueError: another config's run is there, or one that began with other data.
@@ -118,6 +118,7 @@ def prepare_workdir(
         "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
       )
     _check_digests(workdir, found.get(DIGESTS, {}), digests, wanted)
+    corrections = found.get(CORRECTIONS, ())
   workdir.mkdir(parents=True, exist_ok=True)
   if hosts.is_first():
     corrected = {CORRECTIONS: list(corrections)} if corrections else {}

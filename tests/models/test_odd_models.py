@@ -69,6 +69,9 @@ TEXT, SCHEDULER = "text_encoder/config.json", folders.SCHEDULER
     (TEXT, {"architectures": ["RobertaSeriesModelWithTransformation"]}, "found 'RobertaSeries"),
     (TEXT, {"quantization_config": {"bits": 4}}, "found quantization_config"),
     (SCHEDULER, {"trained_betas": [0.001] * 1000}, r"trained_betas: expected None; got \[0.001"),
+    (UNET, {"in_channels": [4, 4]}, r"in_channels to be a number, found \[4, 4\]"),
+    (UNET, {"layers_per_block": [1] * 900}, "one entry of layers_per_block for each"),
+    (VAE, {"block_out_channels": None}, "block_out_channels to be a list, found None"),
     (SCHEDULER, {"clip_sample": "false"}, "clip_sample to be true or false, found 'false'"),
     (VAE, {"scaling_factor": "0.18215"}, "scaling_factor to be a number, found '0.18215'"),
     (UNET, {"sample_size": {}, "norm_eps": "x" * 999}, "norm_eps to be a number, found 'xxx"),
@@ -163,10 +166,11 @@ def test_what_is_exported_is_what_was_corrected(model, tmp_path, command):
 
 
 def test_a_run_keeps_what_was_corrected(tmp_path):
-  config = config_dict.ConfigDict({"seed": 0})
-  workdir.prepare_workdir(tmp_path / "run", config, ["scheduler: clip_sample true -> false"])
+  config, lines = config_dict.ConfigDict({"seed": 0}), ["scheduler: clip_sample true -> false"]
+  workdir.prepare_workdir(tmp_path / "run", config, lines)
   workdir.prepare_workdir(tmp_path / "run", config)  # a later start, of a folder that was mended
   workdir.prepare_workdir(tmp_path / "other", config)
+  assert files.read_json(tmp_path / "run" / "config.json")["model_corrections"] == lines
   assert "model_corrections" not in files.read_json(tmp_path / "other" / "config.json")
 
 

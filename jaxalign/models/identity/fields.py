@@ -29,6 +29,11 @@ _COMPLETE = ("unet", "vae")
 _FILLED = {"vae": ("scaling_factor",)}
 # Null is a word of its own here, for a network without the part.
 _NULL_IS_MEANT = ("norm_num_groups",)
+# Numbers that may be lists, with an entry for each level or side.
+_PER_LEVEL = (
+  *("sample_size", "layers_per_block", "attention_head_dim", "transformer_layers_per_block"),
+  *("cross_attention_dim", *unet.FIXED),
+)
 # How an average of the weights was kept (the state of diffusers' EMAModel): nothing is computed
 # by them.
 _AVERAGE = frozenset(
@@ -65,10 +70,16 @@ def clean(component: str, config: Mapping[str, Any], file: str | os.PathLike) ->
 
 
 def _check_kind(component: str, name: str, value: Any, file: str | os.PathLike) -> None:
-  """Raises ValueError for a word where a number belongs, or a yes or no."""
+  """Raises ValueError for another kind of value than a field has; null is not looked at here."""
   default = _KNOWN[component].get(name)
-  if isinstance(default, int | float) and isinstance(value, str | Mapping):
-    expected = "true or false" if isinstance(default, bool) else "a number"
+  expected = ""
+  if isinstance(default, tuple) and not isinstance(value, list):
+    expected = "a list"
+  elif isinstance(default, int | float) and value is not None:
+    is_list = isinstance(value, list) and name not in _PER_LEVEL
+    if is_list or isinstance(value, str | Mapping):
+      expected = "true or false" if isinstance(default, bool) else "a number"
+  if expected:
     raise ValueError(
       f"{file}: expected {name} to be {expected}, found {checks.shown(value)}\nmend it in the file"
     )

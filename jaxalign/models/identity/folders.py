@@ -2,7 +2,7 @@
 
 import pathlib
 
-from jaxalign import files
+from jaxalign import checks, files
 from jaxalign.diffusion import schedulers
 from jaxalign.models.identity import classes, fields, legacy
 from jaxalign.models.identity.identity import Configs, Identity, Note, changes
@@ -53,8 +53,8 @@ def _assumptions(index: classes.Index, configs: Configs) -> list[Note]:
   """What is taken to be so though no file says it, or though most models want it otherwise."""
   found = []
   if index.found != index.pipeline["_class_name"]:
-    taken = index.pipeline["_class_name"]
-    found.append(Note("pipeline", f"{index.found} taken for {taken}, by its components"))
+    name, taken = checks.cut(index.found, 60), index.pipeline["_class_name"]
+    found.append(Note("pipeline", f"{name} taken for {taken}, by its components"))
   if schedulers.clips(configs["scheduler"]):
     found.append(
       Note("scheduler", "clip_sample stays true: latents are limited, as diffusers does here")

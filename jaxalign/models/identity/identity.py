@@ -47,7 +47,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def _shown(value: Any) -> str:
   """As in the file: JSON, a word without its quotes, cut where it is long."""
-  return value if isinstance(value, str) else checks.cut(json.dumps(value), 30)
+  return checks.cut(value if isinstance(value, str) else json.dumps(value), 40)
 
 
 def in_lines(notes: Iterable[Note]) -> list[str]:

@@ -129,13 +129,15 @@ class UNetConfig:
       values = value if name in integers and isinstance(value, tuple) else (value,)
       if not all(isinstance(v, int) and v > 0 for v in values):
         kind = "positive integer, or one per level" if name in integers else "positive integer"
-        raise ValueError(f"unet config: {name}={value!r} is not supported; supported: {kind}")
+        raise ValueError(
+          f"unet config: {name}={checks.shown(value)} is not supported; supported: {kind}"
+        )
     for name in (*integers, "down_block_types", "up_block_types"):
       value = getattr(self, name)
       if not isinstance(value, int) and len(value) != len(self.block_out_channels):
         raise ValueError(
           f"unet config: expected one entry of {name} for each of block_out_channels "
-          f"{self.block_out_channels}, got {value}"
+          f"{checks.shown(self.block_out_channels)}, got {checks.shown(value)}"
         )
 
   def _check_divisibility(self):

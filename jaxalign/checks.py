@@ -49,6 +49,28 @@ def check_choice(what: str, value: Any, options: Iterable[str]) -> None:
     )
 
 
+def shown(value: Any, limit: int = 80) -> str:
+  """`repr(value)`, cut: a message stays readable whatever a file holds."""
+  return cut(repr(value), limit)
+
+
+def cut(text: str, limit: int) -> str:
+  """The text, its end replaced by dots if it has more than `limit` characters."""
+  return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def first(entries: Iterable[str], *, count: int = 5, limit: int = 140) -> str:
+  """The first few entries, and how many more there are, as one line of about `limit` characters."""
+  entries = [cut(entry, limit) for entry in entries]
+  listed = entries[:1]
+  for entry in entries[1:count]:
+    if len(", ".join([*listed, entry])) > limit:
+      break
+    listed.append(entry)
+  more = len(entries) - len(listed)
+  return ", ".join(listed) + (f", and {more} more" if more > 0 else "")
+
+
 def check_seed(what: str, seed: int) -> None:
   """Raises ValueError unless `seed` fits in the 31 bits that numpy and JAX both take."""
   if not 0 <= seed < 2**31:

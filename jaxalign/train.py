@@ -70,7 +70,7 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     return
 
   # A new run, or the rest of one that was stopped.
-  with workdir_lib.prepared(workdir, config):
+  with workdir_lib.prepared(workdir, config, sys.model.corrections):
     checkpoints = section("checkpoint", checkpoint.Manager, workdir=workdir)
     state = checkpoints.restore_latest(state)
     start = int(state.step)

@@ -7,7 +7,9 @@ import pathlib
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jaxlib.version
@@ -31,6 +33,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
   # Of an error that orbax raises it also logs the traceback, once in each of its threads.
   logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+  warnings.showwarning = _show_warning
   try:
     app.run(main, flags_parser=_parse)
   except KeyboardInterrupt:
@@ -96,6 +99,18 @@ def use_compilation_cache() -> None:
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "jaxalign", "xla"))
+
+
+def _show_warning(
+  message: Warning | str, category: type[Warning], filename: str, lineno: int, *where: Any
+) -> None:
+  """Prints a warning of ours without the line of code that it comes from, which tells a user
+  nothing; those of other kinds as Python does.
+  """
+  if category is UserWarning:
+    print(f"warning: {message}", file=sys.stderr)
+  else:
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _explain(error: Exception) -> str | None:

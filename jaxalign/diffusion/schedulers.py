@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from jaxalign import checks
 from jaxalign.diffusion import predictions, schedules
 from jaxalign.diffusion.schedules import StepTable
 
@@ -30,17 +31,32 @@ _SOLVERS = (
   "DPMSolverMultistepScheduler",
   "DPMSolverSinglestepScheduler",
   "UniPCMultistepScheduler",
+  "SASolverScheduler",
+)
+# Those whose own noise levels start and end elsewhere where a config does not say.
+_K_SOLVERS = (
   "HeunDiscreteScheduler",
   "KDPM2DiscreteScheduler",
   "KDPM2AncestralDiscreteScheduler",
+  "DPMSolverSDEScheduler",
 )
+_K_FIELDS = {**_DDIM_FIELDS, "beta_start": 0.00085, "beta_end": 0.012}
+_ALL_SOLVERS = (*_SOLVERS, *_K_SOLVERS)
 
 # class: (table builder, its fields and their defaults)
 _DIFFUSION_CLASSES = {
   "DDIMScheduler": (schedules.ddim_table, _DDIM_FIELDS),
+  "DDIMParallelScheduler": (schedules.ddim_table, _DDIM_FIELDS),
   "DDPMScheduler": (schedules.ddpm_table, _DIFFUSION_FIELDS),
+  "DDPMParallelScheduler": (schedules.ddpm_table, _DIFFUSION_FIELDS),
   **dict.fromkeys(_SOLVERS, (schedules.ddim_table, _DDIM_FIELDS)),
+  **dict.fromkeys(_K_SOLVERS, (schedules.ddim_table, _K_FIELDS)),
 }
+# These limit the predicted x_0 unless a config says otherwise; the others never do.
+_CLIPPING = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
+
+# The numbers and the yes or no of a config, with the defaults of DDIM.
+DEFAULTS = {**_DDIM_FIELDS, "clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
 
 # Fields that would change the numbers in a way this file does not implement.
 _SUPPORTED_VALUES = {
@@ -64,11 +80,13 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
   name = scheduler_config.get("_class_name")
   classes = (*_DIFFUSION_CLASSES, _FLOW)
   if name not in classes:
-    raise ValueError(f"scheduler _class_name: expected one of {', '.join(classes)}; got {name!r}")
+    raise ValueError(
+      f"scheduler _class_name: expected one of {checks.first(classes)}; got {checks.shown(name)}"
+    )
   for field, supported in _SUPPORTED_VALUES.items():
     value = scheduler_config.get(field, supported[0])
-    if value not in supported and not (name in _SOLVERS and field in _SOLVER_SPACING):
-      raise ValueError(f"{name}.{field}: expected {supported[0]!r}; got {value!r}")
+    if value not in supported and not (name in _ALL_SOLVERS and field in _SOLVER_SPACING):
+      raise ValueError(f"{name}.{field}: expected {supported[0]!r}; got {checks.shown(value)}")
   return name == _FLOW
 
 
@@ -79,14 +97,15 @@ def from_config(
 
   DDIMScheduler, DDPMScheduler and FlowMatchEulerDiscreteScheduler give their own grids. Other
   solvers of the same diffusion (PNDM, Euler, DPM-Solver, ...) have no transition with a density;
-  they become what DDIMScheduler.from_config makes of them, with a warning, printed once. A missing
-  key has the default of the diffusers class that is used. `image_seq_len` (tokens per image) is
-  needed when the config uses dynamic shifting.
+  they become what DDIMScheduler.from_config makes of them, on their own noise levels, with a
+  warning, printed once. A missing key has the default of the diffusers class that is used; those of
+  the noise levels are the scheduler's own. `image_seq_len` (tokens per image) is needed when the
+  config uses dynamic shifting.
   """
   if is_flow(scheduler_config):
     return _flow_from_config(scheduler_config, num_steps, image_seq_len)
   name = scheduler_config["_class_name"]
-  if name in _SOLVERS:
+  if name in _ALL_SOLVERS:
     spacing = scheduler_config.get("timestep_spacing", _DDIM_FIELDS["timestep_spacing"])
     # Its place is here whoever calls: Python then prints it once in a process.
     warnings.warn(
@@ -151,11 +170,11 @@ def network_prediction_type(scheduler_config: Mapping[str, Any]) -> str:
   name = scheduler_config.get("prediction_type", "epsilon")
   if name not in predictions.FROM_DIFFUSERS:
     names = ", ".join(predictions.FROM_DIFFUSERS)
-    raise ValueError(f"prediction_type: expected one of {names}; got {name!r}")
+    raise ValueError(f"prediction_type: expected one of {names}; got {checks.shown(name)}")
   return predictions.FROM_DIFFUSERS[name]
 
 
 def clips(scheduler_config: Mapping[str, Any]) -> bool:
   """Whether DDIM and DDPM limit the predicted x_0, to `clip_sample_range`."""
-  clipping = ("DDIMScheduler", "DDPMScheduler")  # with diffusers' default; the others never clip
-  return scheduler_config["_class_name"] in clipping and scheduler_config.get("clip_sample", True)
+  name = scheduler_config["_class_name"]
+  return name in _CLIPPING and bool(scheduler_config.get("clip_sample", True))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import checks
 from jaxalign.types import Array, expand_to
 
 
@@ -74,7 +75,8 @@ def ddpm_alphas_cumprod(
     betas = np.minimum(1 - level[1:] / level[:-1], 0.999)
   else:
     raise ValueError(
-      f"beta_schedule: expected linear, scaled_linear or squaredcos_cap_v2; got {beta_schedule!r}"
+      f"beta_schedule: expected linear, scaled_linear or squaredcos_cap_v2; got "
+      f"{checks.shown(beta_schedule)}"
     )
   # Rounded to float32 where diffusers rounds: at t = 0 one float32 step of alpha_t^2 is already
   # 7e-5 of 1 - alpha_t^2, which would show in every standard deviation near the data.
@@ -107,7 +109,8 @@ def _timesteps(num_steps: int, T: int, timestep_spacing: str, steps_offset: int)
     t = np.round(T - np.arange(num_steps) * (T / num_steps)) - 1
   else:
     raise ValueError(
-      f"timestep_spacing: expected leading, trailing or linspace; got {timestep_spacing!r}"
+      f"timestep_spacing: expected leading, trailing or linspace; got "
+      f"{checks.shown(timestep_spacing)}"
     )
   if t[0] >= T:
     raise ValueError(

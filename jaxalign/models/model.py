@@ -49,6 +49,7 @@ class Model(NamedTuple):
   exact: `denoise`, computed in float32 from the same parameters; None where it is that already.
   stored_dtypes: `(variables) -> dtypes`: what each frozen array of the denoiser is stored in.
   files: how it is written for other tools.
+  corrections: what was assumed or corrected when it was opened, a line each.
   """
 
   params: Mapping[str, Params]
@@ -69,3 +70,4 @@ class Model(NamedTuple):
   dtype: str | None = None
   exact: DenoiseFn | None = None
   stored_dtypes: Callable[[Params], Params] | None = None
+  corrections: tuple[str, ...] = ()

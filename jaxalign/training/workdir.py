@@ -7,7 +7,7 @@ import os
 import pathlib
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -28,7 +28,9 @@ MAY_CHANGE = (
 
 # Fields of a config that may name a data file; what they name may also be a set without one.
 DATA_FIELDS = ("data.source", "evaluation.source", "evaluation.validation", "held_out")
-DIGESTS = "digests"  # config.json has them under this name, beside the sections
+# What config.json has beside the sections.
+DIGESTS = "digests"
+CORRECTIONS = "model_corrections"
 LOCK = ".running"  # names the host and the process that run in a workdir
 
 
@@ -96,11 +98,13 @@ def load(
 
 
 @contextlib.contextmanager
-def prepared(workdir: pathlib.Path, config: config_dict.ConfigDict) -> Iterator[None]:
+def prepared(
+  workdir: pathlib.Path, config: config_dict.ConfigDict, corrections: Sequence[str] = ()
+) -> Iterator[None]:
   """A block in which the workdir is this run's alone, with its config.json.
 
-  That has a digest of every data file that the config names. Of several processes all check and the
-  first one writes.
+  That has a digest of every data file that the config names, and of the first start `corrections`,
+  those that its model was opened with. Of several processes all check and the first one writes.
 
   Raises:
     ValueError: another config's run is there, or one that began with other data, or one that is
@@ -114,7 +118,7 @@ def prepared(workdir: pathlib.Path, config: config_dict.ConfigDict) -> Iterator[
     changed = [
       key
       for key in sorted(found.keys() | wanted.keys())
-      if key not in (*MAY_CHANGE, DIGESTS) and found.get(key) != wanted.get(key)
+      if key not in (*MAY_CHANGE, DIGESTS, CORRECTIONS) and found.get(key) != wanted.get(key)
     ]
     if changed:
       raise ValueError(
@@ -122,10 +126,12 @@ def prepared(workdir: pathlib.Path, config: config_dict.ConfigDict) -> Iterator[
         "differ(s) from its config.json\nchoose another --workdir, or repeat the first command"
       )
     _check_digests(workdir, found.get(DIGESTS, {}), digests, wanted)
+    corrections = found.get(CORRECTIONS, ())
   workdir.mkdir(parents=True, exist_ok=True)
   with lock(workdir) if hosts.is_first() else contextlib.nullcontext():
     if hosts.is_first():
-      files.write_json(path, {**wanted, DIGESTS: digests})
+      corrected = {CORRECTIONS: list(corrections)} if corrections else {}
+      files.write_json(path, {**wanted, DIGESTS: digests, **corrected})
     yield
 
 

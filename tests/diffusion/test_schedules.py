@@ -178,6 +178,7 @@ SOLVERS = [
   "HeunDiscreteScheduler",
   "KDPM2DiscreteScheduler",
   "KDPM2AncestralDiscreteScheduler",
+  "SASolverScheduler",
 ]
 # The scheduler_config.json of published models, without what only their solvers read.
 PUBLISHED = {
@@ -207,8 +208,9 @@ PUBLISHED = {
 
 
 def assert_is_ddim(table, scheduler):
-  """The table is that of diffusers' DDIM in the place of another scheduler."""
-  ddim = diffusers.DDIMScheduler.from_config(scheduler.config)
+  """The table is that of diffusers' DDIM in the place of another scheduler, on its noise levels."""
+  own = {name: scheduler.config[name] for name in ("beta_start", "beta_end")}
+  ddim = diffusers.DDIMScheduler.from_config(scheduler.config, **own)
   ddim.set_timesteps(table.num_steps)
   t = ddim.timesteps.numpy()
   np.testing.assert_array_equal(table.t, t)

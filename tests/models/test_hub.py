@@ -111,7 +111,7 @@ def test_configs_and_tokenizers_come_without_weights(tmp_path, monkeypatch):
   assert {path.name for path in (tmp_path / "b").iterdir()} == set(contents[:3])
 
 
-@pytest.mark.parametrize(("variant", "num_calls"), [("", 1), (".fp16", 2)])
+@pytest.mark.parametrize(("variant", "num_calls"), [("", 1), (".fp16", 2), (".non_ema", 4)])
 def test_hub_download_takes_only_what_is_read(tmp_path, monkeypatch, variant, num_calls):
   stand_in = _Hub(tmp_path, [name.format(variant) for name in REPOSITORY])
   monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from jaxalign import checks, files
+from jaxalign import checks
 from jaxalign.models.model import Model
 
 # Where the function `open_model` of each family is, by the path of what is embedded and by the
@@ -68,10 +68,10 @@ def _call_foreign(name: str, options: dict[str, Any]) -> Model:
 
 def _class_name(name: str) -> str:
   """The class in model_index.json; "" where there is none, as of a single file."""
+  from jaxalign.models.identity import folders
   from jaxalign.models.weights import hub
 
   path = pathlib.Path(name).expanduser()
   if path.is_file() or path.suffix == ".safetensors":
     return ""
-  index = hub.find_folder(name) / "model_index.json"
-  return files.read_json(index).get("_class_name", "") if index.is_file() else ""
+  return folders.class_name(hub.find_folder(name))

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from jaxalign.modalities.image import IMAGES
 from jaxalign.models import tokenization
 from jaxalign.models.adapters import preparation
 from jaxalign.models.families import initialization, model_index, stable_diffusion_networks
+from jaxalign.models.identity import folders, identity
 from jaxalign.models.model import Model, ModelFiles
 from jaxalign.models.networks import unet_blocks, vae
 from jaxalign.models.weights import hub, safetensors_io, single_file
@@ -46,11 +46,12 @@ class StableDiffusion:
     params: `{"unet": ..., "vae": ..., "text_encoder": ...}` and, for XL, "text_encoder_2", or {}
       before there are any; numpy arrays in host memory after `load`, in their files still after
       `open_model`.
-    configs: the parsed config.json of each component and of the scheduler, as found; "pipeline"
-      holds the class and the settings of model_index.json.
+    configs: the parsed config.json of each component and of the scheduler, as found or corrected;
+      "pipeline" holds the class and the settings of model_index.json.
     tokenizer_folder: holds vocab.json and merges.txt.
     tokenizer_2_folder: the same for the second text encoder, if there is one.
     param_dtype: what frozen weights of the UNet are stored in on devices, see `with_compute`.
+    notes: what was assumed and corrected when it was opened.
   """
 
   networks: stable_diffusion_networks.Networks
@@ -59,6 +60,7 @@ class StableDiffusion:
   tokenizer_folder: pathlib.Path
   tokenizer_2_folder: pathlib.Path | None = None
   param_dtype: str = "float32"
+  notes: tuple[identity.Note, ...] = ()
 
   denoise = property(lambda self: self.networks.denoise)
   encode_text = property(lambda self: self.networks.encode_text)
@@ -257,8 +259,7 @@ def _open_folder(
 ) -> StableDiffusion:
   if configs:
     raise ValueError(f"configs: expected none with the folder {folder}, which has its own")
-  found = _read_configs(folder)
-  model = build(**found, **_tokenizers(tokenizer or folder, "text_encoder_2" in found))
+  model = _build(folders.read(folder), folder, tokenizer or folder)
   if shapes_only:
     return model.with_params(model.networks.param_shapes())
   return model.with_params(
@@ -271,34 +272,28 @@ def _open_folder(
 
 def _open_single_file(file: pathlib.Path, tokenizer: str, configs: str) -> StableDiffusion:
   checkpoint = single_file.open_checkpoint(file)
+  named = folders.read(hub.find_folder(configs)) if configs else None
   if not (tokenizer or configs):
     raise ValueError(
       f"{file} holds no tokenizer\nset config.model.tokenizer (--tokenizer) to a folder with "
       f"vocab.json and merges.txt or to a hub id, such as openai/clip-vit-large-patch14 for 1.x; "
       f"for XL, to a model with both of its tokenizers"
     )
-  if checkpoint.kind == "2.x" and not configs:
-    warnings.warn(
-      f"{file}: whether a 2.x predicts noise or velocity cannot be seen in its tensors; taken for "
-      f"2.1, velocity at 768 pixels. For 2-base, say, name a model with its configs (--configs).",
-      stacklevel=2,
-    )
-  found: dict[str, Any] = (
-    _read_configs(hub.find_folder(configs)) if configs else checkpoint.configs
-  )
-  model = build(**found, **_tokenizers(tokenizer or configs, "text_encoder_2" in found))
+  model = _build(checkpoint.identify(named), file, tokenizer or configs)
   return model.with_params(
     {name: checkpoint.component(name, s) for name, s in model.networks.param_shapes().items()}
   )
 
 
-def _read_configs(folder: pathlib.Path) -> dict[str, Any]:
-  """The configurations in a model's folder, as `build` takes them."""
-  pipeline, two = model_index.read(folder)
-  components = [name for name in _WEIGHTS if two or name != "text_encoder_2"]
-  configs = {name: files.read_json(folder / name / "config.json") for name in components}
-  scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json")
-  return {**configs, "scheduler": scheduler, "pipeline": pipeline}
+def _build(
+  found: identity.Identity, path: pathlib.Path, tokenizer: str | os.PathLike
+) -> StableDiffusion:
+  """The bundle of an identified model; says what was assumed and corrected."""
+  identity.tell(path, found.notes)
+  two = "text_encoder_2" in found.configs
+  configs: dict[str, Any] = found.configs
+  model = build(**configs, **_tokenizers(tokenizer, two))
+  return dataclasses.replace(model, notes=found.notes)
 
 
 def _tokenizers(where: str | os.PathLike, two: bool) -> dict[str, Any]:
@@ -348,11 +343,12 @@ def as_model(bundle: StableDiffusion) -> Model:
     dtype=bundle.networks.dtype,
     exact=exact,
     stored_dtypes=bundle.stored_dtypes,
+    corrections=tuple(f"{note.component}: {note.what}" for note in bundle.notes),
   )
 
 
 def save(model: StableDiffusion, folder: str | os.PathLike) -> None:
-  """Writes the folder that `load` and diffusers read; configs and tokenizers as they were found."""
+  """Writes the folder that `load` and diffusers read; configs as corrected, tokenizers as found."""
   folder = pathlib.Path(folder)
   components = [name for name in _WEIGHTS if name in model.configs]
   missing = sorted(set(components) - model.params.keys())

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import checks
 from jaxalign.models.networks import layers, unet_blocks
 from jaxalign.types import Array
 
@@ -20,7 +21,7 @@ _UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
 # Fields of a config.json that describe variants this network does not have, with the values that
 # describe the network it is.
-_FIXED = {
+FIXED = {
   "act_fn": ("silu", "swish"),
   "addition_embed_type_num_heads": (64,),
   "attention_type": ("default",),
@@ -97,10 +98,13 @@ class UNetConfig:
         continue
       if name in own:
         kwargs[name] = tuple(value) if isinstance(value, list) else value
-      elif name in _FIXED:
-        _check_value(name, value, _FIXED[name])
+      elif name in FIXED:
+        _check_value(name, value, FIXED[name])
       else:
-        raise ValueError(f"unet config: unknown field {name}={value!r}; supported: {sorted(own)}")
+        raise ValueError(
+          f"unet config: unknown field {checks.cut(name, 60)}={checks.shown(value)}"
+          f"{checks.closest(name, own)}"
+        )
     return cls(**kwargs)
 
   def __post_init__(self):
@@ -125,13 +129,15 @@ class UNetConfig:
       values = value if name in integers and isinstance(value, tuple) else (value,)
       if not all(isinstance(v, int) and v > 0 for v in values):
         kind = "positive integer, or one per level" if name in integers else "positive integer"
-        raise ValueError(f"unet config: {name}={value!r} is not supported; supported: {kind}")
+        raise ValueError(
+          f"unet config: {name}={checks.shown(value)} is not supported; supported: {kind}"
+        )
     for name in (*integers, "down_block_types", "up_block_types"):
       value = getattr(self, name)
       if not isinstance(value, int) and len(value) != len(self.block_out_channels):
         raise ValueError(
           f"unet config: expected one entry of {name} for each of block_out_channels "
-          f"{self.block_out_channels}, got {value}"
+          f"{checks.shown(self.block_out_channels)}, got {checks.shown(value)}"
         )
 
   def _check_divisibility(self):
@@ -183,7 +189,9 @@ def _check_value(name: str, value: Any, supported: tuple) -> None:
   values = value if isinstance(value, list | tuple) else (value,)
   if not all(v in supported for v in values):
     allowed = " or ".join(repr(v) for v in supported)
-    raise ValueError(f"unet config: {name}={value!r} is not supported; supported: {allowed}")
+    raise ValueError(
+      f"unet config: {name}={checks.shown(value, 200)} is not supported; supported: {allowed}"
+    )
 
 
 def timestep_embedding(t: Array, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Array:

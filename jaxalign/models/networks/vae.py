@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxalign import checks
 from jaxalign.models.networks import layers
 from jaxalign.types import Array
 
@@ -67,7 +68,7 @@ class VAEConfig:
     """
     for name in ("latents_mean", "latents_std"):
       if config.get(name) is not None:
-        raise ValueError(f"vae config: expected {name} null, found {config[name]}")
+        raise ValueError(f"vae config: expected {name} null, found {checks.shown(config[name])}")
     names = {field.name for field in dataclasses.fields(cls)}
     found: dict[str, Any] = {
       name: tuple(value) if isinstance(value, list) else value

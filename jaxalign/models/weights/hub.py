@@ -80,6 +80,8 @@ def _download(repo_id: str) -> pathlib.Path:
     if not _without_weights(folder):
       break
     folder = _request(repo_id, _weights(variant))
+  if _without_weights(folder):
+    folder = _request(repo_id, _weights(".*"))  # whatever other variant there is
   return folder
 
 

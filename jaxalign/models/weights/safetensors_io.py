@@ -6,7 +6,7 @@ the caller decides on which devices, and how sharded, they are read; or read as 
 
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,13 +14,13 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from jaxalign import files
+from jaxalign import checks, files
 from jaxalign.models.weights import lazy, names, tensor_files
 from jaxalign.types import Params
 
 WEIGHTS, TEXT_WEIGHTS = tensor_files.WEIGHTS, tensor_files.TEXT_WEIGHTS
 
-_NUM_LISTED = 5
+first = checks.first  # how tensors are listed
 
 
 def read_component(folder: str | os.PathLike, expected: Params) -> dict:
@@ -40,9 +40,11 @@ def open_component(folder: str | os.PathLike, expected: Params) -> dict:
     A nested dict like `expected`, of `LazyArray`s.
 
   Raises:
-    ValueError: no such file, or tensors that are missing, unexpected or of another shape.
+    ValueError: no such file, quantised weights, or tensors that are missing, unexpected or of
+      another shape.
   """
   file = tensor_files.open_folder(folder)
+  tensor_files.check_unscaled(file)
   shapes = torch_shapes(expected)
   canonical = {name: names.canonical_name(name, shapes) for name in file.tensors}
   tensors = {new: file.tensors[old] for old, new in canonical.items() if new is not None}
@@ -118,9 +120,3 @@ def check_shapes(
       f"{'; '.join(problems)}.\nCheck that both come from the same model."
     )
 
-
-def first(entries: Iterable[str]) -> str:
-  """The first few entries, and how many more there are, as one line."""
-  entries = list(entries)
-  more = len(entries) - _NUM_LISTED
-  return ", ".join(entries[:_NUM_LISTED]) + (f", and {more} more" if more > 0 else "")

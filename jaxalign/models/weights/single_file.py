@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from jaxalign import checks
+from jaxalign.models.identity import markers
+from jaxalign.models.identity.identity import Configs, Identity
 from jaxalign.models.weights import lazy, names, original, published, safetensors_io, tensor_files
 from jaxalign.types import Params
 
@@ -51,19 +54,27 @@ class Checkpoint(NamedTuple):
 
   kind: "1.x", "2.x" or "xl".
   file: its tensors, under their original names.
+  said: what the file says of itself.
   """
 
   kind: str
   file: tensor_files.TensorFile
+  said: markers.Said
+
+  def identify(self, named: Identity | None = None) -> Identity:
+    """What model this is: by the configs that the user named, or else by the published ones.
+
+    Whether a 2.x of which nothing tells predicts noise or velocity cannot be seen. It is taken for
+    2.1, which predicts the velocity, as diffusers takes such a file.
+    """
+    if named is not None:
+      return markers.compare(self.file.path, self.kind, self.said, named)
+    return markers.configure(self.file.path, self.kind, self.said, published.CONFIGS[self.kind])
 
   @property
-  def configs(self) -> dict[str, dict]:
-    """The published configurations of this kind: of each component and of the scheduler.
-
-    Whether a 2.x predicts noise or velocity cannot be seen in its tensors. This is 2.1, which
-    predicts the velocity, as it is what diffusers takes such a file for.
-    """
-    return published.CONFIGS[self.kind]
+  def configs(self) -> Configs:
+    """Of each component and of the scheduler, where the user names none."""
+    return self.identify().configs
 
   def component(self, name: str, expected: Params) -> dict:
     """The parameters of a component, like `expected`, as `LazyArray`s.
@@ -95,15 +106,21 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
-  """Opens a file; ValueError if it is no whole model of a kind that is known here."""
+  """Opens a file; ValueError if it is no whole model of a kind that is supported here."""
   file = tensor_files.open_file(path)
   for kind, parts in KINDS.items():
     if all(_has(file.tensors, part.prefix) for part in parts.values()):
-      return Checkpoint(kind, file)
+      return Checkpoint(kind, file, markers.read(file, kind))
+  other = markers.other_kind(file)
+  if other:
+    raise ValueError(
+      f"{file.path}: expected a whole Stable Diffusion 1.x, 2.x or XL, found {other}\n"
+      "this kind of model is not read from a single file"
+    )
   found = sorted({tensor.split(".")[0] for tensor in file.tensors})
   raise ValueError(
     f"{file.path}: expected a whole Stable Diffusion 1.x, 2.x or XL (UNet, autoencoder and text "
-    f"encoders, under their original names), found tensors of: {safetensors_io.first(found)}\n"
+    f"encoders, under their original names), found tensors of: {checks.first(found)}\n"
     f"adapters are given with --lora; a single component needs the folder of its model"
   )
 

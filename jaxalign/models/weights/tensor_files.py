@@ -3,15 +3,18 @@
 Only headers are read here; the tensors are `LazyArray`s in the layout of the file.
 """
 
+import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
-from jaxalign import files
+from jaxalign import checks, files
 from jaxalign.models.weights import lazy
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for
@@ -21,6 +24,20 @@ INDEX_SUFFIX = ".safetensors.index.json"
 # Full precision first; the others are converted when read.
 _VARIANTS = ("", ".fp16", ".bf16")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+# What safetensors calls the types that numpy has, and those that ml_dtypes adds to them.
+_NUMPY_TYPES = (
+  *("F64", "F32", "F16", "BF16", "BOOL"),
+  *("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"),
+)
+_FLOAT8: dict[str, Any] = {
+  "F8_E4M3": ml_dtypes.float8_e4m3fn,
+  "F8_E5M2": ml_dtypes.float8_e5m2,
+  "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+  "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+}
+# Tensors beside quantised weights, without which these are wrong by a factor.
+_SCALES = re.compile(r"(.*\.)?(scaled_fp8|scale_weight|weight_scale|comfy_quant)")
 
 
 class TensorFile(NamedTuple):
@@ -38,7 +55,7 @@ class TensorFile(NamedTuple):
 
 
 def open_file(path: str | os.PathLike) -> TensorFile:
-  """Reads the header; ValueError for a file that is cut short or something else."""
+  """Reads the header; ValueError for a file that is cut short, of an unknown type, or no such."""
   path = pathlib.Path(path)
   if path.suffix in PICKLES:
     raise pickle_error(os.fspath(path))
@@ -47,27 +64,81 @@ def open_file(path: str | os.PathLike) -> TensorFile:
   opened_as = _identity(path)
 
   def array(name, shape):
+    if types[name] in _FLOAT8:
+      stored = Float8(_FLOAT8[types[name]], shape, offsets[name])
+      return lazy.LazyArray(shape, lambda index: _read_float8(path, opened_as, stored, index))
     return lazy.LazyArray(shape, lambda index: _read(path, opened_as, name, index))
 
   try:
     with safetensors.safe_open(path, framework="numpy") as stored:
       tensor_names = stored.keys()
       shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in tensor_names}
+      types = {name: stored.get_slice(name).get_dtype() for name in tensor_names}
       metadata = stored.metadata() or {}
   except safetensors.SafetensorError as error:
     raise ValueError(
       f"{path} is cut short or no safetensors file ({error}); download it again"
     ) from None
+  unknown = next((name for name in types if types[name] not in (*_NUMPY_TYPES, *_FLOAT8)), None)
+  if unknown is not None:
+    raise ValueError(
+      f"{path}: expected weights in float32, half precision or float8, found "
+      f"{checks.cut(unknown, 100)} in {types[unknown]}\ntake another variant of the file"
+    )
+  offsets = _offsets(path) if not _FLOAT8.keys().isdisjoint(types.values()) else {}
   return TensorFile(path, {name: array(name, shapes[name]) for name in shapes}, metadata)
 
 
+class Float8(NamedTuple):
+  """Where a tensor of float8 lies in its file, which safetensors does not read into numpy."""
+
+  dtype: Any
+  shape: tuple[int, ...]
+  offset: int
+
+
+def _offsets(path: pathlib.Path) -> dict[str, int]:
+  """Where each tensor begins, in bytes; the header itself has been found to be right before."""
+  with path.open("rb") as stored:
+    length = int.from_bytes(stored.read(8), "little")
+    header = json.loads(stored.read(length))
+  header.pop("__metadata__", None)
+  return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+
+
+def _read_float8(
+  path: pathlib.Path, opened_as: tuple, stored: Float8, index: lazy.Index
+) -> np.ndarray:
+  """The part at an index, exactly, in float32; of the file no more than that part is read."""
+  _check_unchanged(path, opened_as)
+  if 0 in stored.shape:
+    return np.zeros(stored.shape, np.float32)[index]
+  bytes_ = np.memmap(path, np.uint8, "r", stored.offset, stored.shape or (1,))
+  part = np.array(bytes_[index] if index else bytes_.reshape(stored.shape))
+  return part.view(stored.dtype).astype(np.float32)
+
+
+def check_unscaled(file: TensorFile) -> None:
+  """Raises ValueError for quantised weights, which have their scales beside them."""
+  scale = next((name for name in file.tensors if _SCALES.fullmatch(name)), None)
+  if scale is not None:
+    raise ValueError(
+      f"{file.path}: expected weights as they are computed with, found {checks.cut(scale, 100)}, a "
+      "scale or mark of quantised ones\ntake the file in float32, half precision or plain float8"
+    )
+
+
 def _read(path: pathlib.Path, opened_as: tuple, name: str, index: lazy.Index) -> np.ndarray:
-  if _identity(path) != opened_as:
-    raise ValueError(f"{path} has changed since it was opened; start again")
+  _check_unchanged(path, opened_as)
   # Opened for every read: pages of a mapping that stays count as this process's memory, and after
   # the last tensor that would be the whole file once more.
   with safetensors.safe_open(path, framework="numpy") as stored:
     return stored.get_slice(name)[index] if index else stored.get_tensor(name)
+
+
+def _check_unchanged(path: pathlib.Path, opened_as: tuple) -> None:
+  if _identity(path) != opened_as:
+    raise ValueError(f"{path} has changed since it was opened; start again")
 
 
 def _identity(path: pathlib.Path) -> tuple[int, ...]:
@@ -82,14 +153,23 @@ def open_folder(folder: str | os.PathLike) -> TensorFile:
 
 
 def find_weights(folder: str | os.PathLike) -> pathlib.Path:
-  """The weight file of a component's folder, or the index of several; ValueError for neither."""
+  """The weight file of a component's folder, or the index of several.
+
+  Of a variant other than half precision only if it is the only one there. Raises ValueError for
+  neither, or several.
+  """
   folder = pathlib.Path(folder)
-  for variant in _VARIANTS:
-    for name in (WEIGHTS, TEXT_WEIGHTS):
-      stem = name.removesuffix(".safetensors")
-      for file in (f"{stem}{variant}.safetensors", _index_name(stem, variant)):
-        if (folder / file).is_file():
-          return folder / file
+  found = _find_known(folder)
+  if found is not None:
+    return found
+  others = _other_variants(folder)
+  if len(others) == 1:
+    return next(iter(others.values()))
+  if others:
+    raise ValueError(
+      f"{folder}: expected {WEIGHTS} or one variant of it, found {checks.first(sorted(others))}\n"
+      "keep one of them, or give one the plain name"
+    )
   pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
   if pickles:
     raise pickle_error(f"expected {WEIGHTS} or {TEXT_WEIGHTS} in {folder}, found only {pickles[0]}")
@@ -99,8 +179,34 @@ def find_weights(folder: str | os.PathLike) -> pathlib.Path:
   )
 
 
-def _index_name(stem: str, variant: str) -> str:
-  return f"{stem}.safetensors.index{variant}.json"
+def find_other_variant(folder: str | os.PathLike) -> str:
+  """The name of the variant that `find_weights` takes for want of others; "" for the usual ones."""
+  folder = pathlib.Path(folder)
+  others = {} if _find_known(folder) else _other_variants(folder)
+  return next(iter(others)) if len(others) == 1 else ""
+
+
+def _find_known(folder: pathlib.Path) -> pathlib.Path | None:
+  for variant in _VARIANTS:
+    for name in (WEIGHTS, TEXT_WEIGHTS):
+      stem = name.removesuffix(".safetensors")
+      for file in (f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"):
+        if (folder / file).is_file():
+          return folder / file
+  return None
+
+
+def _other_variants(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Files, or indexes of several, by the name of their variant."""
+  found = {}
+  for name in (WEIGHTS, TEXT_WEIGHTS):
+    stem = re.escape(name.removesuffix(".safetensors"))
+    single = re.compile(rf"{stem}\.(\w+)\.safetensors|{stem}\.safetensors\.index\.(\w+)\.json")
+    for file in sorted(folder.glob("*")):
+      match = single.fullmatch(file.name)
+      if match:
+        found[match[1] or match[2]] = file
+  return found
 
 
 def _open_shards(index: pathlib.Path) -> TensorFile:

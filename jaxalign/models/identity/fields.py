@@ -1,0 +1,103 @@
+"""Fields of a component's config: null where a number belongs, and fields that nobody knows."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign import checks
+from jaxalign.diffusion import schedulers
+from jaxalign.models.networks import clip, unet, vae
+
+
+def _defaults(config_class: Any) -> dict[str, Any]:
+  fields = dataclasses.fields(config_class)
+  return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
+# Every field that is known, with diffusers' default.
+_KNOWN: dict[str, Mapping[str, Any]] = {
+  "unet": {**_defaults(unet.UNetConfig), **{name: of[0] for name, of in unet.FIXED.items()}},
+  "vae": {**_defaults(vae.VAEConfig), "latents_mean": None, "latents_std": None},
+  "text_encoder": _defaults(clip.CLIPTextConfig),
+  "text_encoder_2": _defaults(clip.CLIPTextConfig),
+  "scheduler": schedulers.DEFAULTS,
+}
+# Components of which every field is known; others have fields that play no part here.
+_COMPLETE = ("unet", "vae")
+# Fields that are written down where a file leaves them out: they used to be the same for all.
+_FILLED = {"vae": ("scaling_factor",)}
+# Null is a word of its own here, for a network without the part.
+_NULL_IS_MEANT = ("norm_num_groups",)
+# Numbers that may be lists, with an entry for each level or side.
+_PER_LEVEL = (
+  *("sample_size", "layers_per_block", "attention_head_dim", "transformer_layers_per_block"),
+  *("cross_attention_dim", *unet.FIXED),
+)
+# How an average of the weights was kept (the state of diffusers' EMAModel): nothing is computed
+# by them.
+_AVERAGE = frozenset(
+  {
+    *("decay", "min_decay", "inv_gamma", "power"),
+    *("optimization_step", "update_after_step", "use_ema_warmup"),
+  }
+)
+
+
+def clean(component: str, config: Mapping[str, Any], file: str | os.PathLike) -> dict[str, Any]:
+  """The config with defaults for nulls, and without fields that change nothing.
+
+  Raises ValueError, naming the file and the field, for one that is unknown and set, and for weights
+  that are quantised.
+  """
+  if config.get("quantization_config"):
+    raise ValueError(
+      f"{file}: expected weights as they are computed with, found quantization_config\n"
+      "take the model in float32, half precision or float8"
+    )
+  known = _KNOWN[component]
+  found = {name: config[name] for name in config if not _is_idle(component, name, config[name])}
+  for name in found:
+    if component in _COMPLETE and name not in known and not name.startswith("_"):
+      raise ValueError(
+        f"{file}: unknown field {checks.cut(name, 60)}={checks.shown(config[name])}"
+        f"{checks.closest(name, known)}\n"
+        "it may change what the network computes; if it does not, take it out of the file"
+      )
+    _check_kind(component, name, found[name], file)
+  filled = {name: known[name] for name in _FILLED.get(component, ()) if name not in found}
+  return {**{name: _value(component, name, found[name]) for name in found}, **filled}
+
+
+def _check_kind(component: str, name: str, value: Any, file: str | os.PathLike) -> None:
+  """Raises ValueError for another kind of value than a field has; null is not looked at here."""
+  default = _KNOWN[component].get(name)
+  expected = ""
+  if isinstance(default, tuple) and not isinstance(value, list):
+    expected = "a list"
+  elif isinstance(default, int | float) and value is not None:
+    is_list = isinstance(value, list) and name not in _PER_LEVEL
+    if is_list or isinstance(value, str | Mapping):
+      expected = "true or false" if isinstance(default, bool) else "a number"
+  if expected:
+    raise ValueError(
+      f"{file}: expected {name} to be {expected}, found {checks.shown(value)}\nmend it in the file"
+    )
+
+
+def _is_idle(component: str, name: str, value: Any) -> bool:
+  """Whether a field may be left out: of an average, or a later one that is not set."""
+  if component not in _COMPLETE or name in _KNOWN[component] or name.startswith("_"):
+    return False
+  return name in _AVERAGE or value is None or value is False
+
+
+def _value(component: str, name: str, value: Any) -> Any:
+  default = _KNOWN[component].get(name)
+  if value is not None or name in _NULL_IS_MEANT:
+    return value
+  if component == "unet" and None in unet.FIXED.get(name, ()):
+    return None
+  if isinstance(default, bool):
+    return False  # diffusers asks whether it is true
+  return default if isinstance(default, int | float) else None

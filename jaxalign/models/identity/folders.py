@@ -1,0 +1,73 @@
+"""What a folder in the diffusers layout holds: its configs, corrected, or why it is not read."""
+
+import pathlib
+
+from jaxalign import checks, files
+from jaxalign.diffusion import schedulers
+from jaxalign.models.identity import classes, fields, legacy
+from jaxalign.models.identity.identity import Configs, Identity, Note, changes
+from jaxalign.models.weights import tensor_files
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+def class_name(folder: pathlib.Path) -> str:
+  """The class in a folder's model_index.json; "" where there is none."""
+  index = folder / classes.INDEX
+  return classes.plain_name(files.read_json(index).get("_class_name")) if index.is_file() else ""
+
+
+def read(folder: pathlib.Path) -> Identity:
+  """What the folder of a Stable Diffusion holds.
+
+  Raises ValueError, naming the file, for components, fields and inputs that are not known.
+  """
+  index = classes.read_index(folder)
+  components = ["unet", "vae", "text_encoder", *(["text_encoder_2"] if index.two else [])]
+  paths = {name: folder / name / "config.json" for name in components}
+  paths["scheduler"] = folder / SCHEDULER
+  found = {name: files.read_json(path) for name, path in paths.items()}
+  halves = [name for name in components if classes.text_half(found[name]) is not found[name]]
+  found = {name: classes.text_half(config) for name, config in found.items()}
+  for name in components:
+    classes.check_config(paths[name], name, found[name])
+  configs = {name: fields.clean(name, found[name], paths[name]) for name in paths}
+  # Of two names it is that of the index which diffusers loads.
+  configs["scheduler"]["_class_name"] = index.scheduler
+  try:
+    schedulers.is_flow(configs["scheduler"])
+  except ValueError as error:
+    raise ValueError(f"{paths['scheduler']}: {error}") from None
+  configs = legacy.correct(configs, classes.PIPELINES[index.pipeline["_class_name"]])
+  classes.check_channels(
+    paths["unet"], configs["unet"].get("in_channels", 4), configs["unet"].get("out_channels", 4)
+  )
+  notes = [Note(name, "its text_config is read, of both towers") for name in halves]
+  notes += [Note(name, what) for name in paths for what in changes(found[name], configs[name])]
+  configs["pipeline"] = index.pipeline
+  notes += _assumptions(index, configs) + _variants(folder, components)
+  return Identity(configs, tuple(notes))
+
+
+def _assumptions(index: classes.Index, configs: Configs) -> list[Note]:
+  """What is taken to be so though no file says it, or though most models want it otherwise."""
+  found = []
+  if index.found != index.pipeline["_class_name"]:
+    name, taken = checks.cut(index.found, 60), index.pipeline["_class_name"]
+    found.append(Note("pipeline", f"{name} taken for {taken}, by its components"))
+  if schedulers.clips(configs["scheduler"]):
+    found.append(
+      Note("scheduler", "clip_sample stays true: latents are limited, as diffusers does here")
+    )
+  if configs["unet"].get("sample_size") is None:
+    found.append(Note("unet", "no sample_size; the size of images is that of vae/config.json"))
+  return found
+
+
+def _variants(folder: pathlib.Path, components: list[str]) -> list[Note]:
+  variants = {name: tensor_files.find_other_variant(folder / name) for name in components}
+  return [
+    Note(name, f"weights of the variant {variant}, the only ones there")
+    for name, variant in variants.items()
+    if variant
+  ]

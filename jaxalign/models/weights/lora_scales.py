@@ -96,11 +96,13 @@ def _is_its_own(file: pathlib.Path) -> bool:
 def _of_header(file: tensor_files.TensorFile) -> dict[str, Configuration]:
   """Alphas that stand in the header by themselves, of one component or of all."""
   found: dict[str, Configuration] = {}
-  for key, value in file.metadata.items():
+  for key, value in sorted(file.metadata.items()):  # in a file they have no order
     component, _, field = key.rpartition(".")
     if field not in _HEADER or value in ("", "None"):
       continue
-    entry = _parse(f"{file.path}: {key}", f"{key} in the header", {"lora_alpha": value})
+    number = _number(f"{file.path}: {key} in the header", value)
+    fields = {"lora_alpha": number, "alpha_pattern": {}, "use_rslora": False}
+    entry = Configuration(f"{key} in the header", fields)
     known = found.setdefault(component, entry)
     if known.fields["lora_alpha"] != entry.fields["lora_alpha"]:
       raise ValueError(

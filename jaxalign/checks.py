@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 
 def check_call(what: str, function: Callable, /, *args: Any, **kwargs: Any) -> None:
   """Raises ValueError unless `function(*args, **kwargs)` fits its signature; does not call it.
@@ -75,6 +77,23 @@ def check_seed(what: str, seed: int) -> None:
   """Raises ValueError unless `seed` fits in the 31 bits that numpy and JAX both take."""
   if not 0 <= seed < 2**31:
     raise ValueError(f"{what}: expected a seed from 0 to {2**31 - 1}, got {seed}")
+
+
+def check_finite(what: str, array: np.ndarray, remedy: str) -> None:
+  """Raises ValueError, which starts with `what` and ends with `remedy`, for a NaN or an inf.
+
+  `array` is contiguous and of floating point. One pass over it, and no copy.
+  """
+  flat = array.reshape(-1)
+  with np.errstate(all="ignore"):
+    squares = np.dot(flat, flat)  # not finite if an element is not, or if large ones overflow
+  if np.isfinite(squares):
+    return
+  bad = array.size - int(np.isfinite(array).sum())
+  if bad:
+    raise ValueError(
+      f"{what}: expected finite numbers, found {bad} of {array.size} that are NaN or inf\n{remedy}"
+    )
 
 
 def find_function(

@@ -11,13 +11,14 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from jaxalign import steering, streams, system
+from jaxalign import checks, steering, streams, system
 from jaxalign.cli import command, output, paths, sampling, source
 from jaxalign.distributed import placement
-from jaxalign.modalities.modality import Modality
+from jaxalign.modalities.modality import Modality, SampleError
 from jaxalign.types import Array, Key, Params, Record
 
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
@@ -44,6 +45,7 @@ def main(argv):
   samples = np.asarray(sample_fn(params, sys.frozen, tokens, x_T, key, sys.pipeline.table).samples)
   if sys.sampler.name != "chain":
     print(steering.in_words(sys.sampler.report()))
+  check(samples, sys.model.modality, {**sys.frozen, **params})
   for path in write(samples, output.folder("samples"), sys.model.modality):
     print(path)
 
@@ -85,7 +87,29 @@ def initial_noise(sys: system.System, count: int) -> tuple[Array, Key]:
     raise ValueError(
       f"--latents: expected float32 {list(shape)} (images NHWC), got {x_T.dtype} {list(x_T.shape)}"
     )
+  checks.check_finite("--latents", np.ascontiguousarray(x_T), "draw the noise again")
   return x_T, key_steps
+
+
+def check(samples: np.ndarray, modality: Modality, params: Params) -> None:
+  """Raises ValueError for samples that are not finite, and names the parameter at fault, if any."""
+  try:
+    modality.check(samples)
+  except SampleError as error:
+    name = first_not_finite(params)
+    if name is None:
+      remedy = "all parameters are finite; try a smaller --guidance_scale or --strength"
+    else:
+      remedy = f"there is NaN or inf in the parameter {name}; take an earlier checkpoint"
+    raise ValueError(f"{error}\nnothing is written: {remedy}") from error
+
+
+def first_not_finite(params: Params) -> str | None:
+  """The path of the first array that has a NaN or an inf, each looked at where it lies."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if not jnp.isfinite(leaf).all():
+      return jax.tree_util.keystr(path, simple=True, separator="/")
+  return None
 
 
 def write(samples: np.ndarray, folder: pathlib.Path, modality: Modality) -> list[pathlib.Path]:

@@ -131,7 +131,7 @@ def test_a_run_whose_reward_fails_goes_on_from_the_iteration_before(config, tmp_
   config.guard.action = "off"
   config.checkpoint.every = 100
   down_in_the_third.calls = 0
-  with pytest.raises(RewardError, match="iteration 2: .*ConnectionError: connection refused"):
+  with pytest.raises(RewardError, match=r"iteration 2: .*ConnectionError: connection refused"):
     train.train(config, tmp_path / "run")
   assert "iteration 2 is saved, and the same command goes on after it" in capsys.readouterr().err
   train.train(config, tmp_path / "run")

@@ -2,6 +2,7 @@
 is a message of a few lines, never a traceback.
 """
 
+import math
 import os
 import pathlib
 import sys
@@ -46,6 +47,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     else:
       print(f"error: {message}", file=sys.stderr)
     hosts.end(1)
+
+
+def must_be_finite(*names: str) -> None:
+  """Has the flags of that name refuse nan and inf, which Python reads as numbers."""
+  for name in names:
+    flags.register_validator(
+      name, lambda value: value is None or math.isfinite(value), "expected a finite number"
+    )
 
 
 def choose_cpu_kernels() -> None:

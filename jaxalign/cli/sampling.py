@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 
 from jaxalign import system
-from jaxalign.cli import source
+from jaxalign.cli import command, source
 from jaxalign.evaluation import evaluation
 from jaxalign.types import Params
 
@@ -30,6 +30,7 @@ _SAMPLER_REWARD = flags.DEFINE_list(
   "sampler_reward", None, "With --sampler: the reward that it goes by, or several, which are added."
 )
 flags.DEFINE_alias("reward", "sampler_reward")
+command.must_be_finite("guidance_scale", "eta")
 
 
 def seed() -> int:

@@ -9,9 +9,9 @@ from typing import Any
 from absl import flags
 
 from jaxalign import system
-from jaxalign.cli import paths
+from jaxalign.cli import command, paths
 from jaxalign.models.adapters import lora
-from jaxalign.models.weights import lora_files
+from jaxalign.models.weights import hub, lora_files, safetensors_io
 from jaxalign.training import workdir as workdir_lib
 from jaxalign.types import Params
 
@@ -24,7 +24,9 @@ _TOKENIZER = flags.DEFINE_string(
 _CONFIGS = flags.DEFINE_string(
   "configs", "", "With a single file as --model: folder or hub id of the model with its configs."
 )
-_LORA = flags.DEFINE_string("lora", None, "With --model: adapters, a file or its folder.")
+_LORA = flags.DEFINE_string(
+  "lora", None, "With --model: adapters, a file, its folder, or a hub id: owner/name[/FILE]."
+)
 _WORKDIR = paths.define("workdir", None, "A run, instead of --model.")
 _BEST = flags.DEFINE_bool(
   "best", False, "With --workdir: what a guard has kept, though it did not end the run."
@@ -37,6 +39,9 @@ _STRENGTH = flags.DEFINE_float(
   1.0,
   "With --workdir or --lora: how much of the training or the adapters is applied; 0 is the base.",
 )
+
+
+command.must_be_finite("strength")
 
 
 def workdir() -> pathlib.Path | None:
@@ -101,10 +106,11 @@ def load_model(
     name: params["params"] if component == "denoiser" else loaded.frozen[component]
     for component, name in adapted.items()
   }
-  file = lora_files.read(_LORA.value, networks)
+  file = lora_files.read(hub.find_adapter(_LORA.value), networks)
+  print(f"--lora: {file.in_words()}", file=sys.stderr)
   if file.unused:
     message = f"--lora: {len(file.unused)} tensors fit no layer and are not used, such as"
-    print(message, file.unused[0], file=sys.stderr)
+    print(message, safetensors_io.first(file.unused), file=sys.stderr)
   adapters = file.at_strength(_STRENGTH.value)
   networks |= {name: lora.merge(networks[name], adapter) for name, adapter in adapters.items()}
   merged = {component: networks[name] for component, name in adapted.items()}

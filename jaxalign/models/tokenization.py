@@ -16,6 +16,7 @@ from jaxalign.types import Record
 _FILES = (
   "vocab.json",
   "merges.txt",
+  "added_tokens.json",
   "special_tokens_map.json",
   "tokenizer_config.json",
   "tokenizer.json",
@@ -38,14 +39,15 @@ def texts(records: Sequence[Record]) -> list[str]:
 
 
 def tokenize(
-  folder: str | os.PathLike, prompts: Sequence[str], context_length: int
+  folder: str | os.PathLike, prompts: Sequence[str], context_length: int, *, num_embeddings: int
 ) -> np.ndarray:  # int32 [B, N]
   """Token ids of each prompt between start and end, padded with the tokenizer's own padding token.
 
   A longer prompt loses its tail, as it does in diffusers; the first one in a process is reported.
   Safe to call from threads.
   Raises ValueError if the tokenizer's texts are shorter than `context_length`: the text encoder
-  would read another number of tokens in diffusers.
+  would read another number of tokens in diffusers. And for an id beyond the `num_embeddings` of the
+  text encoder, which a program would silently take for the last one.
   """
   tokenizer, length = _load(pathlib.Path(folder)), context_length
   if tokenizer.model_max_length < length:
@@ -62,7 +64,18 @@ def tokenize(
     encoded = tokenizer(rows, padding="max_length", max_length=length, truncation=True)
   if longest > length:
     _warn_truncated(longest, length)
-  return np.asarray(encoded["input_ids"], np.int32)
+  ids = np.asarray(encoded["input_ids"], np.int32)
+  beyond = np.argwhere((ids < 0) | (ids >= num_embeddings))
+  if beyond.size:
+    number, place = beyond[0]
+    found = int(ids[number, place])
+    raise ValueError(
+      f"prompt {number}, {rows[number][:60]!r}: expected ids below {num_embeddings}, as many as "
+      f"the text encoder has embeddings, found {found}, {_token(tokenizer, found)}\n"
+      f"name the tokenizer that it was trained with (--tokenizer) instead of {folder}, or resize "
+      "the embeddings in transformers (resize_token_embeddings)"
+    )
+  return ids
 
 
 def check_folder(folder: str | os.PathLike) -> None:
@@ -93,6 +106,11 @@ def _load(folder: pathlib.Path):
 
   check_folder(folder)
   return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def _token(tokenizer, number: int) -> str:
+  token = repr(tokenizer.convert_ids_to_tokens(number))
+  return f"{token} for padding" if number == tokenizer.pad_token_id else token
 
 
 def _warn_truncated(longest: int, length: int) -> None:

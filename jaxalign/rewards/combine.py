@@ -10,6 +10,7 @@ abstained on it.
 """
 
 import contextlib
+import copy
 import dataclasses
 import math
 import numbers
@@ -98,10 +99,13 @@ class WeightedRewards:
   ) -> dict[str, np.ndarray]:
     """Raw rewards `{name: [b]}` of `host_parts`, of samples `[b, ...]`. Safe to call from threads.
 
-    Whoever calls it has checked the samples (`Modality.check`): a NaN must not be scored.
+    Whoever calls it has checked the samples (`Modality.check`): a NaN must not be scored. A reward
+    gets samples that it cannot write to and records of its own, which it may change.
     """
     if len(samples) != len(records):
       raise ValueError(f"expected one record per sample, got {len(records)} for {len(samples)}")
+    samples = samples.view()
+    samples.flags.writeable = False
     return {reward.name: _call(reward, samples, records, retry) for reward in self.host_parts}
 
   @property
@@ -220,7 +224,7 @@ def _encode(reward: DeviceReward, records: Sequence[Record]) -> Any:
   import jax
 
   try:
-    query = jax.tree.map(np.asarray, reward.encode(records))
+    query = jax.tree.map(np.asarray, reward.encode(copy.deepcopy(records)))
   except ValueError as error:
     raise ValueError(f'reward "{reward.name}": {error}') from error
   except Exception as error:  # the user's code may raise anything
@@ -238,7 +242,8 @@ def _call(
   reward: Reward, samples: np.ndarray, records: Sequence[Record], retry: Retry
 ) -> np.ndarray:
   try:
-    values = retry.call(reward.name, lambda: reward.fn(samples, records))
+    # A copy each time: other rewards, other attempts and later iterations see what was asked for.
+    values = retry.call(reward.name, lambda: reward.fn(samples, copy.deepcopy(records)))
     return check_rewards(reward.name, values, len(samples))
   except RewardError as error:
     if error.index is not None:

@@ -96,7 +96,7 @@ def check_rewards(name: str, values: Any, batch_size: int) -> np.ndarray:
     array = np.asarray(values)
   except ValueError as error:  # nested lists of unequal lengths
     raise RewardError(f'reward "{name}": expected an array, got {error}') from error
-  if array.dtype.kind not in "iuf":
+  if array.dtype.kind not in "biuf":  # a verdict that is true or false is 1 or 0
     raise RewardError(
       f'reward "{name}": expected numbers, got dtype {array.dtype}; return float32 [B]'
     )

@@ -155,11 +155,11 @@ def test_tokens_by_hand(model, tmp_path):
   np.testing.assert_array_equal(found, expected)
   other = small_models.write_tokenizer(tmp_path / "tokenizer", pad="!")
   np.testing.assert_array_equal(
-    tokenization.tokenize(other, ["dog"], context_length=5), [[58, 57, 59, 0, 0]]
+    tokenization.tokenize(other, ["dog"], context_length=5, num_embeddings=60), [[58, 57, 59, 0, 0]]
   )
   assert model.tokenize([]).shape == (0, 8)
   with pytest.raises(ValueError, match=r"texts of 9 tokens.*found model_max_length 8") as error:
-    tokenization.tokenize(other, ["dog"], context_length=9)
+    tokenization.tokenize(other, ["dog"], context_length=9, num_embeddings=60)
   assert len(str(error.value).splitlines()) == 2
 
 

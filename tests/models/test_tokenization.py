@@ -35,6 +35,10 @@ PROMPTS = {
 }
 
 
+def tokenize(folder, prompts):
+  return tokenization.tokenize(folder, prompts, LENGTH, num_embeddings=1000)
+
+
 def byte_characters():
   """The 256 characters that stand for the bytes in CLIP's vocabulary, printable ones first."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -86,7 +90,7 @@ def oracle(folder):
 def test_equals_transformers(name, folder, oracle):
   prompt = PROMPTS[name]
   expected = oracle(prompt, padding="max_length", max_length=LENGTH, truncation=True)["input_ids"]
-  found = tokenization.tokenize(folder, [prompt, "cat"], LENGTH)
+  found = tokenize(folder, [prompt, "cat"])
   assert found.shape == (2, LENGTH) and found.dtype == np.int32
   np.testing.assert_array_equal(found[0], expected)
   assert found[0, 0] == oracle.bos_token_id
@@ -96,10 +100,10 @@ def test_equals_transformers(name, folder, oracle):
 def test_threads_get_what_one_thread_gets(folder):
   """A call switches the tokenizer's padding, which another thread must not meet half done."""
   batches = [["the " * n, "cat"] for n in range(1, 9)]
-  expected = [tokenization.tokenize(folder, batch, LENGTH) for batch in batches]
+  expected = [tokenize(folder, batch) for batch in batches]
   with futures.ThreadPoolExecutor(8) as threads:
     for _ in range(100):
-      found = threads.map(lambda batch: tokenization.tokenize(folder, batch, LENGTH), batches)
+      found = threads.map(lambda batch: tokenize(folder, batch), batches)
       np.testing.assert_array_equal(list(found), expected)
 
 
@@ -109,9 +113,7 @@ def test_what_the_ids_mean(folder, oracle):
   start, end, pad = vocab[START], vocab[END], oracle.pad_token_id
   assert (start, end) == (len(vocab) - 2, len(vocab) - 1)
   assert pad == vocab[oracle.pad_token] and pad in (0, end)
-  rows = dict(
-    zip(PROMPTS, tokenization.tokenize(folder, list(PROMPTS.values()), LENGTH), strict=True)
-  )
+  rows = dict(zip(PROMPTS, tokenize(folder, list(PROMPTS.values())), strict=True))
   # A prompt of nothing is start, end, padding.
   for name in ("empty", "blanks"):
     np.testing.assert_array_equal(rows[name], [start, end] + [pad] * (LENGTH - 2))

@@ -85,7 +85,7 @@ def test_a_one_by_one_convolution_stays_a_convolution(folder):
 
 def test_round_trip_is_bit_exact(folder):
   tree = make_tree()
-  tree["conv_in"]["bias"][:] = [np.float32(1e-42), -0.0, np.inf, np.pi]  # 1e-42 is subnormal
+  tree["conv_in"]["bias"][:] = [np.float32(1e-42), -0.0, 3e38, np.pi]  # 1e-42 is subnormal
   safetensors_io.write_component(folder, tree, {})
   again = safetensors_io.read_component(folder, tree)
   assert jax.tree.structure(again) == jax.tree.structure(tree)

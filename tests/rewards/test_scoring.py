@@ -136,7 +136,7 @@ def test_a_reward_that_is_not_finite_brings_its_sample():
 @pytest.mark.parametrize("score, message", [
   (lambda params, x, query: x, r'"device": expected shape \(2,\), one number .* got \(2, 2\)'),
   (lambda params, x, query: x.mean(), r'"device": expected shape \(2,\), one number .* got \(\)'),
-  (lambda params, x, query: x[:, 1] > 3, r'"device": expected numbers, got dtype bool'),
+  (lambda params, x, query: x[:, 1] * 1j, r'"device": expected numbers, got dtype complex64'),
   (lambda params, x, query: query["gaol"], r'reward "device" failed: KeyError: .gaol.'),
 ])
 def test_what_a_reward_should_not_do_is_named(score, message):

@@ -133,10 +133,13 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path, holder):
 def test_an_error_lets_go(tmp_path):
   with pytest.raises(KeyError), workdir_lib.lock(tmp_path):
     raise KeyError
-  with workdir_lib.lock(tmp_path):
-    # In this process too: two threads, or two cells of a notebook.
-    with pytest.raises(ValueError, match="a run is going on"), workdir_lib.lock(tmp_path):
-      pass
+  # In one process too: two threads, or two cells of a notebook.
+  with (
+    workdir_lib.lock(tmp_path),
+    pytest.raises(ValueError, match="a run is going on"),
+    workdir_lib.lock(tmp_path),
+  ):
+    pass
 
 
 def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):

@@ -44,7 +44,7 @@ def test_every_prompt_has_as_many_tokens_as_words_and_fits(clip):
 
 
 def test_distinct_prompts_have_distinct_ids(folder):
-  ids = tokenization.tokenize(folder, PROMPTS, LENGTH)
+  ids = tokenization.tokenize(folder, PROMPTS, LENGTH, num_embeddings=1000)
   assert ids.shape == (len(PROMPTS), LENGTH) and ids.dtype == np.int32
   assert len(np.unique(ids, axis=0)) == len(set(PROMPTS))
 
@@ -87,7 +87,7 @@ def test_special_tokens_and_padding(clip, folder, vocabulary):
   assert clip.bos_token_id == vocabulary["<|startoftext|>"]
   assert clip.eos_token_id == clip.pad_token_id == end == len(vocabulary) - 1
   assert clip.model_max_length == LENGTH
-  (row,) = tokenization.tokenize(folder, ["a red circle"], LENGTH)
+  (row,) = tokenization.tokenize(folder, ["a red circle"], LENGTH, num_embeddings=1000)
   assert row[0] == clip.bos_token_id and (row[4:] == end).all() and (row[1:4] < end - 1).all()
 
 

@@ -121,9 +121,14 @@ class CLIP:
     return self.network.apply({"params": params}, images, token_ids)  # type: ignore[return-value]
 
   def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
-    """Prompts to int32 `[B, N]`, padded; tokens beyond N are dropped (warned of once)."""
-    length = self.network.config.text.max_position_embeddings
-    return tokenization.tokenize(self.tokenizer_folder, prompts, length)
+    """Prompts to int32 `[B, N]`, padded; see `tokenization.tokenize`."""
+    text = self.network.config.text
+    return tokenization.tokenize(
+      self.tokenizer_folder,
+      prompts,
+      text.max_position_embeddings,
+      num_embeddings=text.vocab_size,
+    )
 
   def param_shapes(self) -> Params:
     """The parameter tree with shapes in place of arrays."""

@@ -90,10 +90,14 @@ class StableDiffusion:
     """Prompts to int32 `[B, N]`, or `[B, 2, N]` with two tokenizers.
 
     Padded; tokens beyond N are dropped (warned of once). Raises ValueError if a tokenizer's own
-    limit is below N.
+    limit is below N, or an id has no embedding.
     """
     folders = [folder for folder in (self.tokenizer_folder, self.tokenizer_2_folder) if folder]
-    rows = [tokenization.tokenize(folder, prompts, self.context_length) for folder in folders]
+    sizes = [encoder.config.vocab_size for encoder in self.networks.text.modules.values()]
+    rows = [
+      tokenization.tokenize(folder, prompts, self.context_length, num_embeddings=size)
+      for folder, size in zip(folders, sizes, strict=True)
+    ]
     return np.stack(rows, axis=1).reshape(len(prompts), *self.networks.text.ids_shape)
 
   def init_params(self, key: Key) -> dict[str, Params]:

@@ -14,6 +14,7 @@ EMBEDDED = {name: _ASSETS / name for name in ("shapes", "planner")}
 _COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "denoiser")
 # Repositories also hold pickles, other frameworks' weights and single-file copies of everything.
 _SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json"]
+_ADAPTERS = [tensor_files.LORA_WEIGHTS, tensor_files.PEFT_WEIGHTS, tensor_files.PEFT_CONFIG]
 _TOKENIZER_FILES = ["vocab.json", "merges.txt", "*token*.json"]
 _TOKENIZERS = [f"{folder}*" for folder in ("tokenizer/", "tokenizer_2/")]
 _WEIGHTS = ("{}/*model{}.safetensors", "{}/*model{}-*-of-*.safetensors", "{}/*.index{}.json")
@@ -35,6 +36,53 @@ def find_model(path_or_name: str | os.PathLike, *, weights: bool = True) -> path
   if found.is_file() and found.suffix != ".safetensors":
     raise ValueError(f"{found}: expected a .safetensors file, or a folder in the diffusers layout")
   return found
+
+
+def find_adapter(path_or_name: str | os.PathLike) -> pathlib.Path:
+  """Where adapters are: an existing file or folder, or those of the hub, which are downloaded.
+
+  Args:
+    path_or_name: a path, "owner/name", which must hold one adapter file, or "owner/name/FILE".
+  """
+  name = os.fspath(path_or_name)
+  path = pathlib.Path(name).expanduser()
+  owner, _, rest = name.partition("/")
+  repository, _, file = rest.partition("/")
+  if path.exists():
+    return path
+  is_path = path.is_absolute() or name.startswith((".", "~")) or not (owner and repository)
+  if is_path or pathlib.Path(repository).suffix in (".safetensors", *tensor_files.PICKLES):
+    raise ValueError(
+      f"expected the weights {path}, found no such file\ncheck the path; a hub id is owner/name, "
+      "or owner/name/FILE"
+    )
+  repo_id = f"{owner}/{repository}"
+  if file:
+    folder = _request(repo_id, [file, tensor_files.PEFT_CONFIG], "an adapter")
+    if not (folder / file).is_file():
+      raise ValueError(f"expected the file {file} in {repo_id} of the hub, found none; check it")
+    return folder / file
+  folder = _request(repo_id, _ADAPTERS, "an adapter")
+  return folder if any(folder.glob("*.safetensors")) else folder / _only_file(repo_id)
+
+
+def _only_file(repo_id: str) -> str:
+  """The name of the one safetensors file at the top of a repository, once it is downloaded."""
+  import huggingface_hub
+
+  try:
+    names = huggingface_hub.list_repo_files(repo_id)
+  except Exception as error:  # see `_request`
+    raise _failed(repo_id, "an adapter", error) from None
+  found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+  if len(found) != 1:
+    listed = ", ".join(found[:5]) or "none"
+    raise ValueError(
+      f"--lora={repo_id}: expected {' or '.join(_ADAPTERS[:2])}, or one other .safetensors file, "
+      f"found {listed}\nname the one that you want: --lora={repo_id}/FILE"
+    )
+  _request(repo_id, found, "an adapter")
+  return found[0]
 
 
 def find_folder(path_or_name: str | os.PathLike) -> pathlib.Path:
@@ -98,16 +146,20 @@ def _without_weights(folder: pathlib.Path) -> list[str]:
   ]
 
 
-def _request(repo_id: str, patterns: list[str]) -> pathlib.Path:
+def _request(repo_id: str, patterns: list[str], what: str = "a model") -> pathlib.Path:
   """The local folder of a repository, with at least the files that match the patterns."""
   import huggingface_hub
 
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns))
   except Exception as error:  # the client's failures share no base class: network, id, access
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
-    raise ValueError(
-      f"no folder {repo_id!r} here, and the hub did not give a model of that name:\n"
-      f"{type(error).__name__}: {reason}\n"
-      f"Check the spelling, the network, and for gated models that you are logged in."
-    ) from None
+    raise _failed(repo_id, what, error) from None
+
+
+def _failed(repo_id: str, what: str, error: Exception) -> ValueError:
+  reason = (str(error).strip() or repr(error)).splitlines()[0]
+  return ValueError(
+    f"no folder {repo_id!r} here, and the hub did not give {what} of that name:\n"
+    f"{type(error).__name__}: {reason}\n"
+    f"Check the spelling, the network, and for gated models that you are logged in."
+  )

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign import checks
+
 Index = tuple[slice, ...]  # one for each axis, with start and stop, and step 1
+
+_DIVERGED = (
+  "it comes of a training that diverged, or of a cast to half precision; take another version"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,10 +27,12 @@ class LazyArray:
   Attributes:
     shape: as of any array.
     read: the part at an index, in any precision.
+    name: where it is stored, for messages.
   """
 
   shape: tuple[int, ...]
   read: Callable[[Index], np.ndarray]
+  name: str = "an array in a file"
 
   dtype = np.dtype(np.float32)
 
@@ -33,14 +41,22 @@ class LazyArray:
     return len(self.shape)
 
   def __getitem__(self, index: Any) -> np.ndarray:
-    """Slices of step 1 read what they select; any other index reads everything first."""
+    """Slices of step 1 read what they select; any other index reads everything first.
+
+    Raises ValueError, naming the array, for a NaN or an inf: it would go through every program.
+    """
     entries = index if isinstance(index, tuple) else (index,)
     if not all(isinstance(entry, slice) and entry.step in (None, 1) for entry in entries):
       return np.asarray(self)[index]
     entries += (slice(None),) * (self.ndim - len(entries))
     bounds = [e.indices(size)[:2] for e, size in zip(entries, self.shape, strict=True)]
-    part = self.read(tuple(slice(start, max(start, stop)) for start, stop in bounds))
-    return np.asarray(part, np.float32, order="C")  # np.ascontiguousarray gives a scalar an axis
+    if any(stop <= start for start, stop in bounds):  # which safetensors cannot read
+      return np.zeros([max(0, stop - start) for start, stop in bounds], np.float32)
+    part = self.read(tuple(slice(start, stop) for start, stop in bounds))
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is refused below
+      part = np.asarray(part, np.float32, order="C")  # np.ascontiguousarray gives a scalar an axis
+    checks.check_finite(self.name, part, _DIVERGED)
+    return part
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     if copy is False:
@@ -54,7 +70,7 @@ class LazyArray:
     def read(index):
       return self.read(tuple(index[axis] for axis in inverse)).transpose(axes)
 
-    return LazyArray(tuple(self.shape[axis] for axis in axes), read)
+    return LazyArray(tuple(self.shape[axis] for axis in axes), read, self.name)
 
   def rows(self, start: int, stop: int) -> "LazyArray":
     """`self[start:stop]`, not read yet."""
@@ -63,7 +79,7 @@ class LazyArray:
       first, *rest = index
       return self.read((slice(start + first.start, start + first.stop), *rest))
 
-    return LazyArray((stop - start, *self.shape[1:]), read)
+    return LazyArray((stop - start, *self.shape[1:]), read, self.name)
 
   def reshape_units(self, shape: Sequence[int]) -> "LazyArray":
     """The array with trailing axes of size 1 added or left out; ValueError for any other shape."""
@@ -77,4 +93,4 @@ class LazyArray:
       sizes = [entry.stop - entry.start for entry in index]
       return self.read(own).reshape(sizes)
 
-    return LazyArray(shape, read)
+    return LazyArray(shape, read, self.name)

@@ -4,25 +4,27 @@ On disk a layer of rank r has `A [r, D_in]` and `B [D_out, r]`, a convolution `A
 and `B [C_out, r, 1, 1]`, and is applied as `alpha / r * B @ A`.
 """
 
-import json
-import math
 import os
 import pathlib
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
-from jaxalign import files
+from jaxalign import checks
 from jaxalign.models.adapters import lora
-from jaxalign.models.weights import lora_names, names, safetensors_io, tensor_files
+from jaxalign.models.weights import (
+  lora_match,
+  lora_names,
+  lora_scales,
+  names,
+  safetensors_io,
+  tensor_files,
+)
 from jaxalign.types import Params
 
-FILENAME = "pytorch_lora_weights.safetensors"  # the name diffusers looks for
-_PEFT_FILENAME, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_METADATA = "lora_adapter_metadata"  # diffusers' key, in the file's header
+FILENAME = tensor_files.LORA_WEIGHTS
 
 
 class LoRAFile(NamedTuple):
@@ -31,19 +33,34 @@ class LoRAFile(NamedTuple):
   adapters: `{component: tree}` as `lora.init` makes them, numpy arrays.
   scales: `{component: {path: alpha / r}}` of every adapted layer.
   unused: the names of tensors that belong to no layer of the model.
+  alphas: what says the alphas, and of how many layers.
   """
 
   adapters: dict[str, dict]
   scales: dict[str, dict[lora_names.Path, float]]
   unused: list[str]
+  alphas: dict[str, int]
+
+  def in_words(self) -> str:
+    """How many layers of which networks are adapted, and by whose alpha: one line."""
+    layers = ", ".join(f"{len(scales)} layers of {name}" for name, scales in self.scales.items())
+    if len(self.alphas) == 1:
+      return f"{layers}; {next(iter(self.alphas))}"
+    return f"{layers}; {', '.join(f'{said} ({count})' for said, count in self.alphas.items())}"
 
   def at_strength(self, strength: float) -> dict[str, dict]:
-    """`{component: tree}`, to be applied as it is: `b` holds `strength * alpha / r`."""
+    """`{component: tree}`, to be applied as it is: `b` holds `strength * alpha / r`.
+
+    Raises ValueError, naming the layer, where that is too large for float32.
+    """
     applied = {}
     for component, adapter in self.adapters.items():
       leaves = traverse_util.flatten_dict(adapter)
       for layer, scale in self.scales[component].items():
-        leaves[(*layer, "b")] = leaves[(*layer, "b")] * np.float32(strength * scale)
+        with np.errstate(over="ignore"):
+          leaves[(*layer, "b")] = leaves[(*layer, "b")] * np.float32(strength * scale)
+        what = f"{lora_names.module_of_component(component, layer)} times {strength * scale:g}"
+        checks.check_finite(what, leaves[(*layer, "b")], "apply the adapter at a smaller strength")
       applied[component] = traverse_util.unflatten_dict(leaves)
     return applied
 
@@ -77,35 +94,35 @@ def read(path: str | os.PathLike, params: Mapping[str, Params]) -> LoRAFile:
     params: `{component: parameters}` of the networks to adapt, arrays or shapes.
 
   Raises:
-    ValueError: no such file, another kind of adapter, no layer that it fits, or wrong shapes.
+    ValueError: no such file, another kind of adapter, no layer that it fits, wrong shapes, or a
+      number that is not finite.
   """
   file = tensor_files.open_file(_find(pathlib.Path(path)))
-  kind = lora_names.other_kind(file.tensors)
-  if kind:
-    raise ValueError(f"{file.path} holds {kind} adapters; only plain LoRA can be applied")
+  where = str(file.path)
+  other = lora_names.other_kind(file.tensors)
+  if other:
+    raise lora_match.refusal(where, f"{other[0]} ({other[1]})")
+  match = lora_match.match(where, file.tensors, params)
   layers = {component: dict(lora.adaptable_layers(tree)) for component, tree in params.items()}
-  parts, unused = _sort(file, layers)
-  if not parts:
-    few = safetensors_io.first(sorted(file.tensors)) or "none"
-    raise ValueError(
-      f"{file.path} fits no layer of this model ({', '.join(params)})\nits tensors: {few}"
-    )
-  adapters: dict[str, dict] = {component: {} for component, _ in parts}
-  scales: dict[str, dict] = {component: {} for component, _ in parts}
-  configurations = _configurations(file)
-  for (component, layer), found in parts.items():
+  said = lora_scales.configurations(file)
+  components = dict.fromkeys(component for component, _ in match.parts)
+  adapters: dict[str, dict] = {component: {} for component in components}
+  scales: dict[str, dict] = {component: {} for component in components}
+  alphas: dict[str, int] = {}
+  for (component, layer), found in match.parts.items():
     name = lora_names.module_of_component(component, layer)
-    kernel_shape = layers[component][layer]["kernel"].shape
-    leaf = _to_leaf(f"{file.path}: {name}", kernel_shape, found)
+    arrays = {part: np.asarray(file.tensors[tensor]) for part, tensor in found.items()}
+    leaf = _to_leaf(f"{where}: {name}", layers[component][layer]["kernel"].shape, arrays)
     rank = leaf["b"].shape[0]
-    if "alpha" in found:
-      alpha = found["alpha"].item()
+    if "alpha" in arrays:
+      alpha, source = _single(f"{where}: {found['alpha']}", arrays["alpha"]), "alpha by its tensors"
     else:
-      alpha = _alpha(configurations.get(component, {}), lora_names.module_name(layer), rank)
+      alpha, source = lora_scales.alpha(said.get(component, said.get("")), layer, rank)
+    alphas[source] = alphas.get(source, 0) + 1
     adapters[component] |= {(*layer, part): array for part, array in leaf.items()}
     scales[component][layer] = alpha / rank
   trees = {name: traverse_util.unflatten_dict(leaves) for name, leaves in adapters.items()}
-  return LoRAFile(trees, scales, unused)
+  return LoRAFile(trees, scales, match.unused, alphas)
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
@@ -113,7 +130,7 @@ def _find(path: pathlib.Path) -> pathlib.Path:
   path = path.expanduser()
   if not path.is_dir():
     return path
-  for name in (FILENAME, _PEFT_FILENAME):
+  for name in (FILENAME, tensor_files.PEFT_WEIGHTS):
     if (path / name).is_file():
       return path / name
   found = sorted(path.glob("*.safetensors"))
@@ -126,34 +143,19 @@ def _find(path: pathlib.Path) -> pathlib.Path:
   return found[0]
 
 
-def _sort(
-  file: tensor_files.TensorFile, layers: Mapping[str, Mapping[lora_names.Path, Params]]
-) -> tuple[dict[tuple[str, lora_names.Path], dict[str, np.ndarray]], list[str]]:
-  """The parts of each layer by (component, path), and the names that belong to no layer."""
-  known = {name: lora_names.layer_paths(name, paths) for name, paths in layers.items()}
-  parts: dict[tuple[str, lora_names.Path], dict[str, np.ndarray]] = {}
-  unused = []
-  for name, array in file.tensors.items():
-    entry = lora_names.parse(name)
-    layer = known.get(entry.component, {}).get(entry.layer) if entry else None
-    if entry is None or layer is None:
-      unused.append(name)
-    else:
-      parts.setdefault((entry.component, layer), {})[entry.part] = np.asarray(array)
-  return parts, unused
-
-
 def _to_leaf(
   where: str, kernel_shape: tuple[int, ...], found: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
   """`{"a": [..., r], "b": [r, D_out]}` of one layer, from the two tensors of a file."""
   if not {"a", "b"} <= found.keys():
     raise ValueError(f"{where} has only one of its two matrices; the file is incomplete")
-  rank = len(found["a"])
+  rank = found["a"].shape[0] if found["a"].ndim else 0
+  if not rank:
+    raise ValueError(f"{where}: expected a rank of at least 1, found shape {found['a'].shape}")
   out, *inputs = names.torch_shape(("kernel",), kernel_shape)
   expected = {"a": (rank, *inputs), "b": (out, rank)}
   for part, shape in expected.items():
-    if _without_units(found[part].shape) != _without_units(shape):
+    if lora_match.without_units(found[part].shape) != lora_match.without_units(shape):
       raise ValueError(
         f"{where} does not fit the layer: expected matrices {expected['a']} and {expected['b']}, "
         f"found {found['a'].shape} and {found['b'].shape}; is it for another model?"
@@ -162,35 +164,7 @@ def _to_leaf(
   return {"a": np.ascontiguousarray(a), "b": np.ascontiguousarray(found["b"].reshape(out, rank).T)}
 
 
-def _without_units(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape without trailing ones: 1 x 1 convolutions are stored as matrices and vice versa."""
-  while shape and shape[-1] == 1:
-    shape = shape[:-1]
-  return shape
-
-
-def _configurations(file: tensor_files.TensorFile) -> dict[str, dict[str, Any]]:
-  """PEFT's configuration of each component's adapter, of those that came with the file."""
-  if _METADATA in file.metadata:
-    try:
-      entries = dict(json.loads(file.metadata[_METADATA]))
-    except (ValueError, TypeError):
-      raise ValueError(f"{file.path}: its {_METADATA} is no JSON object; save it again") from None
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in entries.items():
-      component, _, field = name.partition(".")
-      found.setdefault(component, {})[field] = value
-    return found
-  if file.path.name == _PEFT_FILENAME and (file.path.parent / _PEFT_CONFIG).is_file():
-    return {"unet": files.read_json(file.path.parent / _PEFT_CONFIG)}
-  return {}
-
-
-def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
-  """The alpha that PEFT would give a layer; the rank, for a scale of 1, if nothing else is said."""
-  alpha = config.get("lora_alpha", rank)
-  for pattern, value in (config.get("alpha_pattern") or {}).items():
-    if re.fullmatch(rf"(.*\.)?({pattern})", module):  # the first that fits, by PEFT's own rule
-      alpha = value
-      break
-  return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+def _single(where: str, alpha: np.ndarray) -> float:
+  if alpha.size != 1:
+    raise ValueError(f"{where}: expected one number, found shape {alpha.shape}")
+  return float(alpha.item())

@@ -8,7 +8,7 @@ of rank 2 is `[in, out]` here and `[out, in]` on disk, of rank 4 `[k, k, in, out
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -40,6 +40,12 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION_NAME = re.compile(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.\w+)")
 
+# What wrappers put into names: torch.compile, FullyShardedDataParallel and checkpointed activations
+# before any module, DistributedDataParallel and DeepSpeed before all.
+_WRAPPERS = re.compile(
+  r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[._]|(?:^|(?<=\.))module\."
+)
+
 _TEXT_PREFIX = "text_model."
 _BUFFERS = ("position_ids",)  # constants that older transformers stored with the weights
 
@@ -60,6 +66,37 @@ def canonical_name(name: str, expected: Collection[str]) -> str | None:
 
   Returns None for a buffer, which is no weight, and `name` itself when nothing expected fits.
   """
+  for spelling in (name, unwrapped(name)):
+    found = _known_name(spelling, expected)
+    if found is None or found in expected:
+      return found
+  return name
+
+
+def canonical(
+  where: str, tensors: Mapping[str, _Array], expected: Collection[str]
+) -> dict[str, _Array]:
+  """The tensors of a file by `canonical_name`, without buffers.
+
+  Raises ValueError, which starts with `where`, if two stand for one.
+  """
+  stored: dict[str, str] = {}
+  for name in tensors:
+    new = canonical_name(name, expected)
+    if new is None:
+      continue
+    if new in stored:
+      raise ValueError(f"{where}: expected each weight once, found {stored[new]} and {name}")
+    stored[new] = name
+  return {new: tensors[name] for new, name in stored.items()}
+
+
+def unwrapped(name: str) -> str:
+  """The name of a tensor, or the beginning of one, without what wrappers of modules put into it."""
+  return _WRAPPERS.sub("", name)
+
+
+def _known_name(name: str, expected: Collection[str]) -> str | None:
   if name.rpartition(".")[2] in _BUFFERS:
     return None
   if name in expected:

@@ -21,6 +21,7 @@ from jaxalign.types import Params
 WEIGHTS, TEXT_WEIGHTS = tensor_files.WEIGHTS, tensor_files.TEXT_WEIGHTS
 
 first = checks.first  # how tensors are listed
+_DIVERGED = "nothing is written: the training has diverged; take an earlier checkpoint"
 
 
 def read_component(folder: str | os.PathLike, expected: Params) -> dict:
@@ -46,8 +47,7 @@ def open_component(folder: str | os.PathLike, expected: Params) -> dict:
   file = tensor_files.open_folder(folder)
   tensor_files.check_unscaled(file)
   shapes = torch_shapes(expected)
-  canonical = {name: names.canonical_name(name, shapes) for name in file.tensors}
-  tensors = {new: file.tensors[old] for old, new in canonical.items() if new is not None}
+  tensors = names.canonical(str(file.path), file.tensors, shapes)
   return to_tree(f"{file.path} does not fit its config.json", tensors, expected)
 
 
@@ -91,11 +91,16 @@ def to_tensors(tree: Params) -> dict[str, np.ndarray]:
 
 
 def write_tensors(file: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes a safetensors file of float32 tensors in place of the one that may be there."""
+  """Writes a safetensors file of float32 tensors in place of the one that may be there.
+
+  Raises ValueError, naming the tensor, for a NaN or an inf; nothing is written then.
+  """
   contiguous = {
     name: np.asarray(array, np.float32, order="C")  # np.ascontiguousarray gives a scalar an axis
     for name, array in tensors.items()
   }
+  for name, array in contiguous.items():
+    checks.check_finite(f"{file}: {name}", array, _DIVERGED)
   with files.replacing(file) as temporary:
     # transformers refuses a file whose metadata do not say which framework's layout it has.
     safetensors.numpy.save_file(contiguous, temporary, metadata={"format": "pt"})

@@ -89,8 +89,7 @@ class Checkpoint(NamedTuple):
     }
     shapes = safetensors_io.torch_shapes(expected)
     if part.names is original.clip:
-      renamed = {tensor: names.canonical_name(tensor, shapes) for tensor in stored}
-      stored = {new: stored[old] for old, new in renamed.items() if new is not None}
+      stored = names.canonical(str(self.file.path), stored, shapes)
     found: dict[str, lazy.LazyArray] = {}
     sources = part.names(shapes)
     for tensor, source in sources.items():

@@ -19,6 +19,9 @@ from jaxalign.models.weights import lazy
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for
 TEXT_WEIGHTS = "model.safetensors"  # the name transformers looks for
+# Of an adapter: the name diffusers looks for, and PEFT's, whose configuration lies beside it.
+LORA_WEIGHTS, PEFT_WEIGHTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 
 # Full precision first; the others are converted when read.
@@ -64,10 +67,13 @@ def open_file(path: str | os.PathLike) -> TensorFile:
   opened_as = _identity(path)
 
   def array(name, shape):
+    where = f"{path}: {name}"
     if types[name] in _FLOAT8:
       stored = Float8(_FLOAT8[types[name]], shape, offsets[name])
-      return lazy.LazyArray(shape, lambda index: _read_float8(path, opened_as, stored, index))
-    return lazy.LazyArray(shape, lambda index: _read(path, opened_as, name, index))
+      return lazy.LazyArray(
+        shape, lambda index: _read_float8(path, opened_as, stored, index), where
+      )
+    return lazy.LazyArray(shape, lambda index: _read(path, opened_as, name, index), where)
 
   try:
     with safetensors.safe_open(path, framework="numpy") as stored:

@@ -203,7 +203,8 @@ def build(
   }
   if text_encoder_2 is not None:
     configs["text_encoder_2"] = text_encoder_2
-  return StableDiffusion(stable_diffusion_networks.make(configs), {}, configs, *folders)
+  networks, second = stable_diffusion_networks.make(configs), folders[1] if two else None
+  return StableDiffusion(networks, {}, configs, folders[0], second)
 
 
 def load(path: str | os.PathLike, **options: Any) -> StableDiffusion:

@@ -260,7 +260,7 @@ def _open_folder(
 ) -> StableDiffusion:
   if configs:
     raise ValueError(f"configs: expected none with the folder {folder}, which has its own")
-  model = _build(folders.read(folder), folder, tokenizer or folder)
+  model = _build(folders.read(folder, weights=not shapes_only), folder, tokenizer or folder)
   if shapes_only:
     return model.with_params(model.networks.param_shapes())
   return model.with_params(
@@ -273,7 +273,7 @@ def _open_folder(
 
 def _open_single_file(file: pathlib.Path, tokenizer: str, configs: str) -> StableDiffusion:
   checkpoint = single_file.open_checkpoint(file)
-  named = folders.read(hub.find_folder(configs)) if configs else None
+  named = folders.read(hub.find_folder(configs), weights=False) if configs else None
   if not (tokenizer or configs):
     raise ValueError(
       f"{file} holds no tokenizer\nset config.model.tokenizer (--tokenizer) to a folder with "

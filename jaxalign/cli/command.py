@@ -10,7 +10,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TextIO
 
 import jax
 import jaxlib.version
@@ -111,15 +111,19 @@ def use_compilation_cache() -> None:
 
 
 def _show_warning(
-  message: Warning | str, category: type[Warning], filename: str, lineno: int, *where: Any
+  message: Warning | str,
+  category: type[Warning],
+  filename: str,
+  lineno: int,
+  file: TextIO | None = None,
+  line: str | None = None,
 ) -> None:
-  """Prints a warning of ours without the line of code that it comes from, which tells a user
-  nothing; those of other kinds as Python does.
-  """
+  """Prints a warning for a user without the line of code it is from, others as Python does."""
   if category is UserWarning:
-    print(f"warning: {message}", file=sys.stderr)
+    told = f"warning: {message}\n"
   else:
-    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+    told = warnings.formatwarning(message, category, filename, lineno, line)
+  (file or sys.stderr).write(told)
 
 
 def _explain(error: Exception) -> str | None:

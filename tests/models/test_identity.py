@@ -1,7 +1,9 @@
 """Old and odd folders: what is corrected in their configs, against what diffusers makes of them."""
 
 import functools
+import inspect
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,7 +20,7 @@ from quickly import jit
 from jaxalign import system
 from jaxalign.diffusion import schedulers
 from jaxalign.models.families import stable_diffusion, stable_diffusion_networks
-from jaxalign.models.identity import folders
+from jaxalign.models.identity import classes, folders
 
 torch.set_num_threads(1)
 BETAS = {
@@ -167,7 +169,7 @@ CASES = {
   "SA-Solver": Case(f"scheduler: {OFFSET}", scheduler("SASolverScheduler")),
   "parallel DDIM": Case(BOTH, {**OLD_DDIM, "_class_name": "DDIMParallelScheduler"}),
   "parallel DDPM": Case(BOTH, scheduler("DDPMParallelScheduler")),
-  # Two names, or none, for the class of the scheduler.
+  # Two names, or none, for the class of the scheduler (huggingface/diffusers#7183).
   "DDIM in the index, PNDM in the config": Case(
     f"scheduler: _class_name PNDMScheduler -> DDIMScheduler; {BOTH}",
     scheduler("PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=False),
@@ -191,6 +193,7 @@ CASES = {
   "oblong UNet of 0.8": Case("", unet={"sample_size": [8, 12], "_diffusers_version": "0.8.0.dev0"}),
   "UNet of no version": Case("", unet={"sample_size": 32}),
   "XL of 0.8": Case("", unet={"sample_size": 32, "_diffusers_version": "0.8.0"}, kind="xl"),
+  # huggingface/diffusers#6753, vladmandic/sdnext#2824: washed out, as diffusers would have it.
   "XL without scaling_factor": Case(
     "vae: scaling_factor absent -> 0.18215", vae={"scaling_factor": GONE}, kind="xl"
   ),
@@ -291,6 +294,13 @@ def as_sampled(scheduler):
   fields = ("beta_start", "beta_end", "beta_schedule", "steps_offset")
   own = {name: scheduler.config[name] for name in fields if name in scheduler.config}
   return diffusers.DDIMScheduler.from_config(scheduler.config, **own)
+
+
+@pytest.mark.parametrize("name", classes.PIPELINES)
+def test_each_pipeline_corrects_what_diffusers_corrects(name):
+  """By the source of diffusers: the fields that a class sets in the configs it is given."""
+  source = inspect.getsource(getattr(diffusers, name).__init__)
+  assert set(classes.PIPELINES[name]) == set(re.findall(r'new_config\["(\w+)"\]', source))
 
 
 def note_words(notes):

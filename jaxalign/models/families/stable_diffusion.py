@@ -207,7 +207,8 @@ def build(
   }
   if text_encoder_2 is not None:
     configs["text_encoder_2"] = text_encoder_2
-  return StableDiffusion(stable_diffusion_networks.make(configs), {}, configs, *folders)
+  networks, second = stable_diffusion_networks.make(configs), folders[1] if two else None
+  return StableDiffusion(networks, {}, configs, folders[0], second)
 
 
 def load(path: str | os.PathLike, **options: Any) -> StableDiffusion:
@@ -263,7 +264,7 @@ def _open_folder(
 ) -> StableDiffusion:
   if configs:
     raise ValueError(f"configs: expected none with the folder {folder}, which has its own")
-  model = _build(folders.read(folder), folder, tokenizer or folder)
+  model = _build(folders.read(folder, weights=not shapes_only), folder, tokenizer or folder)
   if shapes_only:
     return model.with_params(model.networks.param_shapes())
   return model.with_params(
@@ -276,7 +277,7 @@ def _open_folder(
 
 def _open_single_file(file: pathlib.Path, tokenizer: str, configs: str) -> StableDiffusion:
   checkpoint = single_file.open_checkpoint(file)
-  named = folders.read(hub.find_folder(configs)) if configs else None
+  named = folders.read(hub.find_folder(configs), weights=False) if configs else None
   if not (tokenizer or configs):
     raise ValueError(
       f"{file} holds no tokenizer\nset config.model.tokenizer (--tokenizer) to a folder with "

@@ -123,7 +123,7 @@ def read_index(folder: pathlib.Path) -> Index:
   return Index(settings, found, entries["scheduler"], two)
 
 
-def text_half(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_half(config: dict[str, Any]) -> dict[str, Any]:
   """The text encoder's own config, where a file has that of a whole CLIP; others as they are."""
   half = config.get("text_config")
   return half if config.get("model_type") == "clip" and isinstance(half, dict) else config

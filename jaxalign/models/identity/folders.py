@@ -17,8 +17,8 @@ def class_name(folder: pathlib.Path) -> str:
   return classes.plain_name(files.read_json(index).get("_class_name")) if index.is_file() else ""
 
 
-def read(folder: pathlib.Path) -> Identity:
-  """What the folder of a Stable Diffusion holds.
+def read(folder: pathlib.Path, *, weights: bool = True) -> Identity:
+  """What the folder of a Stable Diffusion holds; without `weights` these play no part.
 
   Raises ValueError, naming the file, for components, fields and inputs that are not known.
   """
@@ -45,7 +45,7 @@ def read(folder: pathlib.Path) -> Identity:
   notes = [Note(name, "its text_config is read, of both towers") for name in halves]
   notes += [Note(name, what) for name in paths for what in changes(found[name], configs[name])]
   configs["pipeline"] = index.pipeline
-  notes += _assumptions(index, configs) + _variants(folder, components)
+  notes += _assumptions(index, configs) + (_variants(folder, components) if weights else [])
   return Identity(configs, tuple(notes))
 
 

@@ -21,7 +21,7 @@ ZERO_SNR: Field = ("scheduler", "rescale_betas_zero_snr")
 SIZE: Field = ("unet", "sample_size")
 _EPSILON, _VELOCITY = {PREDICTION: "epsilon"}, {PREDICTION: "v_prediction"}
 
-_TENSORS = {"v_pred": _VELOCITY, "ztsnr": {ZERO_SNR: True}}
+_TENSORS: dict[str, Mapping[Field, Any]] = {"v_pred": _VELOCITY, "ztsnr": {ZERO_SNR: True}}
 _PREDICTIONS = {
   "epsilon": _EPSILON,
   "eps": _EPSILON,
@@ -119,9 +119,8 @@ def read(file: tensor_files.TensorFile, kind: str) -> Said:
     take(_size(file.metadata[_RESOLUTION]), _RESOLUTION)
   architecture = _architecture(file)
   if architecture:
-    of_kind, meaning = _ARCHITECTURES.get(architecture, ("", {}))
-    if of_kind == kind:
-      take(meaning, _ARCHITECTURE)
+    if _ARCHITECTURES.get(architecture, ("",))[0] == kind:
+      take(_ARCHITECTURES[architecture][1], _ARCHITECTURE)
     else:
       shown = checks.cut(architecture, 50)
       against.append(f"{_ARCHITECTURE} says {shown}, the tensors are those of {kind}")

@@ -72,8 +72,8 @@ def tokenize(
     raise ValueError(
       f"prompt {number}, {rows[number][:60]!r}: expected ids below {num_embeddings}, as many as "
       f"the text encoder has embeddings, found {found}, {_token(tokenizer, found)}\n"
-      f"name the tokenizer that it was trained with (--tokenizer) instead of {folder}, or resize "
-      "the embeddings in transformers (resize_token_embeddings)"
+      f"name the tokenizer that it was trained with instead of {folder} (config.model.tokenizer, "
+      "--tokenizer), or resize the embeddings in transformers (resize_token_embeddings)"
     )
   return ids
 

@@ -11,6 +11,8 @@ from jaxalign.models.weights import lora_names, names, safetensors_io
 from jaxalign.types import Params
 
 Layer = tuple[str, lora_names.Path]  # component and path
+Known = Mapping[str, Mapping[str, lora_names.Path]]  # `lora_names.layer_paths` by component
+Shapes = Mapping[str, Mapping[lora_names.Path, tuple[int, ...]]]
 
 
 class Match(NamedTuple):
@@ -64,9 +66,9 @@ def match(where: str, tensors: Mapping[str, Any], params: Mapping[str, Params]) 
     )
   for name in unused:
     for component in params if name not in entries else ():
-      path = lora_names.owner(name, known[component])
-      if path is not None:
-        raise _no_adapter(where, name, component, path, "and is no part of LoRA")
+      owner = lora_names.owner(name, known[component])
+      if owner is not None:
+        raise _no_adapter(where, name, component, owner, "and is no part of LoRA")
   return Match(parts, unused)
 
 
@@ -91,43 +93,55 @@ def _kernel_shapes(tree: Params) -> dict[lora_names.Path, tuple[int, ...]]:
   }
 
 
-def _components(where, tensors, entries, known, shapes) -> dict[str, str]:
+def _components(
+  where: str,
+  tensors: Mapping[str, Any],
+  entries: Mapping[str, lora_names.Entry],
+  known: Known,
+  shapes: Shapes,
+) -> dict[str, str]:
   """The component of each tensor that belongs to one."""
-  groups = collections.defaultdict(list)
+  groups: dict[Any, list[str]] = collections.defaultdict(list)
   for name, entry in entries.items():
     fitting = tuple(component for component in known if entry.layer in known[component])
     groups[entry.component, fitting].append(name)
-  found = {}
+  found: dict[str, str] = {}
   for (said, fitting), group in groups.items():
     if said in fitting:
       owner = said
     elif not fitting or (said is not None and said not in known):
       continue  # of no layer, or of a network that this model does not have
     else:
-      owner = _by_shape(where, group, fitting, tensors, entries, known, shapes)
+      counts = [
+        sum(
+          _fits(entries[name], tensors[name].shape, known[component], shapes[component])
+          for name in group
+        )
+        for component in fitting
+      ]
+      if len(fitting) > 1 and counts.count(max(counts)) > 1:
+        raise ValueError(
+          f"{where}: {group[0]} fits {' and '.join(fitting)} alike; expected names that begin with "
+          f'one of them\nname the tensors of the file "{fitting[0]}.{group[0]}"'
+        )
+      owner = fitting[counts.index(max(counts))]
     found |= dict.fromkeys(group, owner)
   return found
 
 
-def _by_shape(where, group, fitting, tensors, entries, known, shapes) -> str:
-  """The one of the components `fitting` that most tensors of the group have shapes for."""
-
-  def fits(component: str, name: str) -> bool:
-    entry, shape = entries[name], tuple(tensors[name].shape)
-    kernel = shapes[component].get(known[component][entry.layer])
-    if kernel is None or entry.part == "alpha" or not shape:
-      return False
-    if entry.part == "a":
-      return without_units(shape[1:]) == without_units(kernel[1:])
-    return shape[0] == kernel[0]
-
-  counts = [sum(fits(component, name) for name in group) for component in fitting]
-  if len(fitting) > 1 and counts.count(max(counts)) > 1:
-    raise ValueError(
-      f"{where}: {group[0]} fits {' and '.join(fitting)} alike; expected names that begin with one "
-      f'of them\nname the tensors of the file "{fitting[0]}.{group[0]}"'
-    )
-  return fitting[counts.index(max(counts))]
+def _fits(
+  entry: lora_names.Entry,
+  shape: Sequence[int],
+  known: Mapping[str, lora_names.Path],
+  shapes: Mapping[lora_names.Path, tuple[int, ...]],
+) -> bool:
+  """Whether one of the two matrices has a shape for its layer, whatever the rank."""
+  kernel = shapes.get(known[entry.layer])
+  if kernel is None or entry.part == "alpha" or not shape:
+    return False
+  if entry.part == "a":
+    return without_units(shape[1:]) == without_units(kernel[1:])
+  return shape[0] == kernel[0]
 
 
 def _no_adapter(

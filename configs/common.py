@@ -237,7 +237,7 @@ def stored(config: Config, source: str, *, num_examples: int, microbatch: int) -
     "source": source,  # .parquet or .jsonl; data/preference_files.py has the format
     "max_bad_fraction": 0.01,  # more unreadable rows than this stop the run
     "condition_dropout": 0.0,  # share of examples that are trained with the empty prompt
-    "resize": False,  # bring images to the size of the model, whatever their aspect ratio
+    "resize": False,  # bring images to the size of the model, whatever their aspect ratio; no plans
   }
   # Examples of one optimizer step, and of one gradient slice, of all devices together.
   config.batch = {"num_examples": num_examples, "microbatch": microbatch}

@@ -76,7 +76,7 @@ VAE = {
   "scaling_factor": 0.18215,
 }
 TEXT = {
-  "vocab_size": 58,
+  "vocab_size": 60,
   "hidden_size": 12,
   "intermediate_size": 16,
   "num_hidden_layers": 2,

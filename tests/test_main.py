@@ -90,14 +90,15 @@ def test_sample_and_evaluate_refuse_wrong_flags(command, tmp_path):
 
 def test_sample_and_evaluate_on_the_embedded_model(command, tmp_path):
   flags = ("--model=shapes", "--prompt=a circle", "--prompt=two rings", "--num_steps=4")
-  process = command("sample", *flags, "--output=pictures", cwd=tmp_path)
+  process = command("sample", *flags, "--output=pictures", cwd=tmp_path, quickly=True)
   printed, errors = process.communicate()
   assert process.returncode == 0, errors
   assert printed.split() == ["pictures/0000.png", "pictures/0001.png"]
   assert all((tmp_path / name).stat().st_size > 100 for name in printed.split())
   process = command(
     "evaluate", "--model=shapes", "--rewards=shapes,jpeg_compressibility", "--num_steps=4",
-    "--prompts=shapes/held_out", "--num_images=6", "--microbatch=2", cwd=tmp_path,
+    "--prompts=shapes/held_out", "--num_images=6", "--microbatch=2",
+    cwd=tmp_path, quickly=True,
   )
   printed, errors = process.communicate()
   assert process.returncode == 0, errors

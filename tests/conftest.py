@@ -7,12 +7,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
   os.environ["OMP_NUM_THREADS"] = "1"
 
+import functools
 import gc
 import importlib
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 
 import jaxalign.cli.command
+from jaxalign.models.families.stable_diffusion_networks import Networks
 
 # Traces make objects by the million, which to look through often takes a sixth of their time.
 gc.set_threshold(200_000, 20, 20)
@@ -41,6 +41,19 @@ def compilation_cache(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shapes_of_equal_networks():
+  """Networks that are equal have the same parameters, and a worker traces them once."""
+  traced = functools.cache(Networks.param_shapes)
+
+  def param_shapes(networks):
+    return jax.tree.map(lambda leaf: leaf, traced(networks))  # dictionaries of one's own
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Networks, "param_shapes", param_shapes)
+    yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def garbage_of_a_file():
   yield
@@ -48,19 +61,21 @@ def garbage_of_a_file():
 
 
 @pytest.fixture
-def command(compilation_cache):
-  """`command("sample", *flags, cwd=...)`: a command of the package, started as a user does."""
-  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compilation_cache)}
+def command(compilation_cache, tmp_path_factory):
+  """`command("sample", *flags, cwd=...)`: a command of the package, started as a user does.
 
-  def start(module, *flags, cwd):
-    return subprocess.Popen(
-      [sys.executable, "-m", f"jaxalign.{module}", *flags],
-      cwd=cwd,
-      env={**environment, "PYTHONPATH": str(ROOT)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+  With `quickly=True` its programs are compiled as by `quickly`.
+  """
+  import forked
+  import quickly as quickly_lib
+
+  path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+  forked.serve({"JAX_COMPILATION_CACHE_DIR": str(compilation_cache), "PYTHONPATH": path})
+
+  def start(module, *flags, cwd, quickly=False):
+    output = tmp_path_factory.mktemp("command") / module
+    variables = quickly_lib.environment() if quickly else {}
+    return forked.Command(f"jaxalign.{module}", flags, cwd=cwd, output=output, **variables)
 
   return start
 

@@ -1,4 +1,4 @@
-"""Mutation test: every deliberate bug of `mutations.py` is made, and the suite has to notice it.
+"""Mutation test: every deliberate bug of `mutations` is made, and the suite has to notice it.
 
   pytest -n0 -m slow tests/test_mutations.py
 
@@ -8,6 +8,7 @@ still fits the source.
 
 import ast
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import sys
 import mutations
 import pytest
 
-ROOT = mutations.ROOT
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxalign"
 FAILED = 1  # pytest's status where tests ran and some failed; an error in collecting is another
 

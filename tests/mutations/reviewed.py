@@ -1,0 +1,118 @@
+"""Mistakes that were once made all at once, in code of those days, and left the suite green."""
+
+from mutations.mutant import AVERAGE, EVALUATION, ONLINE, RECORDS, STORED, SYSTEM, UPDATE, Mutant
+
+REVIEWED = [
+  Mutant(
+    "the KL is added to the reward",
+    "training/feeds/scored.py",
+    "total=(total - penalty).reshape(rows),",
+    "total=(total + penalty).reshape(rows),",
+    ONLINE,
+  ),
+  Mutant(
+    "all records of a batch are one group",
+    "training/feeds/scored.py",
+    "group=np.unique(chosen, return_inverse=True)[1].astype(np.int32)",
+    "group=np.zeros(len(chosen), np.int32)",
+    ONLINE,
+  ),
+  Mutant(
+    "pairs do not share their first noise",
+    "training/feeds/online.py",
+    "if self._data.shared_noise else None",
+    "if False else None",
+    ONLINE,
+  ),
+  Mutant(
+    "the dropout of conditions is inverted",
+    "training/feeds/stored.py",
+    "rng.random(len(rows)) < self._dropout)",
+    "rng.random(len(rows)) >= self._dropout)",
+    STORED,
+  ),
+  Mutant(
+    "texts are shifted against their images",
+    "training/feeds/stored.py",
+    "tokens = system.take(self.tokens, rows)",
+    "tokens = system.take(self.tokens, np.roll(rows, 1))",
+    STORED,
+  ),
+  Mutant(
+    "every label counts as certain",
+    "training/feeds/stored.py",
+    "labels=system.take(self.examples.values, rows[part]),",
+    "labels=jax.tree.map(np.ones_like, system.take(self.examples.values, rows[part])),",
+    STORED,
+  ),
+  Mutant(
+    "every slice has the queries of the first records",
+    "training/feeds/records.py",
+    "self._query_of(ids[part])",
+    "self._query_of(ids[: len(part)])",
+    RECORDS,
+  ),
+  Mutant(
+    "the key of the steps is that of the initial noise",
+    "system.py",
+    "return sample(params, frozen, tokens, x_T, key_steps, table)",
+    "return sample(params, frozen, tokens, x_T, key_start, table)",
+    SYSTEM,
+  ),
+  Mutant(
+    "every microbatch is encoded with the same noise",
+    "system.py",
+    'key = streams.stream(seed, "encoding", i, j)',
+    'key = streams.stream(seed, "encoding", i, 0)',
+    SYSTEM,
+  ),
+  Mutant(
+    "all slices share a key",
+    "training/update.py",
+    'key_slice = streams.stream(seed, "loss", i, j, number)',
+    'key_slice = streams.stream(seed, "loss", i, j, 0)',
+    UPDATE,
+  ),
+  Mutant(
+    "the key of a loss does not depend on the iteration",
+    "training/update.py",
+    'key_slice = streams.stream(seed, "loss", i, j, number)',
+    'key_slice = streams.stream(seed, "loss", 0, j, number)',
+    UPDATE,
+  ),
+  Mutant(
+    "evaluations during the run are of the raw parameters",
+    "train.py",
+    "validation.run(sys, state.sampling_params, kl=validation.kl)",
+    "validation.run(sys, state.params, kl=validation.kl)",
+    AVERAGE,
+  ),
+  Mutant(
+    "the final comparison is of the raw parameters",
+    "train.py",
+    "sys, state.sampling_params, kl_floor=precision.recorded_kl(workdir)",
+    "sys, state.params, kl_floor=precision.recorded_kl(workdir)",
+    AVERAGE,
+  ),
+  Mutant(
+    "a run is read back with the raw parameters",
+    "training/workdir.py",
+    'state["copies"].get(AVERAGE, state["params"])',
+    'state["params"]',
+    AVERAGE,
+  ),
+  Mutant(
+    "every piece is scored with the first records",
+    "evaluation/judging.py",
+    "self._rewards.on_host(samples[piece], records[piece], self._retry)",
+    "self._rewards.on_host(samples[piece], records[: len(samples[piece])], self._retry)",
+    EVALUATION,
+  ),
+  Mutant(
+    "base and aligned are swapped in the categories",
+    "evaluation/comparison.py",
+    '{"base": before_by[category], "aligned": after_by[category]}',
+    '{"base": after_by[category], "aligned": before_by[category]}',
+    EVALUATION,
+  ),
+]

@@ -21,7 +21,8 @@ def check_call(what: str, function: Callable, /, *args: Any, **kwargs: Any) -> N
     keys = list(signature.parameters)[len(args) :]
     hint = "".join(closest(key, keys) for key in kwargs if key not in keys)
     accepted = f"; valid keys: {', '.join(keys) or 'none'}"
-    raise ValueError(f"{what}: {error}{hint}{accepted}") from error
+    said = str(error).replace("keyword-only argument", "argument")  # as Python says from 3.12 on
+    raise ValueError(f"{what}: {said}{hint}{accepted}") from error
 
 
 def call_section(config: Mapping[str, Any], name: str, function: Callable, /, **given: Any) -> Any:

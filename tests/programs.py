@@ -20,7 +20,7 @@ from jaxalign.distributed import placement, sharding
 from jaxalign.evaluation import precision
 from jaxalign.labels.base import Scores
 from jaxalign.models.families import stable_diffusion
-from jaxalign.rewards import combine
+from jaxalign.rewards import combine, scoring
 from jaxalign.training import batching
 from jaxalign.training.feeds import Program, base, online
 
@@ -185,6 +185,16 @@ def steered(work: workload.Workload, sampler: str, batch: int = 2) -> Program:
   tokens = system.Asked(_ids(work, batch), query)
   noise = (0, streams.number("rollout"), 0, 0, None, sys.pipeline.table)
   return Program(sampler, sys.sample_fn, (work.state.params, sys.frozen, tokens, *noise))
+
+
+def scored(work: workload.Workload, batch: int = 2) -> Program:
+  """Samples judged by a reward on the device, where they lie."""
+  sys = work.system
+  total = combine.make_total((f"{device_jobs.__name__}:soft_brightness",))
+  on_mesh = scoring.OnMesh(scoring.placed(total, sys.mesh), sys.model.modality, sys.mesh)
+  query = total.encode([{"prompt": "a red circle"}] * batch)
+  samples = _array(batch, *sys.model.sample_shape)
+  return Program("scored", on_mesh.score_fn, (total.params, samples, query))
 
 
 def _ids(work, batch):

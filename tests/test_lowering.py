@@ -40,6 +40,7 @@ JITTED = {
   "evaluation/precision.py": 1,
   "recipes/shapes_model.py": 1,
   "rewards/learned.py": 1,
+  "rewards/scoring.py": 1,
   "sample.py": 1,
   "system.py": 4,
   "training/feeds/records.py": 1,
@@ -171,6 +172,10 @@ def test_blocks_that_are_computed_again(remat, least, gpu):
 @pytest.mark.parametrize("sampler", steering.SAMPLERS)
 def test_the_program_of_every_sampler(sampler, least, gpu):
   assert_fused(lower(programs.steered(programs.make_work(least), sampler)), backward=False)
+
+
+def test_the_program_that_scores(least, gpu):
+  assert "is_finite" in lower(programs.scored(programs.make_work(least))).as_text()
 
 
 def test_float32_in_pieces(least, gpu):

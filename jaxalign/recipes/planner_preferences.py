@@ -8,15 +8,12 @@ that it is a function of the flags alone, says `preference_pairs`.
 
 import io
 import os
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxalign import rewards
 from jaxalign.recipes import preference_pairs
-from jaxalign.types import Record
 
 
 def generate(
@@ -33,22 +30,17 @@ def generate(
 ) -> dict[str, Any]:
   """Writes `num_pairs` pairs, see `preference_pairs.generate`; returns what about.json says."""
   settings = {name: value for name, value in locals().items() if name != "output"}
+  reward = rewards.make("planner")
   world = preference_pairs.World(
     model="planner",
     columns=("record", "samples"),
     asked=dict,
     stored=np.asarray,
     encode=_npy,
-    judge=_make_judge(),
+    judge=lambda pair, record: reward.fn(pair, [record] * len(pair)),
   )
   process = {"transition": "euler", "num_steps": num_steps}
   return preference_pairs.generate(world, output=output, settings=settings, process=process)
-
-
-def _make_judge() -> Callable[[np.ndarray, Record], np.ndarray]:
-  reward = rewards.make_device("planner")
-  score = jax.jit(reward.score)
-  return lambda pair, record: np.asarray(score(reward.params, pair, reward.encode([record] * 2)))
 
 
 def _npy(plan: np.ndarray) -> bytes:

@@ -35,12 +35,14 @@ class OnMesh:
   """The rewards that have a form on the device, as one program on the mesh of the samples.
 
   Their parameters are an argument of it, and lie there already (`placed`).
+
+  score_fn: jitted `(params, samples [m, ...], query) -> ({name: [m]}, fit [m] | None)`.
   """
 
   def __init__(self, total: WeightedRewards, modality: Modality, mesh: jax.sharding.Mesh):
     self.rewards, self.modality, self.mesh = total.device_parts, modality, mesh
     self._params = total.params
-    self._score_fn = _jit_score(self.rewards, modality, mesh)
+    self.score_fn = _jit_score(self.rewards, modality, mesh)
 
   def score(self, samples: jax.Array, query: dict[str, Any], rows: np.ndarray) -> Any:
     """What `fetch` takes, of samples `[m, ...]` that are of the rows `[m]` of the query.
@@ -50,7 +52,7 @@ class OnMesh:
     if not self.rewards:
       return None
     asked = jax.tree.map(lambda leaf: leaf[rows], query)
-    return self._score_fn(self._params, samples, asked)
+    return self.score_fn(self._params, samples, asked)
 
   def fetch(self, scored: Any, samples: jax.Array | np.ndarray) -> dict[str, np.ndarray]:
     """float32 `{name: [m]}`; RewardError, with its sample, where one must not reach the update.

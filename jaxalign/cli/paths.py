@@ -35,9 +35,13 @@ def define(name: str, default: str | None, help: str, **options: Any) -> flags.F
 
 
 def absolute(path: Any) -> pathlib.Path:
-  """The path from the root, with the home folder for ~; ValueError where there is none."""
+  """The path from the root, with the home folder for ~; ValueError where there is none.
+
+  Links in it stay as they are written, but before a "..", which is of what they lead to.
+  """
   try:
-    return pathlib.Path(path).expanduser().absolute()
+    found = pathlib.Path(path).expanduser().absolute()
+    return found.resolve() if ".." in found.parts else found
   except RuntimeError as error:  # no such user, or no HOME
     raise ValueError(f"{path}: expected a path, found a ~ without a home folder") from error
 

@@ -65,6 +65,13 @@ def test_a_flag(here):
   assert output.value == here / "home" / "pictures"
   values(["command", "--output=pictures"])
   assert output.value == here / "work" / "pictures"
+  values(["command", "--output=../home/./base"])
+  assert output.value == here / "home" / "base"
+  (here / "work" / "link").symlink_to(here / "home" / "base")
+  values(["command", "--output=link"])
+  assert output.value == here / "work" / "link"
+  values(["command", "--output=link/../base"])
+  assert output.value == here / "home" / "base"
   values(["command", "--output="])
   assert output.value is None
 

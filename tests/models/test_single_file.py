@@ -1,6 +1,5 @@
-"""Single files under their original names, with diffusers' own conversion as the oracle."""
+"""Single files under their original names: whole models, and what does not fit."""
 
-import re
 import warnings
 
 import jax
@@ -9,49 +8,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_models
+from original_files import TEXT, UNETS, VAE, to_original
 
 from jaxalign.models.families import stable_diffusion
 from jaxalign.models.networks import clip, unet, vae
-from jaxalign.models.weights import original, published, safetensors_io, single_file
+from jaxalign.models.weights import published, safetensors_io, single_file
 
-UNETS = {
-  "1.x": {
-    "block_out_channels": [8, 8, 16, 16],
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "layers_per_block": 2,
-    "cross_attention_dim": 12,
-    "attention_head_dim": 2,
-    "norm_num_groups": 4,
-    "sample_size": 8,
-  },
-  "2.x": {
-    "block_out_channels": [8, 16],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "layers_per_block": 1,
-    "cross_attention_dim": 12,
-    "attention_head_dim": [2, 4],
-    "norm_num_groups": 4,
-    "use_linear_projection": True,
-    "sample_size": 8,
-  },
-  "xl": {
-    "block_out_channels": [8, 16, 16],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-    "transformer_layers_per_block": [1, 2, 3],
-    "cross_attention_dim": 20,
-    "attention_head_dim": [1, 2, 2],
-    "norm_num_groups": 4,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 2,
-    "projection_class_embeddings_input_dim": 20,
-    "sample_size": 8,
-  },
-}
 # Of whole models, which are traced at every loading: one level, and each kind of layer.
 SMALL_UNETS = {
   "1.x": {
@@ -66,27 +28,6 @@ SMALL_UNETS = {
   },
   "2.x": UNETS["2.x"],
 }
-VAE = {
-  "block_out_channels": [4, 8, 8],
-  "down_block_types": ["DownEncoderBlock2D"] * 3,
-  "up_block_types": ["UpDecoderBlock2D"] * 3,
-  "layers_per_block": 2,
-  "norm_num_groups": 2,
-  "sample_size": 32,
-  "scaling_factor": 0.18215,
-}
-TEXT = {
-  "vocab_size": 60,
-  "hidden_size": 12,
-  "intermediate_size": 16,
-  "num_hidden_layers": 2,
-  "num_attention_heads": 2,
-  "max_position_embeddings": 8,
-  "bos_token_id": 56,
-  "eos_token_id": 57,
-  "pad_token_id": 57,
-  "projection_dim": 6,
-}
 EXTRAS = {
   "model_ema.decay": np.float32([0.999]),
   "model_ema.diffusion_modelinput_blocks00weight": np.zeros((2, 2), np.float32),
@@ -94,86 +35,6 @@ EXTRAS = {
   "first_stage_model.loss.logvar": np.zeros(1, np.float32),
   "cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(8)[None],
 }
-
-
-def to_original(tensors, part, prefix=""):
-  """Tensors under diffusers' names as an original file has them."""
-  found, thirds = {}, {}
-  for name, source in part(tensors.keys()).items():
-    array = np.asarray(tensors[name])
-    if source.third is not None:
-      thirds.setdefault(source.name, {})[source.third] = array
-      continue
-    if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", source.name):
-      array = array[:, :, None, None]
-    assert source.name not in found
-    found[source.name] = array.T if source.transposed else array
-  found |= {name: np.concatenate([of[i] for i in range(3)]) for name, of in thirds.items()}
-  return {prefix + name: np.ascontiguousarray(array) for name, array in found.items()}
-
-
-def assert_same_tensors(found, expected):
-  assert sorted(found) == sorted(expected)
-  for name, tensor in expected.items():
-    np.testing.assert_array_equal(found[name], tensor, err_msg=name)
-
-
-def to_torch(tensors):
-  torch = pytest.importorskip("torch")
-  return {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-
-
-def randomize(module):
-  import torch
-
-  torch.manual_seed(0)
-  with torch.no_grad():
-    for parameter in module.parameters():
-      parameter.normal_()
-  return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-
-
-@pytest.fixture(scope="module")
-def oracle():
-  pytest.importorskip("torch")
-  return pytest.importorskip("diffusers.loaders.single_file_utils")
-
-
-@pytest.mark.parametrize("kind", UNETS)
-def test_unet_names_are_those_that_diffusers_converts(oracle, kind):
-  import diffusers
-
-  expected = randomize(diffusers.UNet2DConditionModel(**UNETS[kind]))
-  file = to_original(expected, original.unet, "model.diffusion_model.")
-  assert len(file) == len(expected)
-  config = {"class_embed_type": None, "addition_embed_type": None, **UNETS[kind]}
-  assert_same_tensors(oracle.convert_ldm_unet_checkpoint(to_torch(file), config), expected)
-  assert "model.diffusion_model.input_blocks.1.0.in_layers.2.weight" in file
-
-
-def test_vae_names_are_those_that_diffusers_converts(oracle):
-  import diffusers
-
-  expected = randomize(diffusers.AutoencoderKL(**VAE))
-  file = to_original(expected, original.vae, "first_stage_model.")
-  assert len(file) == len(expected)
-  assert_same_tensors(oracle.convert_ldm_vae_checkpoint(to_torch(file), VAE), expected)
-  assert "first_stage_model.decoder.up.2.upsample.conv.bias" in file
-
-
-@pytest.mark.parametrize("prefix", ["cond_stage_model.model.", "conditioner.embedders.1.model."])
-def test_open_clip_names_are_those_that_diffusers_converts(oracle, prefix):
-  import transformers
-
-  config = transformers.CLIPTextConfig(**{**TEXT, "projection_dim": 12})
-  model = transformers.CLIPTextModelWithProjection(config)
-  expected = randomize(model)
-  file = to_original(expected, original.open_clip, prefix)
-  converted = oracle.convert_open_clip_checkpoint(model, to_torch(file), prefix)
-  if prefix.startswith("cond"):  # 2.x has the projection, and diffusers leaves it out
-    converted["text_projection.weight"] = expected["text_projection.weight"]
-  assert_same_tensors(converted, expected)
-  assert file[prefix + "transformer.resblocks.1.attn.in_proj_weight"].shape == (36, 12)
 
 
 @pytest.fixture(scope="module")
@@ -401,24 +262,3 @@ def test_the_published_xl_unet_has_the_published_size():
   leaves = jax.tree.leaves(shapes)
   assert (len(leaves), sum(leaf.size for leaf in leaves)) == (1680, 2_567_463_684)
   vae.VAEConfig.from_dict(published.CONFIGS["xl"]["vae"])
-
-
-def test_the_original_numbering_by_hand():
-  found = original.unet(
-    {
-      *(f"down_blocks.{i}.resnets.{j}.conv1.weight" for i in range(4) for j in range(2)),
-      *(f"up_blocks.{i}.resnets.{j}.conv1.weight" for i in range(4) for j in range(3)),
-      *(f"up_blocks.{i}.attentions.{j}.norm.bias" for i in (1, 2, 3) for j in range(3)),
-      *("up_blocks.0.upsamplers.0.conv.bias", "up_blocks.1.upsamplers.0.conv.bias"),
-      *("down_blocks.2.downsamplers.0.conv.bias", "mid_block.resnets.1.norm2.bias"),
-    }
-  )
-  # Stable Diffusion 1.5: input_blocks.9.0.op is the last downsampler; only the first level on the
-  # way up does not attend.
-  assert found["down_blocks.2.downsamplers.0.conv.bias"].name == "input_blocks.9.0.op.bias"
-  name = found["down_blocks.1.resnets.1.conv1.weight"].name
-  assert name == "input_blocks.5.0.in_layers.2.weight"
-  assert found["up_blocks.0.upsamplers.0.conv.bias"].name == "output_blocks.2.1.conv.bias"
-  assert found["up_blocks.1.upsamplers.0.conv.bias"].name == "output_blocks.5.2.conv.bias"
-  assert found["up_blocks.3.attentions.2.norm.bias"].name == "output_blocks.11.1.norm.bias"
-  assert found["mid_block.resnets.1.norm2.bias"].name == "middle_block.2.out_layers.0.bias"

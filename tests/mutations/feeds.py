@@ -1,6 +1,6 @@
 """What an iteration learns from: records, noise, rewards and labels that belong together."""
 
-from mutations.mutant import ONLINE, RECORDS, STORED, Mutant
+from mutations.mutant import ONLINE, ONLINE_LABELS, ONLINE_REWARDS, RECORDS, STORED, Mutant
 
 FEEDS = [
   Mutant(
@@ -29,7 +29,7 @@ FEEDS = [
     "training/feeds/online.py",
     "samples // group * group",
     "samples % group",
-    ONLINE,
+    ONLINE_LABELS,
   ),
   Mutant(
     "rewards are asked of the records in reverse",
@@ -50,7 +50,7 @@ FEEDS = [
     "training/feeds/scored.py",
     "raw = rewards.raw(named)",
     "raw = total",
-    ONLINE,
+    ONLINE_REWARDS,
   ),
   Mutant(
     "statistics of rewards are not remembered",
@@ -106,7 +106,7 @@ FEEDS = [
     "training/feeds/online.py",
     'streams.stream(self._seed, "labels", step)',
     'streams.stream(self._seed, "labels", 0)',
-    ONLINE,
+    ONLINE_LABELS,
   ),
   Mutant(
     "the KL is to the first reference for ever",
@@ -120,14 +120,14 @@ FEEDS = [
     "training/feeds/online.py",
     "return Finished(x_0, cond, labels_of(values, selected.example))",
     "return Finished(x_0, cond, labels_of(values, jnp.arange(len(x_0))))",
-    ONLINE,
+    ONLINE_LABELS,
   ),
   Mutant(
     "rewards reach labels by the name of another",
     "training/feeds/scored.py",
     "named={name: values.reshape(rows) for name, values in named.items()},",
     "named=dict(zip(named, [v.reshape(rows) for v in named.values()][::-1])),",
-    ONLINE,
+    ONLINE_LABELS,
   ),
   Mutant(
     "advantages are those of the first samples",
@@ -141,7 +141,7 @@ FEEDS = [
     "training/feeds/online.py",
     "lambda leaf: leaf[:, 0], tree",
     "lambda leaf: leaf[::-1, 0], tree",
-    ONLINE,
+    ONLINE_LABELS,
   ),
   Mutant(
     "the gap is measured after the last update",
@@ -162,7 +162,7 @@ FEEDS = [
     "rewards/pool.py",
     "held[error.index]",
     "held[0]",
-    ONLINE,
+    ONLINE_REWARDS,
   ),
   Mutant(
     "every iteration has the same records",
@@ -205,6 +205,6 @@ FEEDS = [
     "training/feeds/scored.py",
     "valid=valid.reshape(rows),",
     "valid=np.ones_like(valid).reshape(rows),",
-    ONLINE,
+    ONLINE_REWARDS,
   ),
 ]

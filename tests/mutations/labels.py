@@ -1,6 +1,6 @@
 """What rewards become: advantages, pairs and weights."""
 
-from mutations.mutant import LABELS, ONLINE, Mutant
+from mutations.mutant import LABELS, ONLINE, ONLINE_LABELS, Mutant
 
 LABELS = [
   Mutant(
@@ -8,14 +8,14 @@ LABELS = [
     "labels/pairs.py",
     "[jnp.argmax(high, axis=1), jnp.argmin(low, axis=1)]",
     "[jnp.argmin(low, axis=1), jnp.argmax(high, axis=1)]",
-    ONLINE,
+    ONLINE_LABELS,
   ),
   Mutant(
     "a tie counts as a preference",
     "labels/pairs.py",
     "untied = gap > 0",
     "untied = gap >= 0",
-    ONLINE,
+    ONLINE_LABELS,
   ),
   Mutant(
     "a sample is compared with its whole group",

@@ -27,6 +27,8 @@ class Mutant(NamedTuple):
 
 
 ONLINE = ("training/test_online_feed.py",)
+ONLINE_LABELS = ("training/test_online_labels.py",)
+ONLINE_REWARDS = ("training/test_online_rewards.py",)
 RECORDS = ("training/test_records_feed.py",)
 STORED = ("training/test_stored_feed.py",)
 UPDATE = ("training/test_update.py",)

@@ -1,6 +1,16 @@
 """Mistakes that were once made all at once, in code of those days, and left the suite green."""
 
-from mutations.mutant import AVERAGE, EVALUATION, ONLINE, RECORDS, STORED, SYSTEM, UPDATE, Mutant
+from mutations.mutant import (
+  AVERAGE,
+  EVALUATION,
+  ONLINE,
+  ONLINE_LABELS,
+  RECORDS,
+  STORED,
+  SYSTEM,
+  UPDATE,
+  Mutant,
+)
 
 REVIEWED = [
   Mutant(
@@ -22,7 +32,7 @@ REVIEWED = [
     "training/feeds/online.py",
     "if self._data.shared_noise else None",
     "if False else None",
-    ONLINE,
+    ONLINE_LABELS,
   ),
   Mutant(
     "the dropout of conditions is inverted",

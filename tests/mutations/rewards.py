@@ -1,6 +1,15 @@
 """Rewards on the host and on the mesh, their sum, and what abstains or is asked again."""
 
-from mutations.mutant import EVALUATION, ONLINE, POOL, RECORDS, SCORING, TIME, Mutant
+from mutations.mutant import (
+  EVALUATION,
+  ONLINE,
+  ONLINE_REWARDS,
+  POOL,
+  RECORDS,
+  SCORING,
+  TIME,
+  Mutant,
+)
 
 REWARDS = [
   Mutant(
@@ -15,14 +24,14 @@ REWARDS = [
     "rewards/pool.py",
     "check_samples(self._check, held)",
     "pass",
-    ONLINE,
+    ONLINE_REWARDS,
   ),
   Mutant(
     "the sum of rewards leaves out the weights",
     "rewards/combine.py",
     "weight * NORMALIZERS[normalize](values)",
     "NORMALIZERS[normalize](values)",
-    ONLINE,
+    ONLINE_REWARDS,
   ),
   Mutant(
     "every device reward has the first one's query",

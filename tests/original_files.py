@@ -49,6 +49,7 @@ VAE = {
   "layers_per_block": 2,
   "norm_num_groups": 2,
   "sample_size": 32,
+  "scaling_factor": 0.18215,
 }
 TEXT = {
   "vocab_size": 60,

@@ -1,6 +1,6 @@
 """What rewards become: advantages, pairs and weights."""
 
-from mutations.mutant import LABELS, ONLINE, ONLINE_LABELS, Mutant
+from mutations.mutant import ABSTENTION, ONLINE, ONLINE_LABELS, Mutant
 
 LABELS = [
   Mutant(
@@ -43,55 +43,55 @@ LABELS = [
     "labels/advantages.py",
     "_known(jnp.ravel(jnp.asarray(scores.valid)), clipped)",
     "clipped",
-    LABELS,
+    ABSTENTION,
   ),
   Mutant(
     "what has no verdict counts in the size of its group",
     "labels/advantages.py",
     "jax.ops.segment_sum(valid.astype(shifted.dtype), group, num_groups)",
     "jax.ops.segment_sum(jnp.ones_like(shifted), group, num_groups)",
-    LABELS,
+    ABSTENTION,
   ),
   Mutant(
     "what has no verdict counts in the deviation of the batch",
     "labels/advantages.py",
     "jnp.std(shifted, where=valid)",
     "jnp.std(jnp.where(valid, shifted, 0.0))",
-    LABELS,
+    ABSTENTION,
   ),
   Mutant(
     "a history remembers what has no verdict",
     "labels/advantages.py",
     "num_earlier <= buffer_size) & valid",
     "num_earlier <= buffer_size)",
-    LABELS,
+    ABSTENTION,
   ),
   Mutant(
     "a history counts what has no verdict",
     "labels/advantages.py",
     "valid.astype(stats.count.dtype), mode",
     "1, mode",
-    LABELS,
+    ABSTENTION,
   ),
   Mutant(
     "the one that has a verdict is preferred to one that has none",
     "labels/pairs.py",
     "jnp.where(valid, total, jnp.inf)",
     "jnp.where(valid, total, -9.0)",
-    LABELS,
+    ABSTENTION,
   ),
   Mutant(
     "weights are of mean one over all samples",
     "labels/weights.py",
     "share * jnp.sum(valid)",
     "share * valid.size",
-    LABELS,
+    ABSTENTION,
   ),
   Mutant(
     "the best share is one of all samples",
     "labels/weights.py",
     "jnp.where(valid, rewards, jnp.nan)",
     "jnp.where(valid, rewards, 0.0)",
-    LABELS,
+    ABSTENTION,
   ),
 ]

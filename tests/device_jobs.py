@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -100,6 +101,14 @@ def on_planner(config):
   if "reward" in config:
     config.reward.names = ("planner",)
   return config
+
+
+def without_the_last_iteration(workdir, folder):
+  """A copy of a run of two iterations as after a kill in the second: one checkpoint is there."""
+  shutil.copytree(workdir, folder)
+  shutil.rmtree(folder / "checkpoints" / "2")
+  assert [path.name for path in (folder / "checkpoints").iterdir()] == ["1"]
+  return folder
 
 
 def save_small_model(folder):

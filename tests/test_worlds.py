@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quickly
 from absl import flags
-from device_jobs import records
+from device_jobs import records, without_the_last_iteration
 from PIL import Image
 
 from jaxalign import evaluate, methods, train
@@ -77,11 +78,9 @@ def test_a_run_writes_pictures_and_a_report(run):
 
 def test_one_iteration_and_one_more_equal_two(run, tmp_path):
   _, config, workdir = run
-  shorter = config.copy_and_resolve_references()
-  shorter.num_iterations = 1
-  train.train(shorter, tmp_path)
-  train.train(config, tmp_path)
-  assert records(tmp_path) == records(workdir)
+  parts = without_the_last_iteration(workdir, tmp_path / "parts")
+  train.train(config, parts)
+  assert records(parts) == records(workdir)
 
 
 def raft(pipeline, *, keep):
@@ -160,6 +159,7 @@ def test_a_critic_is_trained_beside_the_policy_resumed_and_not_exported(load_con
   assert set(workdir_lib.load(tmp_path / "whole").params) == {"params"}
 
 
+@quickly.programs()  # all runs: their bits are compared with each other's
 @pytest.mark.parametrize("name, changes", [
   ("nft_planner", {"method.decay_rate": 0.5}),
   ("mix_grpo_planner", {"method.window_size": 1}),
@@ -170,10 +170,7 @@ def test_copies_and_windows_are_resumed_to_the_bit(name, changes, load_config, t
   config.samples.every = 0
   config.update_from_flattened_dict(changes)
   train.train(config, tmp_path / "whole")
-  shorter = config.copy_and_resolve_references()
-  shorter.num_iterations = 1
-  train.train(shorter, tmp_path / "parts")
-  train.train(config, tmp_path / "parts")
+  train.train(config, without_the_last_iteration(tmp_path / "whole", tmp_path / "parts"))
   assert records(tmp_path / "parts") == records(tmp_path / "whole")
   whole, parts = (checkpoint.read_latest(tmp_path / part)[1] for part in ("whole", "parts"))
   jax.tree.map(np.testing.assert_array_equal, parts, whole)
@@ -182,6 +179,7 @@ def test_copies_and_windows_are_resumed_to_the_bit(name, changes, load_config, t
   }[name]
 
 
+@quickly.programs()
 def test_stored_plans_are_learned_from_and_resumed_to_the_bit(
   load_config, plan_pairs_file, tmp_path
 ):
@@ -192,10 +190,7 @@ def test_stored_plans_are_learned_from_and_resumed_to_the_bit(
   assert len(written) == 2 and all(record["grad/norm"] > 0 for record in written)
   report = json.loads((tmp_path / "whole" / "preferences_report.json").read_text())
   assert report["num_records"] == 12 and not report["bad"]
-  shorter = config.copy_and_resolve_references()
-  shorter.num_iterations = 1
-  train.train(shorter, tmp_path / "parts")
-  train.train(config, tmp_path / "parts")
+  train.train(config, without_the_last_iteration(tmp_path / "whole", tmp_path / "parts"))
   assert records(tmp_path / "parts") == written
   whole, parts = (checkpoint.read_latest(tmp_path / part)[1] for part in ("whole", "parts"))
   jax.tree.map(np.testing.assert_array_equal, parts, whole)

@@ -99,6 +99,10 @@ def assert_fused(found: jax.stages.Lowered, *, backward):
   assert (BACKWARD in text) == backward
 
 
+def shapes_of(found: jax.stages.Lowered):
+  return [leaf.shape for leaf in jax.tree.leaves(found.out_info)]
+
+
 def jitted(name, function, *args):
   return Program(name, jax.jit(function), args)
 
@@ -253,8 +257,10 @@ def test_every_reward_of_the_device_and_its_gradient(name, gpu):
   def total(params, samples, query):
     return jnp.sum(reward.score(params, samples, query))
 
-  lower(jitted(name, reward.score, *args))
-  lower(jitted(f"gradient of {name}", jax.grad(total, 1), *args))
+  assert shapes_of(lower(jitted(name, reward.score, *args))) == [(2,)]
+  gradient = lower(jitted(f"gradient of {name}", jax.grad(total, 1), *args))
+  assert shapes_of(gradient) == [args[1].shape]
+  assert "stablehlo.multiply" in gradient.as_text()  # else it would be a constant
 
 
 def test_what_feeds_and_states_are_made_by(least, gpu):
@@ -263,21 +269,26 @@ def test_what_feeds_and_states_are_made_by(least, gpu):
   mesh = work.system.mesh
   placed = online.collected_shardings("step", mesh)
   collect = jax.jit(online.collect, out_shardings=placed)
-  lower(Program("collect", collect, ([sampled] * 2,)))
+  assert "stablehlo.concatenate" in lower(Program("collect", collect, ([sampled] * 2,))).as_text()
   stack = jax.jit(base.stack, out_shardings=sharding.batch(mesh, axis=1))
-  lower(Program("stack", stack, ([(array(2, 3), array(2))] * 2,)))
+  stacked = lower(Program("stack", stack, ([(array(2, 3), array(2))] * 2,)))
+  assert shapes_of(stacked) == [(2, 2, 3), (2, 2)]
   tx = optax.adam(1.0)
 
   def init(params):
     step = jnp.zeros((), jnp.int32)
     return state.TrainState(step, params, tx.init(params), {}, {}, {"ema": params}, None)
 
-  lower(jitted("state", init, work.system.policy.params))
+  arrays = len(jax.tree.leaves(work.system.policy.params))
+  made = lower(jitted("state", init, work.system.policy.params))
+  assert len(shapes_of(made)) == 2 + 4 * arrays  # two counters; parameters, a copy and two moments
   ended = state.jit_end(mesh, sharding.replicated(mesh))
   fresh = jax.eval_shape(init, work.system.policy.params)
-  lower(Program("end of an iteration", ended, (fresh, {"ema": 0.5})))
+  text = lower(Program("end of an iteration", ended, (fresh, {"ema": 0.5}))).as_text()
+  assert text.count("stablehlo.multiply") == 2 * arrays  # both sides of every average
   reached = self_check.make_reached_fn(mesh)
-  lower(Program("gradients that arrive", reached, (work.system.policy.params["lora"],)))
+  found = lower(Program("gradients that arrive", reached, (work.system.policy.params["lora"],)))
+  assert shapes_of(found) == [()] * arrays and found.as_text().count("stablehlo.or") == arrays
 
 
 @pytest.mark.parametrize("name", advantages.ESTIMATORS)
@@ -331,9 +342,13 @@ def test_what_makes_the_packaged_models(least, gpu, load_config):
     ),
   }  # fmt: skip
   for name, (loss, params, batch) in losses.items():
-    lower(jitted(name, jax.grad(loss, has_aux=True), params, batch, key))
-  lower(jitted("moments", least.vae_moments, least.params["vae"], array(*images.shape)))
-  lower(jitted("captions", clip.text_features, clip.params, captions))
+    found = lower(jitted(name, jax.grad(loss, has_aux=True), params, batch, key))
+    gradient, _ = found.out_info
+    assert jax.tree.map(np.shape, gradient) == jax.tree.map(np.shape, params)
+    assert len(products(found.as_text())) > 20
+  moments = lower(jitted("moments", least.vae_moments, least.params["vae"], array(*images.shape)))
+  of_text = lower(jitted("captions", clip.text_features, clip.params, captions))
+  assert products(moments.as_text()) and products(of_text.as_text())
 
 
 def test_the_crash_of_odd_lengths_is_seen_when_it_is_put_back(least, gpu):

@@ -43,7 +43,7 @@ def test_every_mutant_is_another_one():
 def copy_project(folder):
   """What tests need of this project, in `folder`; the assets are only linked."""
   leave_out = shutil.ignore_patterns("__pycache__", "assets")
-  for name in ("jaxalign", "tests", "configs"):
+  for name in ("jaxalign", "tests", "configs", "docs"):  # the docs have examples that are run
     shutil.copytree(ROOT / name, folder / name, ignore=leave_out)
   assets = "jaxalign/worlds/assets"
   (folder / assets).symlink_to(ROOT / assets)

@@ -62,6 +62,16 @@ def cut(text: str, limit: int) -> str:
   return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def first_line(error: Exception) -> str:
+  """What an error says first, or its kind if it says nothing: libraries go on for pages."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def in_one_line(error: Exception) -> str:
+  """The kind of an error and all that it says."""
+  return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def first(entries: Iterable[str], *, count: int = 5, limit: int = 140) -> str:
   """The first few entries, and how many more there are, as one line of about `limit` characters."""
   entries = [cut(entry, limit) for entry in entries]
@@ -126,7 +136,7 @@ def load_function(what: str, name: str) -> Callable:
   try:
     module = importlib.import_module(module_name)
   except Exception as error:  # importing runs the user's code, which may raise anything
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = in_one_line(error)
     raise ValueError(
       f'{what} "{name}": could not import module "{module_name}": {reason}\n'
       "Run from the folder that holds it, or put that folder on PYTHONPATH."

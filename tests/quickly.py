@@ -19,8 +19,6 @@ OPTIONS = {"xla_backend_optimization_level": 0}
 jit = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
-
-
 def environment() -> dict[str, str]:
   """The same for all programs of a process that has not started JAX."""
   options = [f"--{name}={value}" for name, value in OPTIONS.items()]

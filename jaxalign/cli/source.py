@@ -8,10 +8,10 @@ from typing import Any
 
 from absl import flags
 
-from jaxalign import system
+from jaxalign import checks, system
 from jaxalign.cli import command, paths
 from jaxalign.models.adapters import lora
-from jaxalign.models.weights import hub, lora_files, safetensors_io
+from jaxalign.models.weights import hub, lora_files
 from jaxalign.training import workdir as workdir_lib
 from jaxalign.types import Params
 
@@ -110,7 +110,7 @@ def load_model(
   print(f"--lora: {file.in_words()}", file=sys.stderr)
   if file.unused:
     message = f"--lora: {len(file.unused)} tensors fit no layer and are not used, such as"
-    print(message, safetensors_io.first(file.unused), file=sys.stderr)
+    print(message, checks.first(file.unused), file=sys.stderr)
   adapters = file.at_strength(_STRENGTH.value)
   networks |= {name: lora.merge(networks[name], adapter) for name, adapter in adapters.items()}
   merged = {component: networks[name] for component, name in adapted.items()}

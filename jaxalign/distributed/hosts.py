@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxalign import checks
+
 # Seconds without a sign of life after which a process counts as dead. One that ends is noticed at
 # once, because its connections break; this is for a machine that vanishes.
 HEARTBEAT_TIMEOUT = 30
@@ -42,9 +44,8 @@ def join(
       heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
     )
   except (ValueError, RuntimeError) as error:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ValueError(
-      f"could not join the other processes: {first_line}\n"
+      f"could not join the other processes: {checks.first_line(error)}\n"
       "expected --coordinator_address=HOST:PORT of process 0, --num_processes and --process_id, or "
       "a job of SLURM, Open MPI or Kubernetes"
     ) from error

@@ -20,9 +20,8 @@ from jaxalign.evaluation.judging import Judge
 from jaxalign.modalities import modality as modality_lib
 from jaxalign.models.model import Model
 from jaxalign.rewards import combine
-from jaxalign.rewards.combine import NEVER
 from jaxalign.rewards.contract import Reward
-from jaxalign.rewards.retry import Retry
+from jaxalign.rewards.retry import NEVER, Retry
 from jaxalign.steering import binding
 from jaxalign.types import Params, Record
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxalign import system
 from jaxalign.distributed import hosts
 from jaxalign.rewards import scoring
-from jaxalign.rewards.combine import NEVER, WeightedRewards
-from jaxalign.rewards.retry import Retry
+from jaxalign.rewards.combine import WeightedRewards
+from jaxalign.rewards.retry import NEVER, Retry
 from jaxalign.types import Record
 
 

@@ -29,9 +29,7 @@ from jaxalign.rewards.contract import (
   check_rewards,
   failed,
 )
-from jaxalign.rewards.retry import Retry
-
-NEVER = Retry()
+from jaxalign.rewards.retry import NEVER, Retry
 
 
 def _standardize(values: np.ndarray) -> np.ndarray:

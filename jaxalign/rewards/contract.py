@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.checks import in_one_line
+
 if TYPE_CHECKING:  # they pull in jax, which a reward on the host does without
   from jaxalign.types import Array, Params
 
@@ -82,8 +84,7 @@ class RewardError(ValueError):
 
 def failed(name: str, error: Exception, times: str = "") -> str:
   """What to tell the user of an exception in a reward."""
-  reason = " ".join(f"{type(error).__name__}: {error}".split())
-  return f'reward "{name}" failed{times}: {reason[:400]}\n--debug shows where'
+  return f'reward "{name}" failed{times}: {in_one_line(error)[:400]}\n--debug shows where'
 
 
 def check_rewards(name: str, values: Any, batch_size: int) -> np.ndarray:

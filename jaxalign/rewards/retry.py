@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tqdm
 
+from jaxalign.checks import in_one_line
 from jaxalign.rewards.contract import RewardError, failed
 
 
@@ -35,14 +36,17 @@ class Retry(NamedTuple):
       except RewardError:
         raise
       except Exception as error:  # the user's code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         pause = self.seconds * 2.0**attempt
         if attempt + 1 < attempts:
-          said = f'reward "{name}": attempt {attempt + 1} of {attempts} failed: {reason}'
-          tqdm.tqdm.write(f"{said}; again in {pause:g} s", file=sys.stderr)
+          said = f'reward "{name}": attempt {attempt + 1} of {attempts} failed'
+          reason = in_one_line(error)
+          tqdm.tqdm.write(f"{said}: {reason}; again in {pause:g} s", file=sys.stderr)
         if attempt + 1 == attempts or self.wait(pause):
           times = f" {attempt + 1} times, at last by" if attempt else ""
           raise RewardError(failed(name, error, times)) from error
+
+
+NEVER = Retry()
 
 
 def of_section(section: Mapping[str, Any]) -> Retry:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxalign import checks
+
 CHECKPOINTS, BEST = "checkpoints", "best"
 
 # Bytes of an array above which its replicas share the writing. They do so by a program for each of
@@ -116,7 +118,7 @@ def _in_words(manager: ocp.CheckpointManager) -> Iterator[None]:
   try:
     yield
   except ValueError as error:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = checks.first_line(error)
     # It names one file within another; what is wrong stands at the end.
     reason = reason if len(reason) <= 300 else f"{reason[:100]} ... {reason[-200:]}"
     raise OSError(_cannot_write(manager, reason)) from error
@@ -173,9 +175,9 @@ def _restore(manager: ocp.CheckpointManager, step: int, args: ocp.args.StandardR
   try:
     return manager.restore(step, args=args)
   except (ValueError, KeyError, FileNotFoundError) as error:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ValueError(
-      f"checkpoint {manager.directory / str(step)} does not fit this run: {first_line}\n"
+      f"checkpoint {manager.directory / str(step)} does not fit this run: "
+      f"{checks.first_line(error)}\n"
       "Its data or code have changed, or it is damaged; if it is damaged, move that folder away "
       "to use the one before."
     ) from error

@@ -128,10 +128,12 @@ def prepared(
     _check_digests(workdir, found.get(DIGESTS, {}), digests, wanted)
     corrections = found.get(CORRECTIONS, ())
   workdir.mkdir(parents=True, exist_ok=True)
-  with lock(workdir) if hosts.is_first() else contextlib.nullcontext():
-    if hosts.is_first():
-      corrected = {CORRECTIONS: list(corrections)} if corrections else {}
-      files.write_json(path, {**wanted, DIGESTS: digests, **corrected})
+  if not hosts.is_first():
+    yield
+    return
+  with lock(workdir):
+    corrected = {CORRECTIONS: list(corrections)} if corrections else {}
+    files.write_json(path, {**wanted, DIGESTS: digests, **corrected})
     yield
 
 

@@ -2,34 +2,17 @@
 
 import json
 
+import adapter_networks
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from adapter_networks import store
 from flax import traverse_util
 
 from jaxalign.models.adapters import lora
-from jaxalign.models.networks import clip, unet
 from jaxalign.models.weights import lora_files, lora_names
 
-CONFIG = {
-  "block_out_channels": [8, 16],
-  "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-  "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-  "layers_per_block": 1,
-  "cross_attention_dim": 12,
-  "attention_head_dim": 2,
-  "norm_num_groups": 4,
-}
-TEXT = clip.CLIPTextConfig(
-  vocab_size=20,
-  hidden_size=12,
-  intermediate_size=16,
-  num_hidden_layers=1,
-  num_attention_heads=2,
-  max_position_embeddings=8,
-)
 BLOCK = ("mid_block", "attentions_0", "transformer_blocks_0", "attn1")
 TO_Q, TO_OUT = (*BLOCK, "to_q"), (*BLOCK, "to_out_0")
 CONV = ("down_blocks_0", "resnets_0", "conv1")
@@ -44,18 +27,8 @@ SELF_ATTN = "text_model.encoder.layers.0.self_attn"
 
 @pytest.fixture(scope="module")
 def shapes():
-  network = unet.UNet2DConditionModel(unet.UNetConfig.from_dict(CONFIG))
-  inputs = (jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 8, 12)))
-  of_unet = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
-  tokens = jnp.zeros((1, 8), jnp.int32)
-  of_text = jax.eval_shape(clip.CLIPTextModel(TEXT).init, jax.random.key(0), tokens)["params"]
-  return {"unet": of_unet, "text_encoder": of_text}
-
-
-def store(path, tensors, metadata=None):
-  tensors = {name: np.asarray(value) for name, value in tensors.items()}
-  safetensors.numpy.save_file(tensors, path, metadata=metadata)
-  return path
+  made = adapter_networks.make()
+  return {name: made[name] for name in ("unet", "text_encoder")}
 
 
 def draw(*shape, seed=0):

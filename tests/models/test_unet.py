@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quickly
 
 from jaxalign.models.networks import unet
 
@@ -33,8 +34,6 @@ XL_LIKE = {
   "addition_time_embed_dim": 6,
   "projection_class_embeddings_input_dim": 10 + 6 * 6,
 }
-# Machine code need not be fast for one run of a tiny network, only soon.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 # name -> (overrides, (height, width))
 NETWORKS = {
   "sd1": (
@@ -147,7 +146,7 @@ def test_matches_diffusers(name):
     ).sample.permute(0, 2, 3, 1)
 
   network = unet.UNet2DConditionModel(config)
-  actual = jax.jit(network.apply, compiler_options=FAST_COMPILE)(
+  actual = quickly.jit(network.apply)(
     {"params": params}, x_t, t, text, added
   )
 
@@ -186,7 +185,7 @@ def test_time_is_embedded_in_float32_under_bfloat16():
   rng = np.random.default_rng(2)
   params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
   x_t = jnp.broadcast_to(x_t[:1], x_t.shape).astype(jnp.bfloat16)
-  out = jax.jit(network.apply, compiler_options=FAST_COMPILE)(
+  out = quickly.jit(network.apply)(
     params, x_t, t, jnp.broadcast_to(text[:1], text.shape)
   )
   assert out.dtype == jnp.bfloat16

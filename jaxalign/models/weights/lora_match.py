@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from flax import traverse_util
 
+from jaxalign import checks
 from jaxalign.models.adapters import lora
-from jaxalign.models.weights import lora_names, names, safetensors_io
+from jaxalign.models.weights import lora_names, names
 from jaxalign.types import Params
 
 Layer = tuple[str, lora_names.Path]  # component and path
@@ -60,7 +61,7 @@ def match(where: str, tensors: Mapping[str, Any], params: Mapping[str, Params]) 
       )
     found[entry.part] = name
   if not parts:
-    few = safetensors_io.first(sorted(tensors)) or "none"
+    few = checks.first(sorted(tensors)) or "none"
     raise ValueError(
       f"{where} fits no layer of this model ({', '.join(params)})\nits tensors: {few}"
     )

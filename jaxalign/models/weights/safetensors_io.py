@@ -20,7 +20,6 @@ from jaxalign.types import Params
 
 WEIGHTS, TEXT_WEIGHTS = tensor_files.WEIGHTS, tensor_files.TEXT_WEIGHTS
 
-first = checks.first  # how tensors are listed
 _DIVERGED = "nothing is written: the training has diverged; take an earlier checkpoint"
 
 
@@ -118,7 +117,9 @@ def check_shapes(
     if expected[name] != found[name]
   ]
   kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-  problems = [f"{len(which)} {kind}: {first(which)}" for kind, which in kinds.items() if which]
+  problems = [
+    f"{len(which)} {kind}: {checks.first(which)}" for kind, which in kinds.items() if which
+  ]
   if problems:
     raise ValueError(
       f"{misfit} ({len(expected)} tensors expected, {len(found)} found).\n"

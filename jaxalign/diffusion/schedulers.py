@@ -71,7 +71,8 @@ _SUPPORTED_VALUES = {
   "invert_sigmas": (False, None),
   "stochastic_sampling": (False, None),
 }
-# Of these, how a solver spaces its own steps, which DDIM in its place does not.
+# Of these, how a solver of the diffusion spaces its own steps; DDIM and DDPM, and DDIM in the place
+# of a solver, do not look at them.
 _SOLVER_SPACING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -85,7 +86,7 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
     )
   for field, supported in _SUPPORTED_VALUES.items():
     value = scheduler_config.get(field, supported[0])
-    if value not in supported and not (name in _ALL_SOLVERS and field in _SOLVER_SPACING):
+    if value not in supported and not (name in _DIFFUSION_CLASSES and field in _SOLVER_SPACING):
       raise ValueError(f"{name}.{field}: expected {supported[0]!r}; got {checks.shown(value)}")
   return name == _FLOW
 

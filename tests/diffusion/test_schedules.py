@@ -193,6 +193,10 @@ PUBLISHED = {
     timestep_spacing="leading",
     use_karras_sigmas=False,
   ),
+  # What DDIMScheduler.from_config keeps of the solver's config that it was made of.
+  "DDIM in the place of a solver": dict(
+    SD1_SCHEDULE, _class_name="DDIMScheduler", use_karras_sigmas=True, algorithm_type="dpmsolver++"
+  ),
   "instruct-pix2pix": dict(SD1_SCHEDULE, _class_name="EulerAncestralDiscreteScheduler"),
   "sd-turbo": dict(SD1_SCHEDULE, _class_name="EulerDiscreteScheduler", timestep_spacing="trailing"),
   "a zero-SNR velocity model": dict(

@@ -20,7 +20,7 @@ from quickly import jit
 from jaxalign import system
 from jaxalign.diffusion import schedulers
 from jaxalign.models.families import stable_diffusion, stable_diffusion_networks
-from jaxalign.models.identity import classes, folders
+from jaxalign.models.identity import classes, fields, folders
 
 torch.set_num_threads(1)
 BETAS = {
@@ -365,3 +365,15 @@ def test_the_picture_of_an_old_folder_is_that_of_diffusers(saved, components, tm
   error = np.abs(np.asarray(found) - expected).max()
   print(f"error {error:.1e}")
   assert error < 2e-3 and expected.std() > 0.05
+
+
+@pytest.mark.parametrize(
+  ("component", "network"),
+  [("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL)],
+)
+def test_every_field_of_diffusers_is_read_or_refused(component, network):
+  """None of them is among the unknown, which are taken to change nothing."""
+  names = list(inspect.signature(network.__init__).parameters)[1:]
+  assert len(names) > 10
+  assert fields.unknown(component, dict.fromkeys(names, 1)) == []
+  assert fields.unknown(component, {"of_our_own": 1}) == ["of_our_own"]

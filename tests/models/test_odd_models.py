@@ -59,13 +59,13 @@ TEXT, SCHEDULER = "text_encoder/config.json", folders.SCHEDULER
     (UNET, {"in_channels": 7}, "found 7: .*upscaling"),
     (UNET, {"in_channels": 6}, "found 6: .*something else"),
     (UNET, {"_class_name": "UNet2DModel"}, "expected unet of class .*found 'UNet2DModel'"),
-    (UNET, {"later_option": [1] * 1000}, r"unknown field later_option=\[1, 1"),
-    (UNET, {"a_name" * 200: 1}, "unknown field a_name"),
     (UNET, {"norm_num_group": 4}, 'unknown field .*did you mean "norm_num_groups"'),
     (UNET, {"down_block_types": ["DownBlock3D"] * 300}, "is not supported; supported: 'DownBlo"),
     (UNET, {"quantization_config": {"quant_method": "bitsandbytes"}}, "found quantization_config"),
+    # GLIGEN as it was first published (IDEA-Research/GroundingDINO#296).
+    (UNET, {"use_gated_attention": True}, "use_gated_attention=True"),
     (VAE, {"_class_name": "AutoencoderTiny"}, "expected vae of class .*found 'AutoencoderTiny'"),
-    (VAE, {"later_option": "other"}, "unknown field later_option='other'"),
+    (VAE, {"scaling_factors": 1.0}, 'unknown field .*did you mean "scaling_factor"'),
     (TEXT, {"architectures": ["RobertaSeriesModelWithTransformation"]}, "found 'RobertaSeries"),
     (TEXT, {"quantization_config": {"bits": 4}}, "found quantization_config"),
     (SCHEDULER, {"trained_betas": [0.001] * 1000}, r"trained_betas: expected None; got \[0.001"),
@@ -103,6 +103,9 @@ def test_what_is_not_known_is_refused_by_name(model, file, fields, words):
     (VAE, {"sample_size": None, "force_upcast": None}, "vae: sample_size null -> 32; force_upcast"),
     (UNET, {"norm_eps": None, "freq_shift": None}, "unet: norm_eps null -> 1e-05; freq_shift nul"),
     (UNET, {"sample_size": None}, "unet: no sample_size; the size of images is that of vae/c"),
+    (UNET, {"later_option": [1] * 1000}, "unet: unknown later_option=[1, 1, 1, 1"),
+    (UNET, {"a_name" * 200: 1}, "unet: unknown a_namea_name"),
+    (VAE, {"later_option": "other"}, "vae: unknown later_option='other': taken to change nothing"),
     (UNET, EMA, "unet: left out decay, inv_gamma, optimization_step, update_after_step"),
     (TEXT, {"layer_norm_eps": None}, "text_encoder: layer_norm_eps null -> 1e-05"),
     (SCHEDULER, {"beta_end": None}, "scheduler: beta_end null -> 0.02"),
@@ -139,6 +142,45 @@ def test_an_averaged_unet_is_the_same_model(model, plain):
   assert opened.networks == plain.networks
   assert opened.configs["unet"] == plain.configs["unet"]
   jax.tree.map(np.testing.assert_array_equal, opened.params, plain.params)
+
+
+def add_tensors(file, *names):
+  tensors = safetensors.numpy.load_file(file)
+  extra = {name: np.ones((2, 3), np.float32) for name in names}
+  safetensors.numpy.save_file({**tensors, **extra}, file)
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    # openai/clip-vit-large-patch14 has both towers in its file (CompVis/stable-diffusion#10).
+    ("vision_model.post_layernorm.weight", "visual_projection.weight", "logit_scale"),
+    # That of XL's first folder.
+    ("text_projection.weight",),
+    ("classifier.weight", "score.dense.weight"),
+  ],
+)
+def test_other_networks_beside_a_text_encoder_are_left_out(model, plain, names):
+  add_tensors(model / "text_encoder/model.safetensors", *names)
+  with pytest.warns(UserWarning, match=f"{len(names)} tensors of other networks are left out"):
+    opened = stable_diffusion.open_model(model)
+  jax.tree.map(np.testing.assert_array_equal, opened.params, plain.params)
+
+
+@pytest.mark.parametrize(
+  ("file", "name"),
+  [
+    ("text_encoder/model.safetensors", "text_model.encoder.layers.9.layer_norm1.weight"),
+    # As transformers 5 writes them.
+    ("text_encoder/model.safetensors", "encoder.layers.9.layer_norm1.weight"),
+    ("unet/diffusion_pytorch_model.safetensors", "class_embedding.weight"),
+    ("vae/diffusion_pytorch_model.safetensors", "quantize.embedding.weight"),
+  ],
+)
+def test_parts_of_a_network_that_its_config_does_not_have_are_refused(model, file, name):
+  add_tensors(model / file, name)
+  with pytest.raises(ValueError, match=f"1 unexpected: {name}"):
+    stable_diffusion.open_model(model)
 
 
 def test_a_bundle_of_notes_is_a_few_lines():

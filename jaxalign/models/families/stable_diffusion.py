@@ -269,7 +269,9 @@ def _open_folder(
     return model.with_params(model.networks.param_shapes())
   return model.with_params(
     {
-      name: safetensors_io.open_component(folder / name, shapes)
+      name: safetensors_io.open_component(
+        folder / name, shapes, others=name.startswith("text_encoder")
+      )
       for name, shapes in model.networks.param_shapes().items()
     }
   )

@@ -1,6 +1,7 @@
 """Fields of a component's config: null where a number belongs, and fields that nobody knows."""
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,8 @@ _KNOWN: dict[str, Mapping[str, Any]] = {
 _COMPLETE = ("unet", "vae")
 # Fields that are written down where a file leaves them out: they used to be the same for all.
 _FILLED = {"vae": ("scaling_factor",)}
+# How like a known name another is that must be a slip, of 1.
+_MISSPELLED = 0.85
 # Null is a word of its own here, for a network without the part.
 _NULL_IS_MEANT = ("norm_num_groups",)
 # Numbers that may be lists, with an entry for each level or side.
@@ -34,8 +37,8 @@ _PER_LEVEL = (
   *("sample_size", "layers_per_block", "attention_head_dim", "transformer_layers_per_block"),
   *("cross_attention_dim", *unet.FIXED),
 )
-# How an average of the weights was kept (the state of diffusers' EMAModel): nothing is computed
-# by them.
+# Fields that change nothing: how an average of the weights was kept (the state of diffusers'
+# EMAModel). Those that change numbers are in _KNOWN: read, or refused unless they are as here.
 _AVERAGE = frozenset(
   {
     *("decay", "min_decay", "inv_gamma", "power"),
@@ -45,10 +48,10 @@ _AVERAGE = frozenset(
 
 
 def clean(component: str, config: Mapping[str, Any], file: str | os.PathLike) -> dict[str, Any]:
-  """The config with defaults for nulls, and without fields that change nothing.
+  """The config with defaults for nulls, and with no field that is unknown or changes nothing.
 
-  Raises ValueError, naming the file and the field, for one that is unknown and set, and for weights
-  that are quantised.
+  Raises ValueError, naming the file and the field, for one that is misspelled or another kind of
+  value, and for weights that are quantised.
   """
   if config.get("quantization_config"):
     raise ValueError(
@@ -56,17 +59,37 @@ def clean(component: str, config: Mapping[str, Any], file: str | os.PathLike) ->
       "take the model in float32, half precision or float8"
     )
   known = _KNOWN[component]
-  found = {name: config[name] for name in config if not _is_idle(component, name, config[name])}
-  for name in found:
-    if component in _COMPLETE and name not in known and not name.startswith("_"):
-      raise ValueError(
-        f"{file}: unknown field {checks.cut(name, 60)}={checks.shown(config[name])}"
-        f"{checks.closest(name, known)}\n"
-        "it may change what the network computes; if it does not, take it out of the file"
-      )
-    _check_kind(component, name, found[name], file)
+  found = {name: value for name, value in config.items() if _is_known(component, name)}
+  for name in unknown(component, config):
+    _check_spelling(component, name, config[name], file)
+  for name, value in found.items():
+    _check_kind(component, name, value, file)
   filled = {name: known[name] for name in _FILLED.get(component, ()) if name not in found}
   return {**{name: _value(component, name, found[name]) for name in found}, **filled}
+
+
+def unknown(component: str, config: Mapping[str, Any]) -> list[str]:
+  """The fields of which nobody here knows what they change; not those that are not set."""
+  return [
+    name
+    for name, value in config.items()
+    if not (_is_known(component, name) or name in _AVERAGE or value is None or value is False)
+  ]
+
+
+def _is_known(component: str, name: str) -> bool:
+  known = component not in _COMPLETE or name in _KNOWN[component]
+  return known or name.startswith("_") or name == "quantization_config"
+
+
+def _check_spelling(component: str, name: str, value: Any, file: str | os.PathLike) -> None:
+  """Raises ValueError for a field that is all but one that is known: that one would be missed."""
+  near = difflib.get_close_matches(name, _KNOWN[component], n=1, cutoff=_MISSPELLED)
+  if near:
+    raise ValueError(
+      f"{file}: unknown field {checks.cut(name, 60)}={checks.shown(value)}; "
+      f'did you mean "{near[0]}"?\nmend it in the file, or take it out if it changes nothing'
+    )
 
 
 def _check_kind(component: str, name: str, value: Any, file: str | os.PathLike) -> None:
@@ -83,13 +106,6 @@ def _check_kind(component: str, name: str, value: Any, file: str | os.PathLike) 
     raise ValueError(
       f"{file}: expected {name} to be {expected}, found {checks.shown(value)}\nmend it in the file"
     )
-
-
-def _is_idle(component: str, name: str, value: Any) -> bool:
-  """Whether a field may be left out: of an average, or a later one that is not set."""
-  if component not in _COMPLETE or name in _KNOWN[component] or name.startswith("_"):
-    return False
-  return name in _AVERAGE or value is None or value is False
 
 
 def _value(component: str, name: str, value: Any) -> Any:

@@ -43,7 +43,13 @@ def read(folder: pathlib.Path, *, weights: bool = True) -> Identity:
     paths["unet"], configs["unet"].get("in_channels", 4), configs["unet"].get("out_channels", 4)
   )
   notes = [Note(name, "its text_config is read, of both towers") for name in halves]
-  notes += [Note(name, what) for name in paths for what in changes(found[name], configs[name])]
+  for name in paths:
+    unknown = fields.unknown(name, found[name])
+    told = [f"{checks.cut(field, 60)}={checks.shown(found[name][field], 40)}" for field in unknown]
+    if told:
+      notes.append(Note(name, f"unknown {checks.first(told)}: taken to change nothing"))
+    before = {field: value for field, value in found[name].items() if field not in unknown}
+    notes += [Note(name, what) for what in changes(before, configs[name])]
   configs["pipeline"] = index.pipeline
   notes += _assumptions(index, configs) + (_variants(folder, components) if weights else [])
   return Identity(configs, tuple(notes))

@@ -50,6 +50,7 @@ FIXED = {
   "time_embedding_dim": (None,),
   "time_embedding_type": ("positional",),
   "timestep_post_act": (None,),
+  "use_gated_attention": (False,),  # attention_type, in the first folders of GLIGEN
   # Logits and softmax are float32 here always, so all values describe the same computation.
   "upcast_attention": (False, True, None),
 }

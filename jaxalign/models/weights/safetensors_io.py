@@ -6,7 +6,8 @@ the caller decides on which devices, and how sharded, they are read; or read as 
 
 import os
 import pathlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -28,13 +29,17 @@ def read_component(folder: str | os.PathLike, expected: Params) -> dict:
   return jax.tree.map(np.asarray, open_component(folder, expected))
 
 
-def open_component(folder: str | os.PathLike, expected: Params) -> dict:
+def open_component(
+  folder: str | os.PathLike, expected: Params, *, others: bool = False
+) -> dict:
   """Opens the weights of one component, in one file or in several that an index lists.
 
   Args:
     folder: holds `diffusion_pytorch_model.safetensors` or `model.safetensors`, or its index, or
       else the `.fp16` or `.bf16` variant of one.
     expected: the tree to fill; leaves are anything with a shape.
+    others: whether other networks may be in the file (a head, an image encoder); they are left out
+      with a warning.
 
   Returns:
     A nested dict like `expected`, of `LazyArray`s.
@@ -47,7 +52,23 @@ def open_component(folder: str | os.PathLike, expected: Params) -> dict:
   tensor_files.check_unscaled(file)
   shapes = torch_shapes(expected)
   tensors = names.canonical(str(file.path), file.tensors, shapes)
+  if others:
+    tensors = _without_others(file.path, tensors, shapes)
   return to_tree(f"{file.path} does not fit its config.json", tensors, expected)
+
+
+def _without_others(
+  file: pathlib.Path, tensors: Mapping[str, lazy.LazyArray], expected: Collection[str]
+) -> dict[str, lazy.LazyArray]:
+  """The tensors of modules that the network has at its top, or right below, as some files do."""
+  own = {part for name in expected for part in name.split(".")[:2]}
+  left_out = [name for name in tensors if name.split(".")[0] not in own]
+  if left_out:
+    warnings.warn(
+      f"{file}: {len(left_out)} tensors of other networks are left out: {checks.first(left_out)}",
+      stacklevel=2,
+    )
+  return {name: array for name, array in tensors.items() if name not in left_out}
 
 
 def to_tree(misfit: str, tensors: Mapping[str, lazy.LazyArray], expected: Params) -> dict:

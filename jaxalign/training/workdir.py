@@ -165,16 +165,20 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def data_digests(config: Mapping[str, Any]) -> dict[str, str]:
-  """`{field: SHA-256}` of the data files that a config names.
+  """`{field: SHA-256}` of the data files that a config names; of several, that of theirs in order.
 
   Of a table that names other files it is that of the table alone: they may be many gigabytes.
   """
-  named = {field: _value(config, field) for field in DATA_FIELDS}
-  return {
-    field: files.digest(name)
-    for field, name in named.items()
-    if isinstance(name, str) and pathlib.Path(name).is_file()
-  }
+  found = {}
+  for field in DATA_FIELDS:
+    try:
+      paths = sources.find(_value(config, field))
+    except ValueError:  # the name of a set, or nothing; what is missing was said when it was read
+      continue
+    digests = [files.digest(path) for path in paths]
+    together = "".join(f"{digest}\n" for digest in digests).encode()
+    found[field] = digests[0] if len(digests) == 1 else hashlib.sha256(together).hexdigest()
+  return found
 
 
 def _value(config: Mapping[str, Any], field: str) -> Any:
@@ -196,7 +200,7 @@ def _check_digests(
     before = expected.get(field, digest)
     if before != digest and field.split(".")[0] not in MAY_CHANGE:
       raise ValueError(
-        f"config.{field}: {_value(config, field)} was edited since the run in {workdir} began: "
+        f"config.{field}: {sources.shown(_value(config, field))} was edited since the run in {workdir} began: "
         f"expected SHA-256 {before[:12]}..., found {digest[:12]}...\n"
         "put the old file back, or choose another --workdir"
       )

@@ -126,7 +126,7 @@ class ExampleSet:
 
 def _resize_fn(modality: Modality, resize: str | bool) -> ResizeFn | None:
   """The function that `config.data.resize` names, None for none."""
-  if resize is False or resize == "":
+  if not resize:
     return None
   if not modality.resize:
     raise ValueError(
@@ -134,7 +134,7 @@ def _resize_fn(modality: Modality, resize: str | bool) -> ResizeFn | None:
     )
   if resize is True:
     return next(iter(modality.resize.values()))
-  if resize not in modality.resize:
+  if not isinstance(resize, str) or resize not in modality.resize:
     raise ValueError(
       f"config.data.resize: expected False or one of {', '.join(modality.resize)}, got "
       f"{checks.shown(resize)}{checks.closest(str(resize), modality.resize)}"

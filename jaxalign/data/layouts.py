@@ -1,8 +1,8 @@
 """Column maps: which columns of a file hold what is asked for, by name for published data sets.
 
-A map has for each of our fields the column that holds it, several columns whose values make a list,
-or a number that is the same in every row. `label_0` of two columns is a share of votes: a / (a + b).
-Fields that a map does not name are read by their own names.
+A map has for each of our fields the column that holds it, or several columns whose values make a
+list, or a number that is the same in every row. `label_0` of two columns is a share of votes,
+a / (a + b). Fields that a map does not name are read by their own names.
 """
 
 import math
@@ -14,10 +14,10 @@ from jaxalign import checks
 Column = str | Sequence[str] | float
 Columns = Mapping[str, Column]
 
-# Pick-a-Pic v1 and v2 as train.py of SalesforceAIResearch/DiffusionDPO reads them; HPD v2, train.json
+# Pick-a-Pic v1 and v2 as SalesforceAIResearch/DiffusionDPO reads them in train.py; HPD v2, train.json
 # and test.json, by the README of tgxs002/HPSv2; HPD v3, whose first image is the preferred one, by
-# MizzenAI/HPSv3; the lists of THUDM/ImageReward by rank_pair_dataset.py there; Rapidata's sets by
-# their cards; PartiPrompts.tsv of google-research/parti.
+# the README of MizzenAI/HPSv3; ImageReward's lists by train/src/rank_pair_dataset.py in
+# THUDM/ImageReward; Rapidata's sets by their cards; PartiPrompts.tsv of google-research/parti.
 LAYOUTS: Mapping[str, Columns] = {
   "pick_a_pic": {"prompt": "caption", "images": ("jpg_0", "jpg_1"), "label_0": "label_0"},
   "hpd_v2": {"prompt": "prompt", "images": "file_path", "scores": "human_preference"},
@@ -38,8 +38,14 @@ LAYOUTS: Mapping[str, Columns] = {
 }
 # Fields of a judgement, which are not of a record.
 JUDGED = ("images", "samples", "label_0", "prob", "rank", "binary", "scores")
-# Other names of the column of prompts, whatever their case.
-PROMPTS = ("prompt", "prompts", "text", "caption")
+# How a map is given.
+OF_TEXTS = (
+  'say which it is with "prompt=NAME" (config.data.columns, config.evaluation.columns, or --columns '
+  "of evaluate)"
+)
+OF_SAMPLES = "say which columns hold them: --config.data.columns=prompt=NAME,images=NAME+NAME"
+# Names of the column of prompts, whatever their case.
+TEXTS = ("prompt", "prompts", "text", "caption")
 
 
 def parse(columns: str | Columns | None) -> Columns:
@@ -136,14 +142,13 @@ def _share(votes: list[Any]) -> float | None:
   return a / (a + b) if a + b else None
 
 
-def column_of_prompts(names: Collection[str]) -> str | None:
+def text_column(names: Collection[str]) -> str | None:
   """Which column is the prompt, None if there is none; ValueError if there are several."""
   if "prompt" in names:
     return "prompt"
-  found = [name for name in names if name.strip().lower() in PROMPTS]
+  found = [name for name in names if name.strip().lower() in TEXTS]
   if len(found) > 1:
     raise ValueError(
-      f"expected one column of prompts, found {listed(found)}; name one: "
-      f"--config.data.columns=prompt={found[0]}"
+      f'expected one column "prompt", found {listed(found)}\n{OF_TEXTS}'
     )
   return found[0] if found else None

@@ -181,8 +181,7 @@ def _check_columns(
   if not all(set(names) & {*found, *wanted} for names in (ASKED, SAMPLES)):
     raise ValueError(
       f"{path}: expected the columns {_either(ASKED)}, and {_either(SAMPLES)}, found "
-      f"{layouts.listed(found)}{layouts.suggestion(found)}\n"
-      "say which columns hold them: --config.data.columns=prompt=NAME,samples=NAME+NAME"
+      f"{layouts.listed(found)}{layouts.suggestion(found)}\n{layouts.OF_SAMPLES}"
     )
 
 

@@ -102,7 +102,7 @@ def load(
       `sources.find`: `.txt` with one text a line, which becomes the field "prompt", or rows in one
       of the formats of `readers.TABLES`, whose other fields are kept.
     columns: which columns hold what, see `layouts.parse`. A "prompt" that no map names and that has
-      another name is found by `layouts.column_of_prompts`.
+      another name is found by `layouts.text_column`.
 
   Raises:
     ValueError: no such set or file, one that cannot be read, no records, or a row that is none.
@@ -150,7 +150,7 @@ def _read(path: pathlib.Path, wanted: layouts.Columns) -> Iterator[Record]:
   names = table.columns
   try:
     if names is not None:
-      wanted = _with_prompt(wanted, names)
+      wanted = _with_text(wanted, names)
       layouts.check_found(wanted, names)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
@@ -158,16 +158,16 @@ def _read(path: pathlib.Path, wanted: layouts.Columns) -> Iterator[Record]:
     try:
       if isinstance(row, readers.Fault):
         raise ValueError(row.detail)
-      record = _record(row, wanted if names is not None else _with_prompt(wanted, row), names)
+      record = _record(row, wanted if names is not None else _with_text(wanted, row), names)
       check(record)
     except ValueError as error:
       raise ValueError(f"{path} {table.unit} {number}: {error}") from error
     yield record
 
 
-def _with_prompt(wanted: layouts.Columns, names: Collection[str]) -> layouts.Columns:
-  """The map, and in it which of the columns of a file is the prompt, if any."""
-  found = None if "prompt" in wanted else layouts.column_of_prompts(names)
+def _with_text(wanted: layouts.Columns, names: Collection[str]) -> layouts.Columns:
+  """The map, and in it which of the columns of a file is the text, if any."""
+  found = None if "prompt" in wanted else layouts.text_column(names)
   return wanted if found is None else {"prompt": found, **wanted}
 
 
@@ -182,8 +182,7 @@ def _record(row: readers.Row, wanted: layouts.Columns, names: Collection[str] | 
     return {"prompt": None, **record}  # which is refused, where it has to be
   if not any(isinstance(value, list | dict) for value in record.values()):
     raise ValueError(
-      f'expected a column "prompt", found {layouts.listed(names)}; name the one that is it: '
-      "--config.data.columns=prompt=NAME"
+      f'expected a column "prompt", found {layouts.listed(names)}\n{layouts.OF_TEXTS}'
     )
   return record
 

@@ -26,7 +26,7 @@ MIN_CELL = 128  # small images are enlarged by a whole factor to at least this m
 GRID = 8  # cells of `pixels` along each side
 PNG = b"\x89PNG\r\n\x1a\n"  # that such a file begins with
 CHUNK = 12  # bytes of a chunk of PNG beside its data: length, kind, checksum
-LONG_TEXT = 1024  # bytes of a chunk; packed a thousandfold at most, shorter ones pass Pillow
+LONG_TEXT = 1000  # bytes of a chunk; packed a thousandfold at most, shorter ones pass Pillow
 
 
 def check(images: np.ndarray) -> None:
@@ -110,8 +110,8 @@ def write(images: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
 def read(source: pathlib.Path | bytes) -> np.ndarray:
   """Any file that Pillow reads as uint8 `[H, W, 3]`: turned as its EXIF says, its first frame only.
 
-  What is transparent shows white. Of 16-bit greyscale the upper 8 bits remain. Text and colour
-  profiles in a PNG that are too long for Pillow are left out; they change no pixel.
+  What is transparent shows white. Of 16-bit greyscale the upper 8 bits remain. A PNG
+  that Pillow refuses for the length of a text or colour profile is read without these.
 
   Raises:
     ValueError: missing, truncated, no image, or of numbers without a known range.

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from jaxalign import checks, files, system
+from jaxalign.data import records, sources
 from jaxalign.distributed import hosts
 from jaxalign.training import checkpoint, guard
 from jaxalign.training.state import AVERAGE
@@ -171,9 +173,12 @@ def data_digests(config: Mapping[str, Any]) -> dict[str, str]:
   """
   found = {}
   for field in DATA_FIELDS:
+    source = _value(config, field)
     try:
-      paths = sources.find(_value(config, field))
-    except ValueError:  # the name of a set, or nothing; what is missing was said when it was read
+      paths = () if source in records.NAMED else sources.find(source)
+    except ValueError:  # none; what is missing is said where it is read
+      paths = ()
+    if not paths:
       continue
     digests = [files.digest(path) for path in paths]
     together = "".join(f"{digest}\n" for digest in digests).encode()
@@ -200,7 +205,7 @@ def _check_digests(
     before = expected.get(field, digest)
     if before != digest and field.split(".")[0] not in MAY_CHANGE:
       raise ValueError(
-        f"config.{field}: {sources.shown(_value(config, field))} was edited since the run in {workdir} began: "
-        f"expected SHA-256 {before[:12]}..., found {digest[:12]}...\n"
+        f"config.{field}: {sources.shown(_value(config, field))} was edited since the run in "
+        f"{workdir} began: expected SHA-256 {before[:12]}..., found {digest[:12]}...\n"
         "put the old file back, or choose another --workdir"
       )

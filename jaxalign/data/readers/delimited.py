@@ -19,7 +19,8 @@ def read_csv(path: pathlib.Path) -> Table:
 def read_tsv(path: pathlib.Path) -> Table:
   """Cells between tabs; quotes are part of a text where they do not enclose whole cells.
 
-  Excel encloses cells in quotes; PartiPrompts.tsv has a text that begins with a word in them.
+  Excel encloses cells in quotes; the published lists of google-research/parti do not, and hold a
+  text that begins with a quoted word.
   """
   text, dialect = contents.text(path), {"delimiter": "\t", "strict": True}
   try:

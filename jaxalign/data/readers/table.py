@@ -19,8 +19,9 @@ Row = Mapping[str, Any]
 class Table(NamedTuple):
   """The rows of a file.
 
-  rows: `(only) -> iterator of (number, row or fault)`, to be asked for once. Numbers begin at 1. `only` names the columns to read,
-    None reads all that hold plain values; formats of lines may give the others too.
+  rows: `(only) -> iterator of (number, row or fault)`, to be asked for once. Numbers begin at
+    1. `only` names the columns to read, None reads all that hold plain values; formats of lines may
+    give the others too.
   columns: their names, of a format that has them; None where each row has fields of its own.
   count: of rows, if it is known before they are read.
   unit: what the numbers count.

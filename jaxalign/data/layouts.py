@@ -14,9 +14,9 @@ from jaxalign import checks
 Column = str | Sequence[str] | float
 Columns = Mapping[str, Column]
 
-# Pick-a-Pic v1 and v2 as SalesforceAIResearch/DiffusionDPO reads them in train.py; HPD v2, train.json
-# and test.json, by the README of tgxs002/HPSv2; HPD v3, whose first image is the preferred one, by
-# the README of MizzenAI/HPSv3; ImageReward's lists by train/src/rank_pair_dataset.py in
+# Pick-a-Pic v1 and v2 as train.py of SalesforceAIResearch/DiffusionDPO reads them; HPD v2 by the
+# README of tgxs002/HPSv2, train.json and test.json; HPD v3, whose first image is the preferred one,
+# by that of MizzenAI/HPSv3; ImageReward's lists by train/src/rank_pair_dataset.py in
 # THUDM/ImageReward; Rapidata's sets by their cards; PartiPrompts.tsv of google-research/parti.
 LAYOUTS: Mapping[str, Columns] = {
   "pick_a_pic": {"prompt": "caption", "images": ("jpg_0", "jpg_1"), "label_0": "label_0"},
@@ -40,8 +40,8 @@ LAYOUTS: Mapping[str, Columns] = {
 JUDGED = ("images", "samples", "label_0", "prob", "rank", "binary", "scores")
 # How a map is given.
 OF_TEXTS = (
-  'say which it is with "prompt=NAME" (config.data.columns, config.evaluation.columns, or --columns '
-  "of evaluate)"
+  'say which it is with "prompt=NAME" (config.data.columns, config.evaluation.columns, or '
+  "--columns of evaluate)"
 )
 OF_SAMPLES = "say which columns hold them: --config.data.columns=prompt=NAME,images=NAME+NAME"
 # Names of the column of prompts, whatever their case.

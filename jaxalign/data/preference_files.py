@@ -118,10 +118,12 @@ def load(
     checks.check_choice("config.data.columns: a field of preferences", ours, FIELDS)
   try:
     paths = sources.find(source)
-  except ValueError as error:
+  except sources.NotFoundError as error:
     raise ValueError(
       f"preferences: {error}\nexpected files that end in {readers.accepted(readers.TABLES)}"
     ) from error
+  except ValueError as error:
+    raise ValueError(f"preferences: {error}") from error
   records, bad = [], []
   for path, number, row in _rows(paths, wanted):
     try:

@@ -115,14 +115,12 @@ def load(
     if ours not in layouts.JUDGED
   }
   try:
-    paths = sources.find(source)
-  except ValueError as error:
+    records = tuple(record for path in sources.find(source) for record in _read(path, wanted))
+  except sources.NotFoundError as error:
     raise ValueError(
       f"records: {error}\nexpected one of {', '.join(NAMED)}, or files that end in "
       f"{readers.accepted(readers.READERS)}"
     ) from error
-  try:
-    records = tuple(record for path in paths for record in _read(path, wanted))
   except ValueError as error:
     raise ValueError(f"records: {error}") from error
   if not records:

@@ -21,6 +21,10 @@ _SPLITS = {
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
+class NotFoundError(ValueError):
+  """There is no such file."""
+
+
 def find(source: Source) -> tuple[pathlib.Path, ...]:
   """The files of a source, in a fixed order: that of a list, else of the numbers in their names.
 
@@ -29,7 +33,8 @@ def find(source: Source) -> tuple[pathlib.Path, ...]:
       and do not begin with "_"; a pattern with *, ? or **; or a list of these.
 
   Raises:
-    ValueError: none found, one found twice, or a folder with files of several kinds or of several
+    NotFoundError: none found.
+    ValueError: no source, one found twice, or a folder with files of several kinds or of several
       parts of a data set, such as train and test: which are meant is not known.
   """
   if isinstance(source, str | os.PathLike):
@@ -61,11 +66,11 @@ def _find_one(source: str) -> tuple[pathlib.Path, ...]:
   if os.path.isdir(source):
     return _in_folder(pathlib.Path(source))
   if not glob.has_magic(source):
-    raise ValueError(f'found no such file "{shown(source)}"')
+    raise NotFoundError(f'found no such file "{shown(source)}"')
   matching = (pathlib.Path(name) for name in glob.glob(source, recursive=True))
   found = sorted((p for p in matching if p.is_file() and _is_data(p)), key=_natural)
   if not found:
-    raise ValueError(f'found no file that matches "{shown(source)}"')
+    raise NotFoundError(f'found no file that matches "{shown(source)}"')
   return tuple(found)
 
 
@@ -80,7 +85,7 @@ def _in_folder(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
   found = [path for path, kind in kinds.items() if kind and kind in readers.READERS]
   if not found:
     inside = checks.first(path.name + "/" * path.is_dir() for path in there) or "nothing"
-    raise ValueError(f'found no file to read in the folder "{shown(folder)}", only {inside}')
+    raise NotFoundError(f'found no file to read in the folder "{shown(folder)}", only {inside}')
   remedy = f'name some of them, such as "{folder}/*{kinds[found[0]]}"'
   if len({readers.READERS[kinds[path]] for path in found}) > 1:
     some = checks.first(dict.fromkeys(f"*{kinds[path]}" for path in found))

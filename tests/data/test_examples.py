@@ -53,7 +53,9 @@ def test_images_of_another_size_are_refused_or_resized(tmp_path):
   small = make_candidate(solid(RED), IMAGES.read)
   large = make_candidate(solid(BLUE, (8, 8)), IMAGES.read)
   label = preferences.Record({"prompt": "a"}, (small, large), rank=np.array([1.0, 2.0]))
-  with pytest.raises(ValueError, match=r"\(4, 6, 3\), found one of \(8, 8, 3\); .*--config\.data\.resize=crop"):
+  with pytest.raises(
+    ValueError, match=r"\(4, 6, 3\), found one of \(8, 8, 3\); .*--config\.data\.resize=crop"
+  ):
     pairs_of([label])
   pairs = pairs_of([label], resize=True)
   images = pairs.samples(np.array([0]))

@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import importlib
 import io
 import lzma
 import pathlib
@@ -13,26 +12,25 @@ from typing import BinaryIO
 
 from jaxalign import checks
 
-
-def _unpack_zstd(content: bytes) -> bytes:
-  try:
-    zstd = importlib.import_module("compression.zstd")
-  except ImportError:
-    raise ValueError("only Python 3.14 and later read zstd; unpack it first: zstd -d") from None
-  try:
-    return zstd.decompress(content)
-  except zstd.ZstdError as error:
-    raise ValueError(str(error)) from error
-
+try:
+  from compression import zstd
+except ImportError:  # before Python 3.14
+  zstd = None
 
 # What the standard library unpacks.
 PACKED: Mapping[str, Callable[[bytes], bytes]] = {
   ".gz": gzip.decompress,
   ".bz2": bz2.decompress,
   ".xz": lzma.decompress,
-  ".zst": _unpack_zstd,
+  **({".zst": zstd.decompress} if zstd else {}),
 }
-ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
+_ZSTD_ERRORS = (zstd.ZstdError,) if zstd else ()
+# What is to be said of others.
+_HINTS = {
+  **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack the archive"),
+  ".zst": "unpack it first, zstd -d: Python 3.14 and later read zstd",
+  ".xlsx": "save it as .csv",
+}
 HEAD = 512  # bytes that a kind of content is known by
 
 # What a file begins with, what it is then, and what to do about it unless its suffix says so too.
@@ -65,7 +63,8 @@ def suffixes(path: pathlib.Path) -> tuple[str, str]:
 
 def hint(path: pathlib.Path) -> str:
   """What else to say of a file whose suffix is not one that is read."""
-  return "; unpack the archive" if suffixes(path)[0] in ARCHIVES else ""
+  found = _HINTS.get(suffixes(path)[0])
+  return f"; {found}" if found else ""
 
 
 def read(path: pathlib.Path) -> bytes:
@@ -105,7 +104,7 @@ def _unpacked(path: pathlib.Path) -> bytes:
     return content
   try:
     return PACKED[packed](content)
-  except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+  except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, *_ZSTD_ERRORS) as error:
     raise ValueError(f"{path} is no whole {packed} file: {checks.first_line(error)}") from error
 
 
@@ -114,6 +113,6 @@ def _checked(path: pathlib.Path, content: bytes) -> bytes:
   suffix, _ = suffixes(path)
   for pattern, what, remedy, own in _KINDS:
     if pattern.match(content[:HEAD]) and suffix not in own:
-      named = f"what {suffix} says" if suffix else "text, because its name has no suffix"
+      named = f"content as {suffix} says" if suffix else "text, as the name has no suffix"
       raise ValueError(f"{path}: expected {named}, found {what}; {remedy}")
   return content

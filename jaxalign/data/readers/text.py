@@ -1,11 +1,14 @@
 """Texts, one a line, which become the field "prompt"."""
 
-import json
 import pathlib
+import re
 from collections.abc import Collection, Iterator
 
 from jaxalign.data.readers import contents
 from jaxalign.data.readers.table import Row, Table
+
+# How a list or an object begins, or a line of one; weights as in "[a fox]" and "{a|b}" do not.
+_JSON = re.compile(r'[\[{]\s*$|\[\s*[\[{"]|\{\s*"')
 
 
 def read(path: pathlib.Path) -> Table:
@@ -13,7 +16,7 @@ def read(path: pathlib.Path) -> Table:
   # Not splitlines(), which also cuts at the separators that Unicode allows inside a text.
   lines = contents.text(path).split("\n")
   numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-  if numbered and _is_json(numbered[0][1]):
+  if numbered and _JSON.match(numbered[0][1]):
     raise ValueError(
       f"{path}: expected one text a line, found JSON; let its name end in .json, or in .jsonl "
       "with one object a line"
@@ -25,14 +28,3 @@ def read(path: pathlib.Path) -> Table:
       yield number, {"prompt": line}
 
   return Table(rows, ("prompt",), len(numbered))
-
-
-def _is_json(line: str) -> bool:
-  """Whether the first line of a file opens a list or object, or is a whole one of JSON."""
-  if line in ("[", "{", "[{"):
-    return True
-  try:
-    found = json.loads(line) if line.startswith(("[", "{")) else None
-  except (RecursionError, ValueError):
-    return False
-  return isinstance(found, dict | list)

@@ -66,7 +66,7 @@ def flip(rng, content):
 
 
 def insert(rng, content):
-  parts = (b"\xef\xbb\xbf", b"\0", b"\n", b'"', b"PAR1", b"\xff\xfe", b"[", b"}", b",", b"\r")
+  parts = (b"\xef\xbb\xbf", b"\0", b"\n", b'"', b"\xff\xfe", b"[", b"}", b",", b"\r")
   at = 0 if rng.random() < 0.3 else rng.integers(len(content) + 1)
   return content[:at] + parts[rng.integers(len(parts))] + content[at:]
 

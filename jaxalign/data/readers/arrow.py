@@ -34,6 +34,7 @@ def read_parquet(path: pathlib.Path) -> Table:
   file = contents.opened(path)
   try:
     table = pyarrow.parquet.ParquetFile(file)
+    _check_counts(table.metadata)
     schema, count = table.schema_arrow, table.metadata.num_rows
   except Exception as error:  # in a broken file pyarrow raises nearly anything
     file.close()
@@ -45,6 +46,13 @@ def read_parquet(path: pathlib.Path) -> Table:
       yield from _rows(path, "parquet", batches)
 
   return _table(path, rows, schema, count)
+
+
+def _check_counts(metadata: Any) -> None:
+  """Raises ValueError for numbers that contradict each other, which pyarrow would believe."""
+  groups = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
+  if any(rows < 0 for rows in groups) or sum(groups) != metadata.num_rows:
+    raise ValueError(f"expected {metadata.num_rows} rows, found groups of {checks.shown(groups)}")
 
 
 def read_arrow(path: pathlib.Path) -> Table:
@@ -90,7 +98,7 @@ def _chosen(schema: Any, only: Collection[str] | None) -> list[str]:
 
 def _rows(path: pathlib.Path, kind: str, batches: Iterable[Any]) -> Iterator[tuple[int, Row]]:
   """(number, the fields that are not null) of every row."""
-  found = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+  found = itertools.chain.from_iterable(_checked(batch).to_pylist() for batch in batches)
   for number in itertools.count(1):
     try:
       row = next(found, None)
@@ -99,6 +107,11 @@ def _rows(path: pathlib.Path, kind: str, batches: Iterable[Any]) -> Iterator[tup
     if row is None:
       return
     yield number, {name: value for name, value in row.items() if value is not None}
+
+
+def _checked(batch: Any) -> Any:
+  batch.validate(full=True)  # pyarrow trusts what a file says of its places in memory
+  return batch
 
 
 def _broken(path: pathlib.Path, kind: str, error: Exception) -> ValueError:

@@ -296,9 +296,10 @@ def _source(given: Any, name: str, folder: pathlib.Path) -> pathlib.Path | bytes
 
 def _label(name: str, values: Any, n: int) -> dict[str, np.ndarray]:
   """{field of a record: the label as float32}; null is NaN."""
-  if name != "label_0":
-    return {name: np.array(values, np.float32)}
-  if n != 2:
-    raise ValueError(f"label_0: expected two samples, got {n}")
-  p = float(values)
-  return {"prob": np.array([[np.nan, p], [1 - p, np.nan]], np.float32)}
+  with np.errstate(over="ignore"):  # too large for float32: the inf is refused by the record
+    if name != "label_0":
+      return {name: np.array(values, np.float32)}
+    if n != 2:
+      raise ValueError(f"label_0: expected two samples, got {n}")
+    p = float(values)
+    return {"prob": np.array([[np.nan, p], [1 - p, np.nan]], np.float32)}

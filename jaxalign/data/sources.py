@@ -37,14 +37,13 @@ def find(source: Source) -> tuple[pathlib.Path, ...]:
     ValueError: no source, one found twice, or a folder with files of several kinds or of several
       parts of a data set, such as train and test: which are meant is not known.
   """
-  if isinstance(source, str | os.PathLike):
-    return _find_one(os.fspath(source))
-  if not isinstance(source, list | tuple) or not source:
+  each = [source] if isinstance(source, str | os.PathLike) else source
+  if not isinstance(each, list | tuple) or not each:
     raise ValueError(
       f"expected a file, a folder, a pattern or a list of these, got {checks.shown(source)}"
     )
   found: list[pathlib.Path] = []
-  for one in source:
+  for one in each:
     if not isinstance(one, str | os.PathLike):
       raise ValueError(f"expected a list of paths, got one of {checks.shown(one)}")
     found += _find_one(os.fspath(one))

@@ -190,7 +190,7 @@ REFUSED = [
   ("p.txt", '{"prompt": "a cat"}\n', "found JSON"),
   ("p", '["a cat"]["a dog"]', "found JSON"),
   ("p.txt", "a\0 \0c\0a\0t\0", "iconv -f utf-16"),
-  ("p.jsonl", '{"prompt": "a"}\n{"prompt": "\xe4"}'.encode("latin-1"), "line 2: not UTF-8 (byte 12)"),
+  ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe4"}', "line 2: not UTF-8 (byte 12)"),
   ("p.jsonl", b'{"prompt": "\\ud83d"}', "half a character"),
   ("p.json", "[1, 2]", "row 1: expected a JSON object, found a int"),
   ("p.json", '{"0": {"prompt": "a"}}', "found an object of '0'"),

@@ -111,8 +111,9 @@ class ExampleSet:
     assert self._modality.read is not None  # candidates were made by it
     sample = self._modality.read(source)
     self._check_shape(sample.shape)  # again, because a file may have changed since it was read
-    same = self._resize is None or sample.shape == self.shape
-    return sample if same else self._resize(sample, self.shape)
+    if self._resize is None or sample.shape == self.shape:
+      return sample
+    return self._resize(sample, self.shape)
 
   def _check_shape(self, shape: tuple[int, ...]) -> None:
     if shape != self.shape and self._resize is None:

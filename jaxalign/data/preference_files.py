@@ -129,7 +129,8 @@ def load(
     try:
       records.append(_parse(row, wanted, path.parent, modality.read))
     except _BadRowError as error:
-      bad.append(BadRow(number, *error.args, file=path.name))
+      reason, detail = error.args
+      bad.append(BadRow(number, reason, detail, path.name))
   report = Report(sources.shown(source), len(records) + len(bad), tuple(bad))
   _check_share(report, max_bad_fraction, several=len(paths) > 1)
   return tuple(records), report
@@ -163,7 +164,7 @@ def _rows(
     try:
       table = readers.open_table(path, readers.TABLES)
       _check_columns(path, table.columns, wanted)
-      rows = tqdm.tqdm(table.rows(only), f"reading {path.name}", table.count, unit="row")
+      rows = tqdm.tqdm(table.rows(only), f"reading {path.name}", table.total, unit="row")
       for number, row in rows:
         yield path, number, row
     except ValueError as error:

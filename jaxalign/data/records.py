@@ -145,18 +145,19 @@ def _named(world: str, part: str) -> RecordSet:
 def _read(path: pathlib.Path, wanted: layouts.Columns) -> Iterator[Record]:
   """The records of a file; ValueError, which names the line or row, for the first bad one."""
   table = readers.open_table(path, readers.READERS)
-  names = table.columns
+  of_table = table.columns is not None
   try:
-    if names is not None:
-      wanted = _with_text(wanted, names)
-      layouts.check_found(wanted, names)
+    if table.columns is not None:
+      wanted = _with_text(wanted, table.columns)
+      layouts.check_found(wanted, table.columns)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
   for number, row in table.rows(None):
     try:
       if isinstance(row, readers.Fault):
         raise ValueError(row.detail)
-      record = _record(row, wanted if names is not None else _with_text(wanted, row), names)
+      found = wanted if of_table else _with_text(wanted, row)
+      record = _record(row, found, of_table=of_table)
       check(record)
     except ValueError as error:
       raise ValueError(f"{path} {table.unit} {number}: {error}") from error
@@ -169,18 +170,18 @@ def _with_text(wanted: layouts.Columns, names: Collection[str]) -> layouts.Colum
   return wanted if found is None else {"prompt": found, **wanted}
 
 
-def _record(row: readers.Row, wanted: layouts.Columns, names: Collection[str] | None) -> Record:
-  """The row by our names. Of a table of columns, an empty cell is a field that is not given."""
-  if names is None:
+def _record(row: readers.Row, wanted: layouts.Columns, *, of_table: bool) -> Record:
+  """The row by our names. In a table of columns, an empty cell is a field that is not given."""
+  if not of_table:
     layouts.check_found(wanted, row)
-    return layouts.apply(wanted, row)
-  found = layouts.apply(wanted, row)
-  record = {name: value for name, value in found.items() if not _is_empty(value)}
+  record = layouts.apply(wanted, row)
+  if of_table:
+    record = {name: value for name, value in record.items() if not _is_empty(value)}
   if "prompt" in wanted:
     return {"prompt": None, **record}  # which is refused, where it has to be
-  if not any(isinstance(value, list | dict) for value in record.values()):
+  if record and not any(isinstance(value, list | dict) for value in record.values()):
     raise ValueError(
-      f'expected a column "prompt", found {layouts.listed(names)}\n{layouts.OF_TEXTS}'
+      f'expected a column "prompt", found {layouts.listed(row)}\n{layouts.OF_TEXTS}'
     )
   return record
 

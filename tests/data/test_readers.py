@@ -195,6 +195,8 @@ REFUSED = [
   ("p.json", "[1, 2]", "row 1: expected a JSON object, found a int"),
   ("p.json", '{"0": {"prompt": "a"}}', "found an object of '0'"),
   ("p.json", '{"a": ["x"], "b": ["x", "y"]}', "columns of one length"),
+  ("p.json", '{"anime": ["a"], "photo": ["b"]}', 'a column "prompt", found anime, photo'),
+  ("p.jsonl", '{"title": "a"}', 'line 1: expected a column "prompt", found title'),
   ("p.json", '["a",', "is not JSON: line 1"),
   ("p.json", "[" * 100_000, "is not JSON"),
   ("p.csv", "prompt,n\na cat, black,2\n", "line 2: expected 2 cells as in the header, found 3"),

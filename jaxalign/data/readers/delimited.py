@@ -22,7 +22,8 @@ def read_tsv(path: pathlib.Path) -> Table:
   Excel encloses cells in quotes; the published lists of google-research/parti do not, and hold a
   text that begins with a quoted word.
   """
-  text, dialect = contents.text(path), {"delimiter": "\t", "strict": True}
+  text = contents.text(path)
+  dialect: dict[str, Any] = {"delimiter": "\t", "strict": True}
   try:
     for _ in csv.reader(io.StringIO(text, newline=""), **dialect):
       pass

@@ -25,7 +25,7 @@ def read_lines(path: pathlib.Path) -> Table:
     for number, line in numbered:
       yield number, _parse_line(line)
 
-  return Table(rows, count=len(numbered))
+  return Table(rows, total=len(numbered))
 
 
 def _parse_line(line: bytes) -> Row | Fault:
@@ -63,7 +63,7 @@ def read(path: pathlib.Path) -> Table:
     del only
     yield from enumerate(found, 1)
 
-  return Table(rows, count=len(found), unit="row")
+  return Table(rows, total=len(found), unit="row")
 
 
 def _rows(path: pathlib.Path, whole: Any) -> list[Row | Fault]:

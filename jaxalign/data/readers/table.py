@@ -23,13 +23,13 @@ class Table(NamedTuple):
     1. `only` names the columns to read, None reads all that hold plain values; formats of lines may
     give the others too.
   columns: their names, of a format that has them; None where each row has fields of its own.
-  count: of rows, if it is known before they are read.
+  total: of rows, if it is known before they are read.
   unit: what the numbers count.
   """
 
   rows: Callable[[Collection[str] | None], Iterator[tuple[int, Row | Fault]]]
   columns: tuple[str, ...] | None = None
-  count: int | None = None
+  total: int | None = None
   unit: str = "line"
 
 

@@ -120,7 +120,7 @@ def prepared(
     changed = [
       key
       for key in sorted(found.keys() | wanted.keys())
-      if key not in (*MAY_CHANGE, DIGESTS, CORRECTIONS) and found.get(key) != wanted.get(key)
+      if key not in (*MAY_CHANGE, DIGESTS, CORRECTIONS) and _given(found.get(key)) != _given(wanted.get(key))
     ]
     if changed:
       raise ValueError(
@@ -184,6 +184,13 @@ def data_digests(config: Mapping[str, Any]) -> dict[str, str]:
     together = "".join(f"{digest}\n" for digest in digests).encode()
     found[field] = digests[0] if len(digests) == 1 else hashlib.sha256(together).hexdigest()
   return found
+
+
+def _given(value: Any) -> Any:
+  """A value without the fields that are None: one that a config has newly is not a change."""
+  if not isinstance(value, Mapping):
+    return value
+  return {key: _given(one) for key, one in value.items() if one is not None}
 
 
 def _value(config: Mapping[str, Any], field: str) -> Any:

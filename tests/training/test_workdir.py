@@ -78,6 +78,17 @@ def test_a_digest_covers_every_shard(tmp_path, source, change):
     prepare(tmp_path / "run", config)
 
 
+def test_a_run_from_before_there_was_a_field_goes_on_while_it_is_none(tmp_path, config):
+  prepare(tmp_path / "run", config)
+  config.data.columns = config_dict.placeholder(object)
+  prepare(tmp_path / "run", config)
+  config.data.columns = "prompt=text"
+  with pytest.raises(ValueError, match=r"another config: config\.data differ"):
+    prepare(tmp_path / "run", config)
+  config.data.columns = None
+  prepare(tmp_path / "run", config)
+
+
 def test_what_is_no_file_has_no_digest(tmp_path):
   config = config_dict.ConfigDict({"data": {"source": "shapes/train"}, "held_out": ""})
   prepare(tmp_path / "run", config)

@@ -160,15 +160,18 @@ def _rows(
 ) -> Iterator[tuple[pathlib.Path, int, readers.Row | readers.Fault]]:
   """(file, number, row) of all rows; ValueError for a file that cannot be read as a whole."""
   only = {*FIELDS, *layouts.used(wanted)}
-  for path in paths:
-    try:
-      table = readers.open_table(path, readers.TABLES)
-      _check_columns(path, table.columns, wanted)
-      rows = tqdm.tqdm(table.rows(only), f"reading {path.name}", table.total, unit="row")
-      for number, row in rows:
-        yield path, number, row
-    except ValueError as error:
-      raise ValueError(f"preferences: {error}") from error
+  with tqdm.tqdm(unit="row") as bar:
+    for path in paths:
+      try:
+        table = readers.open_table(path, readers.TABLES)
+        _check_columns(path, table.columns, wanted)
+        bar.set_description(f"reading {path.name}", refresh=False)
+        bar.total = None if table.total is None else bar.n + table.total
+        for number, row in table.rows(only):
+          yield path, number, row
+          bar.update()
+      except ValueError as error:
+        raise ValueError(f"preferences: {error}") from error
 
 
 def _check_columns(

@@ -120,7 +120,8 @@ def prepared(
     changed = [
       key
       for key in sorted(found.keys() | wanted.keys())
-      if key not in (*MAY_CHANGE, DIGESTS, CORRECTIONS) and _given(found.get(key)) != _given(wanted.get(key))
+      if key not in (*MAY_CHANGE, DIGESTS, CORRECTIONS)
+      and _given(found.get(key)) != _given(wanted.get(key))
     ]
     if changed:
       raise ValueError(

@@ -108,6 +108,14 @@ def test_texts(name, tmp_path):
   assert prompts == ["a cat", "[1girl], {red|blue} hair", "[a (cat:1.2)]"]
 
 
+@pytest.mark.parametrize("line", [
+  "[1girl], a", "[[blurry]] fox", "{red|blue} fox", "[{red|blue} fox]", '"G O" in paint', "[a]",
+  '["GO" in paint]', "a: {b}", "[]", "<lora:a:1>", "# a",
+])  # fmt: skip
+def test_signs_that_prompts_begin_with(line, tmp_path):
+  assert records.load(write(tmp_path, "p.txt", line)).records == ({"prompt": line},)
+
+
 @pytest.mark.parametrize("content", [PROMPTS, {"prompts": PROMPTS}, {"a": 1, "x": PROMPTS}])
 def test_json_of_texts(content, tmp_path):
   """huggingface/datasets#6695, #6913: a list of texts, by itself or in a field."""
@@ -189,6 +197,7 @@ REFUSED = [
   ("p.txt", '[\n "a cat"\n]', "found JSON; let its name end in .json"),
   ("p.txt", '{"prompt": "a cat"}\n', "found JSON"),
   ("p", '["a cat"]["a dog"]', "found JSON"),
+  ("p.txt", 'a cat\n{"prompt": "a cat"}\n', "found JSON"),
   ("p.txt", "a\0 \0c\0a\0t\0", "iconv -f utf-16"),
   ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe4"}', "line 2: not UTF-8 (byte 12)"),
   ("p.jsonl", b'{"prompt": "\\ud83d"}', "half a character"),

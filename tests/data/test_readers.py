@@ -158,6 +158,17 @@ def test_a_list_with_a_text_that_begins_with_quotes(tmp_path):
   assert named[1] == {"prompt": "a cat", "category": "Animals"}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv", "p.tsv"])
+def test_ends_of_lines(name, end, tmp_path):
+  """Of Unix, of Windows, and of old Macs."""
+  before, after = {"p.txt": ("", ""), "p.jsonl": ('{"prompt": "', '"}')}.get(name, ("", ""))
+  header = [] if name in ("p.txt", "p.jsonl") else ["prompt"]
+  content = end.join([*header, *(f"{before}{prompt}{after}" for prompt in ("a cat", "a dog")), ""])
+  found = records.load(write(tmp_path, name, content.encode())).records
+  assert found == ({"prompt": "a cat"}, {"prompt": "a dog"})
+
+
 def test_what_excel_writes(tmp_path):
   """UKGovernmentBEIS/inspect_ai#5474: the mark of UTF-8 is no part of the first column's name."""
   content = "\ufeffprompt,note\r\n\"a, b\nc\",\r\n\r\nd,x\r\n"

@@ -16,8 +16,9 @@ FORMS = (
 
 def read_lines(path: pathlib.Path) -> Table:
   """One object a line; a line that is none is a fault of its own."""
-  # Bytes, so that only "\n" ends a line, and a line that is not UTF-8 is one fault.
-  lines = contents.read(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+  # Bytes, so that a line that is not UTF-8 is one fault. No value of JSON holds an end of a line.
+  content = contents.read(path).removeprefix(b"\xef\xbb\xbf")
+  lines = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
   numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
   def rows(only: Collection[str] | None = None) -> Iterator[tuple[int, Row | Fault]]:

@@ -15,7 +15,7 @@ _JSON_LINE = re.compile(r'\W?\{\s*"[^"]*"\s*:')
 def read(path: pathlib.Path) -> Table:
   """Lines that are not blank, without the space around them; ValueError if they are JSON."""
   # Not splitlines(), which also cuts at the separators that Unicode allows inside a text.
-  lines = contents.text(path).split("\n")
+  lines = contents.text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
   numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
   lines_of_json = (_JSON_LINE.match(line) for _, line in numbered)
   if (numbered and _JSON.match(numbered[0][1])) or any(lines_of_json):

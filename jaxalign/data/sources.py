@@ -17,8 +17,11 @@ _SPLITS = {
   "train": "train", "training": "train", "test": "test", "eval": "test", "evaluation": "test",
   "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
-# Files in which the `datasets` library describes those beside them.
-_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+# Files in which the `datasets` library, and our recipes, describe those beside them.
+_DESCRIPTIONS = (
+  *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+  "about.json",
+)
 
 
 class NotFoundError(ValueError):

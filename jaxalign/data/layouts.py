@@ -148,7 +148,5 @@ def text_column(names: Collection[str]) -> str | None:
     return "prompt"
   found = [name for name in names if name.strip().lower() in TEXTS]
   if len(found) > 1:
-    raise ValueError(
-      f'expected one column "prompt", found {listed(found)}\n{OF_TEXTS}'
-    )
+    raise ValueError(f'expected one column "prompt", found {listed(found)}\n{OF_TEXTS}')
   return found[0] if found else None

@@ -292,8 +292,8 @@ def _source(given: Any, name: str, folder: pathlib.Path) -> pathlib.Path | bytes
     raise _BadRowError(f"no {name}", f"expected paths or bytes, found a {type(given).__name__}")
   if "://" in given:
     raise _BadRowError(
-      f"no {name}", f'expected paths or bytes, found the address "{checks.cut(given, 80)}"; '
-      "download it first"
+      f"no {name}",
+      f'expected paths or bytes, found the address "{checks.cut(given, 80)}"; download it first',
     )
   return folder / given
 

@@ -92,9 +92,7 @@ def identity(record: Record) -> str:
   return json.dumps(record, sort_keys=True)
 
 
-def load(
-  source: sources.Source, columns: str | layouts.Columns | None = None
-) -> RecordSet:
+def load(source: sources.Source, columns: str | layouts.Columns | None = None) -> RecordSet:
   """Reads a set of records.
 
   Args:
@@ -110,9 +108,7 @@ def load(
   if isinstance(source, str) and source in NAMED:
     return _named(*source.split("/"))
   wanted = {
-    ours: theirs
-    for ours, theirs in layouts.parse(columns).items()
-    if ours not in layouts.JUDGED
+    ours: theirs for ours, theirs in layouts.parse(columns).items() if ours not in layouts.JUDGED
   }
   try:
     records = tuple(record for path in sources.find(source) for record in _read(path, wanted))
@@ -180,9 +176,7 @@ def _record(row: readers.Row, wanted: layouts.Columns, *, of_table: bool) -> Rec
   if "prompt" in wanted:
     return {"prompt": None, **record}  # which is refused, where it has to be
   if record and not any(isinstance(value, list | dict) for value in record.values()):
-    raise ValueError(
-      f'expected a column "prompt", found {layouts.listed(row)}\n{layouts.OF_TEXTS}'
-    )
+    raise ValueError(f'expected a column "prompt", found {layouts.listed(row)}\n{layouts.OF_TEXTS}')
   return record
 
 

@@ -17,10 +17,10 @@ _SPLITS = {
   "train": "train", "training": "train", "test": "test", "eval": "test", "evaluation": "test",
   "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
-# Files in which the `datasets` library, and our recipes, describe those beside them.
+# Files that describe those beside them: of the `datasets` library, of our recipes, and of people.
 _DESCRIPTIONS = (
   *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
-  "about.json",
+  *("about.json", "readme.txt", "license.txt"),
 )
 
 
@@ -82,7 +82,7 @@ def _in_folder(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
   kinds = {
     path: contents.suffixes(path)[0]
     for path in there
-    if path.is_file() and path.name not in _DESCRIPTIONS
+    if path.is_file() and path.name.lower() not in _DESCRIPTIONS
   }
   found = [path for path, kind in kinds.items() if kind and kind in readers.READERS]
   if not found:

@@ -171,7 +171,7 @@ def test_ends_of_lines(name, end, tmp_path):
 
 def test_what_excel_writes(tmp_path):
   """UKGovernmentBEIS/inspect_ai#5474: the mark of UTF-8 is no part of the first column's name."""
-  content = "\ufeffprompt,note\r\n\"a, b\nc\",\r\n\r\nd,x\r\n"
+  content = '\ufeffprompt,note\r\n"a, b\nc",\r\n\r\nd,x\r\n'
   found = records.load(write(tmp_path, "p.csv", content)).records
   assert found == ({"prompt": "a, b\nc"}, {"prompt": "d", "note": "x"})
 

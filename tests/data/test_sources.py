@@ -47,7 +47,7 @@ def test_of_a_folder_only_the_data_counts(folder):
   """apache/spark PR#1691: what the program that wrote the data left beside it."""
   made = folder(
     *("_SUCCESS", "_metadata.parquet", ".part-1.txt.crc", ".hidden.txt", "no_suffix", "README.md"),
-    *("a.png", "inside/c.txt", "state.json", "about.json", "a.txt", "b.TXT"),
+    *("a.png", "inside/c.txt", "state.json", "README.txt", "a.txt", "b.TXT"),
   )
   assert names(made) == names(f"{made}/*.[tT]*") == ["a.txt", "b.TXT"]
   assert records.load(made / "no_suffix").records == ({"prompt": "prompt of no_suffix"},)

@@ -44,16 +44,20 @@ def _table(path: pathlib.Path, text: str, dialect: dict[str, Any]) -> Table:
   def rows(only: Collection[str] | None = None) -> Iterator[tuple[int, Row | Fault]]:
     for number, cells in lines:
       if len(cells) > len(names):
-        yield number, Fault(
-          "cells",
-          f"expected {len(names)} cells as in the header, found {len(cells)}; put a text that "
-          "holds a separator into quotes",
-        )
+        yield number, _too_many(len(names), len(cells))
       else:
         row = dict(zip(names, cells, strict=False))
         yield number, {name: cell for name, cell in row.items() if _wanted(name, cell, only)}
 
   return Table(rows, tuple(filter(None, names)))
+
+
+def _too_many(expected: int, found: int) -> Fault:
+  return Fault(
+    "cells",
+    f"expected {expected} cells as in the header, found {found}; put a text that holds a "
+    "separator into quotes",
+  )
 
 
 def _wanted(name: str, cell: str, only: Collection[str] | None) -> bool:

@@ -234,7 +234,10 @@ def _record(fields: dict[str, Any]) -> dict[str, Any]:
   if given != ["record"]:
     text = fields.get("prompt")
     if not isinstance(text, str) or not text.strip():
-      raise _BadRowError("no prompt", 'expected a text "prompt", or an object "record"')
+      raise _BadRowError(
+        "no prompt",
+        f'expected a text "prompt", or an object "record"{layouts.suggestion(fields)}',
+      )
     return {"prompt": text}
   if not isinstance(fields["record"], dict):
     found = type(fields["record"]).__name__
@@ -255,8 +258,8 @@ def _samples(fields: dict[str, Any]) -> tuple[str, list[Any]]:
   if not given:
     raise _BadRowError(
       "no samples",
-      f"expected a list {_either(SAMPLES)} of at least one, found the fields "
-      f"{layouts.listed(fields)}{layouts.suggestion(fields)}",
+      f"expected a list {_either(SAMPLES)} of at least one{layouts.suggestion(fields)}; found the "
+      f"fields {layouts.listed(fields)}",
     )
   (name,) = given
   if not isinstance(fields[name], list | tuple) or not fields[name]:

@@ -90,13 +90,15 @@ PUBLISHED = {
 def test_a_published_layout(name, folder):
   file, p, row = PUBLISHED[name]
   path = write(folder, [row, row], file)
+  (folder / "rows.jsonl").write_text(json.dumps(row, default=repr))
   first, _ = load(path, name)
   assert first.record == {"prompt": "a cat"} and winners(first) == [(BLUE, RED, p)]
   # The same file has the prompts, and says by itself what it is.
   assert records.load(path, name).records[0]["prompt"] == "a cat"
   if not {"images", "samples"} & row.keys():
-    with pytest.raises(ValueError, match=f"--config.data.columns={name}"):
-      load(path)
+    for other in (path, folder / "rows.jsonl"):  # in JSON, each row has columns of its own
+      with pytest.raises(ValueError, match=f"--config.data.columns={name}"):
+        load(other)
 
 
 def test_every_layout_is_tried():

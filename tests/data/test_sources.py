@@ -49,7 +49,7 @@ def test_of_a_folder_only_the_data_counts(folder):
     *("_SUCCESS", "_metadata.parquet", ".part-1.txt.crc", ".hidden.txt", "no_suffix", "README.md"),
     *("a.png", "inside/c.txt", "state.json", "README.txt", "a.txt", "b.TXT"),
   )
-  assert names(made) == names(f"{made}/*.[tT]*") == ["a.txt", "b.TXT"]
+  assert names(made) == names(f"{made}/?.[tT]*") == ["a.txt", "b.TXT"]
   assert records.load(made / "no_suffix").records == ({"prompt": "prompt of no_suffix"},)
 
 

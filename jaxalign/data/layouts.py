@@ -16,8 +16,8 @@ Columns = Mapping[str, Column]
 
 # Pick-a-Pic v1 and v2 as train.py of SalesforceAIResearch/DiffusionDPO reads them; HPD v2 by the
 # README of tgxs002/HPSv2, train.json and test.json; HPD v3, whose first image is the preferred one,
-# by that of MizzenAI/HPSv3; ImageReward's lists by train/src/rank_pair_dataset.py in
-# THUDM/ImageReward; Rapidata's sets by their cards; PartiPrompts.tsv of google-research/parti.
+# and Rapidata's sets as public code reads MizzenAI/HPDv3 and those; ImageReward's lists by
+# train/src/rank_pair_dataset.py of THUDM/ImageReward; PartiPrompts.tsv of google-research/parti.
 LAYOUTS: Mapping[str, Columns] = {
   "pick_a_pic": {"prompt": "caption", "images": ("jpg_0", "jpg_1"), "label_0": "label_0"},
   "hpd_v2": {"prompt": "prompt", "images": "file_path", "scores": "human_preference"},

@@ -152,10 +152,11 @@ def _add_model(config: Config) -> None:
 def _add_evaluation(config: Config) -> None:
   """What is measured, shown, guarded against and saved."""
   config.evaluation = {
-    "source": "shapes/test",  # of the final comparison: nothing is chosen on these prompts
+    # Of the final comparison: nothing is chosen on these prompts.
+    **files("shapes/test"),
     # During the run, for curves, guard, and your own tuning. Or a file, or "" for a third of the
     # source where `every` is above 0: a prompt's own text decides on which side it is.
-    "validation": "shapes/validation",
+    "validation": anything("shapes/validation"),
     "num_samples": 384,
     "rewards": ("shapes", "shapes_correct", "shapes_learned"),
     "seed": 1234,
@@ -194,7 +195,7 @@ def online(
   `by` is "step" for methods that train the steps of trajectories, "sample" for those that train on
   finished samples.
   """
-  config.data = {"source": source}  # one prompt a line, or .jsonl objects with a "prompt"
+  config.data = files(source)  # .txt with one prompt a line, or rows with a "prompt"
   # All sizes are global and per iteration.
   config.batch = {
     "num_records": num_records,  # drawn in turn, so several times from a shorter file
@@ -231,13 +232,28 @@ def online(
   }
 
 
+def files(source: str) -> dict[str, Any]:
+  """A source of data: a file, a folder, a pattern such as "data/*.parquet", or a list of these."""
+  return {
+    "source": anything(source),
+    # Which column is what, {"prompt": "caption"}, or a name of jaxalign/data/layouts.py.
+    "columns": anything(None),
+  }
+
+
+def anything(default: Any) -> config_dict.FieldReference:
+  """A field that takes values of several types."""
+  return config_dict.FieldReference(default, field_type=object)
+
+
 def stored(config: Config, source: str, *, num_examples: int, microbatch: int) -> None:
   """Adds what learning from stored preferences needs, without what its kind of labels asks for."""
   config.data = {
-    "source": source,  # .parquet or .jsonl; data/preference_files.py has the format
+    **files(source),  # data/preference_files.py has the format
     "max_bad_fraction": 0.01,  # more unreadable rows than this stop the run
     "condition_dropout": 0.0,  # share of examples that are trained with the empty prompt
-    "resize": False,  # bring images to the size of the model, whatever their aspect ratio; no plans
+    # Or bring images to the size of the model: "crop", as published, or "squeeze"; no plans.
+    "resize": anything(False),
   }
   # Examples of one optimizer step, and of one gradient slice, of all devices together.
   config.batch = {"num_examples": num_examples, "microbatch": microbatch}
@@ -253,7 +269,7 @@ def direct(
   config: Config, source: str, *, num_examples: int, microbatch: int, reward: str
 ) -> None:
   """Adds what the gradient of a learned reward through the sampler needs; `source` are prompts."""
-  config.data = {"source": source}  # one prompt a line, or .jsonl objects with a "prompt"
+  config.data = files(source)  # .txt with one prompt a line, or rows with a "prompt"
   # Prompts of one optimizer step, and of one gradient slice, of all devices together.
   config.batch = {"num_examples": num_examples, "microbatch": microbatch}
   _add_reward(config, reward)

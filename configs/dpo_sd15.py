@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.optim.warmup_steps = 500
   config.lora.update({"alpha": 1.0, "targets": ""})  # every parameter of the UNet
   common.stored_pairs(config, "pairs.parquet", num_examples=2048, microbatch=16)
-  config.data.update({"condition_dropout": 0.2, "resize": True})
+  config.data.update({"condition_dropout": 0.2, "resize": "crop"})
   config.method = {
     "name": "dpo",
     "beta": 5000.0,  # of a mean over latents: weaker at a larger image size

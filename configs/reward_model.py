@@ -25,8 +25,9 @@ def get_config() -> config_dict.ConfigDict:
   config.init_from = ""
   # As data.preference_files reads them. Ties are dropped, or kept as labels of 0.5 ("half").
   train = "preferences/train/pairs.parquet"
-  config.data = {"source": train, "image_size": 64, "ties": "drop"}
-  config.held_out = "preferences/held_out/pairs.parquet"  # empty measures no accuracy
+  config.data = {**common.files(train), "image_size": 64, "ties": "drop"}
+  # Pairs of the same columns; empty measures no accuracy.
+  config.held_out = common.anything("preferences/held_out/pairs.parquet")
   # The config.json of the model that is fitted from nothing, as transformers writes it.
   config.model = {
     "architectures": ["CLIPModel"],

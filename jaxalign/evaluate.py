@@ -17,7 +17,10 @@ from jaxalign.evaluation import precision
 from jaxalign.rewards import retry
 
 _REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, a .txt or .jsonl file, ...")
+_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, or a file, folder or pattern.")
+_COLUMNS = flags.DEFINE_string(
+  "columns", None, "Which column of --prompts is what: prompt=NAME, or the name of a layout."
+)
 _NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
 _KL = flags.DEFINE_bool("kl", None, "With --workdir: the trajectory KL too, at thrice the cost.")
 _MICROBATCH = flags.DEFINE_integer("microbatch", 16, "Images sampled at once, with --model.")
@@ -43,7 +46,7 @@ def evaluate_run(workdir: pathlib.Path) -> None:
   found = source.load_run(workdir)
   settings = {**found.config["evaluation"], **_given()}
   if _PROMPTS.value is not None:  # all of them, as they are
-    settings |= {"validation": "", "every": 0}
+    settings |= {"validation": "", "every": 0, "columns": _COLUMNS.value}
   asked_again = retry.of_section(found.config.get("reward_pool", {}))
   evaluation = evaluation_lib.make_evaluations(**settings, retry=asked_again).test
   comparison = evaluation.compare_with_base(
@@ -80,10 +83,13 @@ def evaluate_model() -> None:
 
 
 def _given() -> dict:
-  """The parts of an evaluation that flags name."""
+  """The parts of an evaluation that flags name; flags.Error for one that goes with another."""
+  if _COLUMNS.value is not None and _PROMPTS.value is None:
+    raise flags.Error("--columns: expected --prompts with it")
   parts = {
     "rewards": _REWARDS.value,
     "source": None if _PROMPTS.value is None else paths.of_field(_PROMPTS.value),
+    "columns": _COLUMNS.value,
     "num_samples": _NUM_IMAGES.value,
     "kl": _KL.value,
     "sampler": sampling.sampler(),

@@ -69,7 +69,7 @@ def make_config(load_config, pairs_file, small_model):
     else:
       on_planner(config)
     if name == "dpo":
-      config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2, "resize": True})
+      config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2, "resize": "crop"})
     if config.method.name == "refl":
       config.method.target = 0.5
     config.update_from_flattened_dict({key.replace("__", "."): v for key, v in changes.items()})

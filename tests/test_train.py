@@ -193,7 +193,7 @@ def test_a_gap_beyond_the_bound_ends_the_run_after_saving_it(make_config, tmp_pa
   ({"reward__names": ("no_such_module:f",)}, r"could not import module"),
   ({"advantage__name": "grp"}, "unknown estimator"),
   ({"advantage__name": "group"}, r"config\.advantage 'group': .*valid keys"),
-  ({"data__source": "missing.txt"}, "found no file"),
+  ({"data__source": "missing.txt"}, "found no such file"),
   ({"model__path": "./missing"}, "no model folder"),
   ({"process__transition": "ddpm"}, r"config\.process|ddpm"),
   ({"lora__targets": "nothing"}, "match none"),

@@ -12,8 +12,8 @@ TRUNK = (
   *("data", "steering", "methods", "training", "evaluation"),
   *("system.py", "train.py", "export.py"),
 )
-# Fits the network of one image reward.
-APART = {"training/reward_model.py"}
+# Fits the network of one image reward; and what the columns of published files are called.
+APART = {"training/reward_model.py", "data/layouts.py"}
 # Names that are not chosen here: of tensorboardX, and the fields of files, in code and in a table.
 GIVEN = re.compile(r'add_image\(|"(no )?(prompt|images?)"|^  (prompt|images)  ')
 FILES = [

@@ -4,6 +4,8 @@ They are made absolute once, where they come in, and are kept so: a run is found
 folder, and what was a folder here is never looked for on the hub.
 """
 
+import glob
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +62,7 @@ def _absolute_in(key: str, value: Any) -> Any:
   if isinstance(value, Mapping):
     return {name: _absolute_in(name, one) for name, one in value.items()}
   if isinstance(value, tuple | list):
-    return type(value)(_absolute_in("", one) for one in value)
+    return type(value)(_absolute_in(key, one) for one in value)
   return of_field(value) if key in FIELDS and isinstance(value, str) else value
 
 
@@ -69,5 +71,6 @@ def of_field(value: str) -> str:
   if not value or value in hub.EMBEDDED or value in records.NAMED:
     return value
   # What is not there may be a hub id, unless it is written as only paths are.
-  is_path = value.startswith(("~", "/", "./", "../")) or pathlib.Path(value).exists()
-  return str(absolute(value)) if is_path else value
+  is_path = value.startswith(("~", "/", "./", "../")) or os.path.exists(value)
+  is_pattern = glob.has_magic(value) and any(glob.iglob(value, recursive=True))
+  return str(absolute(value)) if is_path or is_pattern else value

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxalign import streams
+from jaxalign import checks, streams
 from jaxalign.data import preferences
 from jaxalign.data.examples import Examples
-from jaxalign.modalities.modality import Modality
+from jaxalign.modalities.modality import Modality, ResizeFn
 from jaxalign.types import Record
 
 
@@ -37,7 +37,7 @@ class ExampleSet:
     modality: Modality,
     *,
     shape: tuple[int, ...],
-    resize: bool = False,
+    resize: str | bool = False,
   ):
     """Takes every example that `examples` makes of a record.
 
@@ -46,16 +46,14 @@ class ExampleSet:
       examples: see `ExamplesFn`.
       modality: of the samples.
       shape: of a sample.
-      resize: bring samples to `shape`, as `Modality.resize` does; else another one is an error.
+      resize: bring samples to `shape` by the function of that name in `Modality.resize`, of which
+        true is the first; false or "": another shape is an error.
 
     Raises:
       ValueError: no record has an example, or a sample is not of `shape`.
     """
-    if resize and modality.resize is None:
-      raise ValueError(
-        f"config.data.resize: expected False, because {modality.unit} cannot be resized; got True"
-      )
-    self.shape, self._resize, self._modality = tuple(shape), resize, modality
+    self.shape, self._modality = tuple(shape), modality
+    self._resize = _resize_fn(modality, resize)
     found = [examples(record) for record in records]
     counts = np.array([len(one.candidates) for one in found], np.int32)
     if not counts.sum():
@@ -110,16 +108,36 @@ class ExampleSet:
     return np.stack(read).reshape(len(rows), *self.each, *self.shape)
 
   def _read(self, source: pathlib.Path | bytes) -> np.ndarray:
-    read, resize = self._modality.read, self._modality.resize
-    assert read is not None  # candidates were made by it
-    sample = read(source)
+    assert self._modality.read is not None  # candidates were made by it
+    sample = self._modality.read(source)
     self._check_shape(sample.shape)  # again, because a file may have changed since it was read
-    return resize(sample, self.shape) if resize and sample.shape != self.shape else sample
+    if self._resize is None or sample.shape == self.shape:
+      return sample
+    return self._resize(sample, self.shape)
 
   def _check_shape(self, shape: tuple[int, ...]) -> None:
-    if shape != self.shape and not self._resize:
-      remedy = "; resize them beforehand, or pass resize=True" if self._modality.resize else ""
+    if shape != self.shape and self._resize is None:
+      ways = " or ".join(f"--config.data.resize={name}" for name in self._modality.resize or ())
+      remedy = f"; resize them beforehand, or with {ways}" if ways else ""
       raise ValueError(
         f"preferences: expected {self._modality.unit} of shape {self.shape}, found one of {shape}"
         f"{remedy}"
       )
+
+
+def _resize_fn(modality: Modality, resize: str | bool) -> ResizeFn | None:
+  """The function that `config.data.resize` names, None for none."""
+  if not resize:
+    return None
+  if not modality.resize:
+    raise ValueError(
+      f"config.data.resize: expected False, because {modality.unit} cannot be resized; got {resize}"
+    )
+  if resize is True:
+    return next(iter(modality.resize.values()))
+  if not isinstance(resize, str) or resize not in modality.resize:
+    raise ValueError(
+      f"config.data.resize: expected False or one of {', '.join(modality.resize)}, got "
+      f"{checks.shown(resize)}{checks.closest(str(resize), modality.resize)}"
+    )
+  return modality.resize[resize]

@@ -4,10 +4,13 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 
 from jaxalign import streams
+from jaxalign.data import layouts, readers, sources
 from jaxalign.types import Record
 
 
@@ -89,35 +92,35 @@ def identity(record: Record) -> str:
   return json.dumps(record, sort_keys=True)
 
 
-def load(source: str) -> RecordSet:
+def load(source: sources.Source, columns: str | layouts.Columns | None = None) -> RecordSet:
   """Reads a set of records.
 
   Args:
-    source: one of `NAMED`, where shapes/held_out is validation and test together; or a file: `.txt`
-      with one text a line, which becomes the field "prompt", or `.jsonl` with one object a line.
+    source: one of `NAMED`, where shapes/held_out is validation and test together; or files, see
+      `sources.find`: `.txt` with one text a line, which becomes the field "prompt", or rows in one
+      of the formats of `readers.TABLES`, whose other fields are kept.
+    columns: which columns hold what, see `layouts.parse`. A "prompt" that no map names and that has
+      another name is found by `layouts.text_column`.
 
   Raises:
-    ValueError: no such set or file, not UTF-8, empty, or a line that is no object.
+    ValueError: no such set or file, one that cannot be read, no records, or a row that is none.
   """
-  if source in NAMED:
+  if isinstance(source, str) and source in NAMED:
     return _named(*source.split("/"))
-  path = pathlib.Path(source)
-  if not path.is_file():
-    raise ValueError(
-      f"records: expected {', '.join(NAMED)} or a .txt or .jsonl file; found no file "
-      f'"{source}"'
-    )
+  wanted = {
+    ours: theirs for ours, theirs in layouts.parse(columns).items() if ours not in layouts.JUDGED
+  }
   try:
-    # Not splitlines(), which also cuts at the separators that Unicode allows inside a text.
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-  except UnicodeDecodeError as error:
+    records = tuple(record for path in sources.find(source) for record in _read(path, wanted))
+  except sources.NotFoundError as error:
     raise ValueError(
-      f"records: {path} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv -t utf-8"
+      f"records: {error}\nexpected one of {', '.join(NAMED)}, or files that end in "
+      f"{readers.accepted(readers.READERS)}"
     ) from error
-  parse = _parse_json if path.suffix == ".jsonl" else _parse_text
-  records = tuple(parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
+  except ValueError as error:
+    raise ValueError(f"records: {error}") from error
   if not records:
-    raise ValueError(f"records: {path} holds none; expected one a line")
+    raise ValueError(f"records: {sources.shown(source)} holds none; expected one a line or row")
   return RecordSet(records)
 
 
@@ -135,23 +138,50 @@ def _named(world: str, part: str) -> RecordSet:
   return RecordSet(gaussian.records(part))
 
 
-def _parse_text(path: pathlib.Path, number: int, line: str) -> Record:
-  del path, number
-  return {"prompt": line.strip()}
-
-
-def _parse_json(path: pathlib.Path, number: int, line: str) -> Record:
+def _read(path: pathlib.Path, wanted: layouts.Columns) -> Iterator[Record]:
+  """The records of a file; ValueError, which names the line or row, for the first bad one."""
+  table = readers.open_table(path, readers.READERS)
+  of_table = table.columns is not None
   try:
-    record = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"records: {path} line {number} is not JSON: {error.msg}") from error
-  if not isinstance(record, dict):
-    raise ValueError(f"records: {path} line {number}: expected an object, found {line.strip()!r}")
-  try:
-    check(record)
+    if table.columns is not None:
+      wanted = _with_text(wanted, table.columns)
+      layouts.check_found(wanted, table.columns)
   except ValueError as error:
-    raise ValueError(f"records: {path} line {number}: {error}") from error
+    raise ValueError(f"{path}: {error}") from error
+  for number, row in table.rows(None):
+    try:
+      if isinstance(row, readers.Fault):
+        raise ValueError(row.detail)
+      found = wanted if of_table else _with_text(wanted, row)
+      record = _record(row, found, of_table=of_table)
+      check(record)
+    except ValueError as error:
+      raise ValueError(f"{path} {table.unit} {number}: {error}") from error
+    yield record
+
+
+def _with_text(wanted: layouts.Columns, names: Collection[str]) -> layouts.Columns:
+  """The map, and in it which of the columns of a file is the text, if any."""
+  found = None if "prompt" in wanted else layouts.text_column(names)
+  return wanted if found is None else {"prompt": found, **wanted}
+
+
+def _record(row: readers.Row, wanted: layouts.Columns, *, of_table: bool) -> Record:
+  """The row by our names. In a table of columns, an empty cell is a field that is not given."""
+  if not of_table:
+    layouts.check_found(wanted, row)
+  record = layouts.apply(wanted, row)
+  if of_table:
+    record = {name: value for name, value in record.items() if not _is_empty(value)}
+  if "prompt" in wanted:
+    return {"prompt": None, **record}  # which is refused, where it has to be
+  if record and not any(isinstance(value, list | dict) for value in record.values()):
+    raise ValueError(f'expected a column "prompt", found {layouts.listed(row)}\n{layouts.OF_TEXTS}')
   return record
+
+
+def _is_empty(value: Any) -> bool:
+  return value is None or value != value  # NaN is how pandas writes nothing
 
 
 def check(record: Record) -> None:
@@ -161,3 +191,9 @@ def check(record: Record) -> None:
     raise ValueError('expected "prompt" to be a text, if given')
   if not isinstance(record.get("category", ""), str):
     raise ValueError('expected "category" to be a text, if given')
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:  # JSON may hold half of a pair
+    raise ValueError(
+      f'expected "prompt" to be Unicode text, found half a character at {error.start}'
+    ) from error

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign import checks, streams, system
+from jaxalign.data import layouts, sources
 from jaxalign.data import records as records_lib
 from jaxalign.evaluation import statistics
 from jaxalign.evaluation.comparison import Comparison, Scores
@@ -152,8 +153,9 @@ class Evaluations(NamedTuple):
 
 def make_evaluations(
   *,
-  source: str,
-  validation: str = "",
+  source: sources.Source,
+  validation: sources.Source = "",
+  columns: str | layouts.Columns | None = None,
   every: int = 0,
   rewards: Sequence[str],
   kwargs: Sequence[Mapping[str, Any]] | None = None,
@@ -170,6 +172,7 @@ def make_evaluations(
     validation: those of the validation, none of them in `source`. With "" and `every` above 0,
       where scores select, a third of `source` is taken for it (`records.split`); and at 0 there is
       no validation, and the end is judged on all of `source`.
+    columns: of both, see `records.load`.
     every: iterations between evaluations during the run; 0 evaluates at its end only.
     rewards, kwargs, known, retry: of both, see `make_judge`.
     sampler, sampler_rewards: of both, see `make_steered`.
@@ -178,16 +181,16 @@ def make_evaluations(
   judge = make_judge(rewards, kwargs=kwargs, known=known, retry=retry)
   settings |= {"judge": judge, "rewards": rewards, "kwargs": kwargs}
   settings |= _of_sampler(sampler, sampler_rewards, judge)
-  records = records_lib.load(source)
+  records, name = records_lib.load(source, columns), sources.shown(source)
   if validation:
-    apart = records_lib.load(validation)
-    _check_apart(validation, apart, source, records)
-    names = validation, source
+    apart = records_lib.load(validation, columns)
+    names = sources.shown(validation), name
+    _check_apart(names[0], apart, name, records)
   elif every > 0:
     apart, records = records_lib.split(records)
-    names = f"a third of {source}", f"two thirds of {source}"
+    names = f"a third of {name}", f"two thirds of {name}"
   else:
-    return Evaluations(None, _make("all", source, records, **settings))
+    return Evaluations(None, _make("all", name, records, **settings))
   first = _make("validation", names[0], apart, **settings)
   test = _make("test", names[1], records, validation=names[0], **settings)
   return Evaluations(first, test)
@@ -266,7 +269,8 @@ def _of_sampler(
 
 def make_evaluation(
   *,
-  source: str,
+  source: sources.Source,
+  columns: str | layouts.Columns | None = None,
   rewards: Sequence[str],
   kwargs: Sequence[Mapping[str, Any]] | None = None,
   sampler: Mapping[str, Any] | None = None,
@@ -276,7 +280,7 @@ def make_evaluation(
   """An evaluation on all records of the set `source`.
 
   Args:
-    source: as in `records.load`.
+    source, columns: as in `records.load`.
     rewards, kwargs: see `make_judge`.
     sampler, sampler_rewards: see `make_steered`.
     **settings: `num_samples`, drawn from the records with categories balanced; `seed`, of records
@@ -285,7 +289,7 @@ def make_evaluation(
   judge = make_judge(rewards, kwargs=kwargs)
   settings |= {"judge": judge, "rewards": rewards, "kwargs": kwargs}
   settings |= _of_sampler(sampler, sampler_rewards, judge)
-  return _make("all", source, records_lib.load(source), **settings)
+  return _make("all", sources.shown(source), records_lib.load(source, columns), **settings)
 
 
 def _make(

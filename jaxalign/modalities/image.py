@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ MARGIN = 4  # pixels between cells
 LINE = 12  # pixels of a line of text
 MIN_CELL = 128  # small images are enlarged by a whole factor to at least this many pixels
 GRID = 8  # cells of `pixels` along each side
+PNG = b"\x89PNG\r\n\x1a\n"  # that such a file begins with
+CHUNK = 12  # bytes of a chunk of PNG beside its data: length, kind, checksum
+LONG_TEXT = 1000  # bytes of a chunk; packed a thousandfold at most, shorter ones pass Pillow
 
 
 def check(images: np.ndarray) -> None:
@@ -106,19 +110,51 @@ def write(images: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
 def read(source: pathlib.Path | bytes) -> np.ndarray:
   """Any file that Pillow reads as uint8 `[H, W, 3]`: turned as its EXIF says, its first frame only.
 
-  What is transparent shows white. Of 16-bit greyscale the upper 8 bits remain.
+  What is transparent shows white. Of 16-bit greyscale the upper 8 bits remain. A PNG
+  that Pillow refuses for the length of a text or colour profile is read without these.
 
   Raises:
     ValueError: missing, truncated, no image, or of numbers without a known range.
   """
   name = "the bytes given" if isinstance(source, bytes) else f'"{source}"'
   try:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-      return _to_rgb(ImageOps.exif_transpose(opened))
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+      return _decode(content)
+    except ValueError:
+      short = _without_long_text(content)
+      if short == content:
+        raise
+      return _decode(short)
   except Exception as error:  # in a broken file Pillow's decoders raise nearly anything
     unknown = isinstance(error, UnidentifiedImageError)
     fault = "of no kind that Pillow knows" if unknown else error
     raise ValueError(f"unreadable image: expected a whole image in {name}: {fault}") from error
+
+
+def _decode(content: bytes) -> np.ndarray:
+  with Image.open(io.BytesIO(content)) as opened:
+    return _to_rgb(ImageOps.exif_transpose(opened))
+
+
+def _without_long_text(content: bytes) -> bytes:
+  """A PNG without its long chunks of text and its colour profile; other files as they are.
+
+  Pillow refuses a whole file for a chunk that unpacks to more than 1 MB, against attacks; editors
+  and samplers write such, with a workflow or a screen's profile. Short texts stay, because some say
+  how the image is turned.
+  """
+  if not content.startswith(PNG):
+    return content
+  kept, at = [PNG], len(PNG)
+  while at + CHUNK <= len(content):
+    length, kind = struct.unpack(">I4s", content[at : at + 8])
+    chunk = content[at : at + CHUNK + length]
+    text = kind in (b"tEXt", b"zTXt", b"iTXt") and len(chunk) > CHUNK + LONG_TEXT
+    if not (text or kind == b"iCCP"):
+      kept.append(chunk)
+    at += len(chunk)
+  return b"".join([*kept, content[at:]])
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -135,12 +171,35 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
   return np.array(image.convert("RGB"))
 
 
-def resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def crop(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """uint8 `[H, W, 3]` as uint8 of that shape: as large as it has to be, bilinear, then its centre.
+
+  What train.py of SalesforceAIResearch/DiffusionDPO does by default, with torchvision's Resize of
+  the shorter side and CenterCrop; there, shapes are square.
+  """
+  (H, W, _), (height, width, _) = image.shape, shape
+  if height * W >= width * H:  # the height decides
+    size = (max(width, int(height * W / H)), height)
+  else:
+    size = (width, max(height, int(width * H / W)))
+  resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+  left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+  return np.asarray(resized)[top : top + height, left : left + width]
+
+
+def squeeze(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   """uint8 `[H, W, 3]` as uint8 of that shape, bicubic, whatever its aspect ratio."""
   height, width, _ = shape
   return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 IMAGES = Modality(
-  "images", check, {"pixels": pixels}, picture, write, fit=fit, read=read, resize=resize
+  "images",
+  check,
+  {"pixels": pixels},
+  picture,
+  write,
+  fit=fit,
+  read=read,
+  resize={"crop": crop, "squeeze": squeeze},
 )

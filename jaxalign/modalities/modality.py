@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 FeatureFn = Callable[[np.ndarray], np.ndarray]
 ReadFn = Callable[[pathlib.Path | bytes], np.ndarray]  # path or content of a file -> sample
 
+ResizeFn = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
 
 class SampleError(ValueError):
   """A sample that must not be scored. `index` is that of the first one in its batch."""
@@ -40,7 +42,7 @@ class Modality(NamedTuple):
   read: `(path or bytes of a file) -> sample`, one sample of a data set as it is stored, decoded and
     checked; all samples of a kind have one dtype. ValueError, which names the file, if it is not
     whole. None: samples of this kind cannot be learned from in files.
-  resize: `(sample, shape) -> sample`, of what `read` gives. None: they cannot be resized.
+  resize: by name, `(sample, shape) -> sample`, of what `read` gives. None: they cannot be resized.
   """
 
   unit: str
@@ -51,7 +53,7 @@ class Modality(NamedTuple):
   shown: int = 24
   fit: "Callable[[Array], Array] | None" = None
   read: ReadFn | None = None
-  resize: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
+  resize: Mapping[str, ResizeFn] | None = None
 
 
 def before_and_after(

@@ -15,8 +15,8 @@ import tqdm
 
 from jaxalign import checks, files, streams, system
 from jaxalign.cli import command, paths
-from jaxalign.data import preference_files
 from jaxalign.data import records as records_lib
+from jaxalign.data.readers import arrow
 from jaxalign.types import Record
 
 
@@ -68,7 +68,7 @@ def generate(
     )
   checks.check_seed("seed", seed)
   # Both can fail, and had better do so before an hour of sampling.
-  preference_files.import_pyarrow()
+  arrow.import_pyarrow()
   folder = pathlib.Path(output)
   folder.mkdir(parents=True, exist_ok=True)
 
@@ -142,7 +142,7 @@ def _sample(
 
 
 def _write(file: pathlib.Path, **columns: Iterable) -> None:
-  pyarrow = preference_files.import_pyarrow()
+  pyarrow = arrow.import_pyarrow()
   table = pyarrow.table({name: list(values) for name, values in columns.items()})
   with files.replacing(file) as temporary:
     pyarrow.parquet.write_table(table, temporary)

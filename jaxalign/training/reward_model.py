@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import files, streams
-from jaxalign.data import example_set, examples, preference_files
+from jaxalign.data import example_set, examples, layouts, preference_files, sources
 from jaxalign.losses import implicit_accuracy
 from jaxalign.losses import reward_model as losses
 from jaxalign.modalities.image import IMAGES
@@ -65,12 +65,18 @@ def fit(config, workdir: pathlib.Path, warm_start: WarmStart) -> pathlib.Path:
   return folder
 
 
-def load_pairs(*, source: str, image_size: int, ties: str) -> example_set.ExampleSet:
-  """The pairs of a preference file, see `data.preference_files`; images brought to a square."""
-  records, report = preference_files.load(source, IMAGES)
+def load_pairs(
+  *,
+  source: sources.Source,
+  image_size: int,
+  ties: str,
+  columns: str | layouts.Columns | None = None,
+) -> example_set.ExampleSet:
+  """The pairs of preference files, see `data.preference_files`; images cropped to a square."""
+  records, report = preference_files.load(source, IMAGES, columns=columns)
   print(report.summary())
   of_record, shape = functools.partial(examples.pairs, ties=ties), (image_size, image_size, 3)
-  return example_set.ExampleSet(records, of_record, IMAGES, shape=shape, resize=True)
+  return example_set.ExampleSet(records, of_record, IMAGES, shape=shape, resize="crop")
 
 
 def make_preference_loss(model: clip_dual.CLIP) -> fit_lib.LossFn:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from jaxalign import checks, files, system
+from jaxalign.data import records, sources
 from jaxalign.distributed import hosts
 from jaxalign.training import checkpoint, guard
 from jaxalign.training.state import AVERAGE
@@ -118,7 +120,8 @@ def prepared(
     changed = [
       key
       for key in sorted(found.keys() | wanted.keys())
-      if key not in (*MAY_CHANGE, DIGESTS, CORRECTIONS) and found.get(key) != wanted.get(key)
+      if key not in (*MAY_CHANGE, DIGESTS, CORRECTIONS)
+      and _given(found.get(key)) != _given(wanted.get(key))
     ]
     if changed:
       raise ValueError(
@@ -165,16 +168,30 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def data_digests(config: Mapping[str, Any]) -> dict[str, str]:
-  """`{field: SHA-256}` of the data files that a config names.
+  """`{field: SHA-256}` of the data files that a config names; of several, that of theirs in order.
 
   Of a table that names other files it is that of the table alone: they may be many gigabytes.
   """
-  named = {field: _value(config, field) for field in DATA_FIELDS}
-  return {
-    field: files.digest(name)
-    for field, name in named.items()
-    if isinstance(name, str) and pathlib.Path(name).is_file()
-  }
+  found = {}
+  for field in DATA_FIELDS:
+    source = _value(config, field)
+    try:
+      paths = () if source in records.NAMED else sources.find(source)
+    except ValueError:  # none; what is missing is said where it is read
+      paths = ()
+    if not paths:
+      continue
+    digests = [files.digest(path) for path in paths]
+    together = "".join(f"{digest}\n" for digest in digests).encode()
+    found[field] = digests[0] if len(digests) == 1 else hashlib.sha256(together).hexdigest()
+  return found
+
+
+def _given(value: Any) -> Any:
+  """A value without the fields that are None: one that a config has newly is not a change."""
+  if not isinstance(value, Mapping):
+    return value
+  return {key: _given(one) for key, one in value.items() if one is not None}
 
 
 def _value(config: Mapping[str, Any], field: str) -> Any:
@@ -196,7 +213,7 @@ def _check_digests(
     before = expected.get(field, digest)
     if before != digest and field.split(".")[0] not in MAY_CHANGE:
       raise ValueError(
-        f"config.{field}: {_value(config, field)} was edited since the run in {workdir} began: "
-        f"expected SHA-256 {before[:12]}..., found {digest[:12]}...\n"
+        f"config.{field}: {sources.shown(_value(config, field))} was edited since the run in "
+        f"{workdir} began: expected SHA-256 {before[:12]}..., found {digest[:12]}...\n"
         "put the old file back, or choose another --workdir"
       )

@@ -26,6 +26,8 @@ def here(tmp_path, monkeypatch):
   ("models/base", "work/models/base"),
   ("./not/there", "work/not/there"),
   ("prompts.txt", "work/prompts.txt"),
+  ("prompt*.txt", "work/prompt*.txt"),
+  ("nothing*.txt", None),
   ("/not/there", None),
   ("owner/name", None),  # of the hub
   ("shapes", None),  # which has a folder here too, but is the name of a model
@@ -41,6 +43,7 @@ def test_a_config_wherever_its_paths_stand(here):
   config = config_dict.ConfigDict({
     "model": {"path": "models/base", "tokenizer": ""},
     "data": {"source": "prompts.txt", "ties": "drop"},
+    "evaluation": {"source": ("prompts.txt", "*.txt", "shapes/test"), "validation": ["~/a.txt"]},
     "reward": {"names": ("clip", "models/base"), "kwargs": ({"path": "~/base"}, {})},
     "method": {"name": "models/base"},
     "num_iterations": 3,
@@ -52,6 +55,10 @@ def test_a_config_wherever_its_paths_stand(here):
   assert json.loads(config.to_json()) == {
     "model": {"path": f"{work}/models/base", "tokenizer": ""},
     "data": {"source": f"{work}/prompts.txt", "ties": "drop"},
+    "evaluation": {
+      "source": [f"{work}/prompts.txt", f"{work}/*.txt", "shapes/test"],
+      "validation": [f"{home}/a.txt"],
+    },
     "reward": {"names": ["clip", "models/base"], "kwargs": [{"path": f"{home}/base"}, {}]},
     "method": {"name": "models/base"},
     "num_iterations": 3,

@@ -5,7 +5,8 @@ import functools
 
 import numpy as np
 import pytest
-from preference_records import BLUE, RED, record, solid
+from PIL import Image
+from preference_records import BLUE, RED, encode, record, solid
 
 from jaxalign.data import example_set, examples, preferences
 from jaxalign.data.preferences import make_candidate
@@ -53,12 +54,28 @@ def test_images_of_another_size_are_refused_or_resized(tmp_path):
   small = make_candidate(solid(RED), IMAGES.read)
   large = make_candidate(solid(BLUE, (8, 8)), IMAGES.read)
   label = preferences.Record({"prompt": "a"}, (small, large), rank=np.array([1.0, 2.0]))
-  with pytest.raises(ValueError, match=r"\(4, 6, 3\), found one of \(8, 8, 3\); .*resize=True"):
+  with pytest.raises(
+    ValueError, match=r"\(4, 6, 3\), found one of \(8, 8, 3\); .*--config\.data\.resize=crop"
+  ):
     pairs_of([label])
   pairs = pairs_of([label], resize=True)
   images = pairs.samples(np.array([0]))
   assert images.shape == (1, 2, 4, 6, 3)
   assert (images[0, 0] == RED).all() and (images[0, 1] == BLUE).all()
+
+
+def test_how_images_are_resized_is_named():
+  wide = Image.new("RGB", (12, 4), RED)
+  wide.paste(BLUE, (3, 0, 9, 4))  # the 6 columns in the middle
+  made = make_candidate(encode(wide), IMAGES.read)
+  label = preferences.Record({"prompt": "a"}, (made, made), rank=np.array([1.0, 2.0]))
+  for name in ("crop", True):
+    assert (pairs_of([label], resize=name).samples(np.array([0])) == BLUE).all()
+  squeezed = pairs_of([label], resize="squeeze").samples(np.array([0]))
+  assert tuple(squeezed[0, 0, 0, 0]) == RED and tuple(squeezed[0, 0, 0, 3]) == BLUE
+  for name in ("corp", 3, ["crop"]):
+    with pytest.raises(ValueError, match=r"data\.resize: expected False or one of crop, squeeze"):
+      pairs_of([label], resize=name)
 
 
 def test_an_image_that_changed_after_reading_is_noticed(tmp_path):

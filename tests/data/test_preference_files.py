@@ -214,9 +214,9 @@ def test_no_good_row_is_an_error_whatever_is_allowed(folder):
 
 def test_files_that_cannot_be_read(tmp_path):
   assert "found no such file" in error_of(tmp_path / "no.jsonl")
-  assert "found no such file" in error_of(tmp_path)
-  (tmp_path / "pairs.csv").write_text("prompt")
-  assert ".jsonl or .parquet" in error_of(tmp_path / "pairs.csv")
+  assert "found no file to read in the folder" in error_of(tmp_path)
+  (tmp_path / "pairs.yaml").write_text("prompt: a")
+  assert "ends in .jsonl, .ndjson, .json, .csv" in error_of(tmp_path / "pairs.yaml")
   assert "is empty" in error_of(write_jsonl(tmp_path, [b""]))
   assert "max_bad_fraction: expected a share" in error_of(tmp_path, max_bad_fraction=2)
 

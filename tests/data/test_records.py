@@ -106,8 +106,8 @@ def test_no_such_set_or_file(source, tmp_path, monkeypatch):
   assert "shapes/held_out" in error_of(source) and f'"{source}"' in error_of(source)
 
 
-def test_a_folder_is_not_a_file(tmp_path):
-  assert "found no file" in error_of(str(tmp_path))
+def test_an_empty_folder(tmp_path):
+  assert "found no file to read in the folder" in error_of(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "\n \n\t\n"])
@@ -125,11 +125,11 @@ def test_a_file_in_another_encoding(tmp_path):
 @pytest.mark.parametrize(
   "line, expected",
   [
-    ('{"prompt": "a"', "line 3 is not JSON"),
-    ("a cat", "line 3 is not JSON"),
+    ('{"prompt": "a"', "line 3: not JSON"),
+    ("a cat", "line 3: not JSON"),
     ('{"prompt": 3}', 'line 3: expected "prompt" to be a text'),
     ('{"prompt": "  "}', 'line 3: expected "prompt" to be a text'),
-    ('["a"]', 'line 3: expected an object, found'),
+    ('["a"]', 'line 3: expected a JSON object, found a list'),
     ('{"prompt": "a", "category": ["x"]}', 'line 3: expected "category" to be a text'),
     ('{"prompt": "a", "category": null}', 'line 3: expected "category" to be a text'),
   ],

@@ -6,6 +6,7 @@ part to the next: such a mistake is the same on both sides of every comparison o
 line here keeps its mistake up to date, and whoever writes a feed adds the mistakes it invites.
 """
 
+from mutations.data import DATA
 from mutations.feeds import FEEDS
 from mutations.labels import LABELS
 from mutations.reviewed import REVIEWED
@@ -14,6 +15,6 @@ from mutations.sampling import SAMPLING
 from mutations.steering import STEERING
 from mutations.training import TRAINING
 
-MUTANTS = [*REVIEWED, *FEEDS, *TRAINING, *SAMPLING, *REWARDS, *LABELS, *STEERING]
+MUTANTS = [*REVIEWED, *FEEDS, *TRAINING, *SAMPLING, *REWARDS, *LABELS, *STEERING, *DATA]
 
 __all__ = ["MUTANTS", "REVIEWED"]

@@ -50,6 +50,45 @@ def test_a_new_run_writes_a_digest_of_every_data_file(tmp_path, config):
   prepare(tmp_path / "run", config)  # the same again
 
 
+@pytest.mark.parametrize("source", ["{}", "{}/*.jsonl", ["{}/b-2.jsonl", "{}/b-10.jsonl"]])
+@pytest.mark.parametrize("change", ["edit", "add", "remove"])
+def test_a_digest_covers_every_shard(tmp_path, source, change):
+  folder = tmp_path / "shards"
+  folder.mkdir()
+  for name in ("b-2", "b-10"):
+    (folder / f"{name}.jsonl").write_text(f"a {name}\n")
+  each = [source] if isinstance(source, str) else source
+  found = [one.format(folder) for one in each]
+  wanted = {"data": {"source": found[0] if isinstance(source, str) else found}}
+  config = config_dict.ConfigDict(wanted)
+  prepare(tmp_path / "run", config)
+  parts = (hashlib.sha256(b"a b-2\n").hexdigest(), hashlib.sha256(b"a b-10\n").hexdigest())
+  together = hashlib.sha256("".join(f"{part}\n" for part in parts).encode()).hexdigest()
+  assert digests(tmp_path / "run") == {"data.source": together}
+  prepare(tmp_path / "run", config)
+  if change == "edit":
+    (folder / "b-10.jsonl").write_text("another\n")
+  elif change == "add":
+    (folder / "b-11.jsonl").write_text("another\n")
+  else:
+    (folder / "b-10.jsonl").unlink()
+  if isinstance(source, list) and change != "edit":
+    return  # what is not named does not count; what is missing is said where it is read
+  with pytest.raises(ValueError, match=r"config\.data\.source: .* was edited since"):
+    prepare(tmp_path / "run", config)
+
+
+def test_a_run_from_before_there_was_a_field_goes_on_while_it_is_none(tmp_path, config):
+  prepare(tmp_path / "run", config)
+  config.data.columns = config_dict.placeholder(object)
+  prepare(tmp_path / "run", config)
+  config.data.columns = "prompt=text"
+  with pytest.raises(ValueError, match=r"another config: config\.data differ"):
+    prepare(tmp_path / "run", config)
+  config.data.columns = None
+  prepare(tmp_path / "run", config)
+
+
 def test_what_is_no_file_has_no_digest(tmp_path):
   config = config_dict.ConfigDict({"data": {"source": "shapes/train"}, "held_out": ""})
   prepare(tmp_path / "run", config)

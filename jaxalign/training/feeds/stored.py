@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxalign import checks, streams, system
-from jaxalign.data import preference_files
+from jaxalign.data import layouts, preference_files, sources
 from jaxalign.data.example_set import ExampleSet
 from jaxalign.data.examples import ExamplesFn
 from jaxalign.distributed import hosts, sharding
@@ -141,30 +141,35 @@ def select(data: Finished, selected: np.ndarray) -> Finished:
 
 def read(
   *,
-  source: str,
+  source: sources.Source,
   max_bad_fraction: float,
   condition_dropout: float,
-  resize: bool,
+  resize: str | bool,
   examples: ExamplesFn,
   model: Model,
+  columns: str | layouts.Columns | None = None,
   **options: Any,
 ) -> tuple[ExampleSet, preference_files.Report, float]:
   """The section `data` of a method that learns from stored samples.
 
   Args:
-    source: a .jsonl or .parquet file, see `data.preference_files`.
+    source: files of rows, see `data.preference_files`; a file, a folder, a pattern or a list.
     max_bad_fraction: more rows than this share set aside stop the run.
     condition_dropout: share of examples whose condition is replaced by the empty one.
-    resize: bring samples to the size of the model.
+    resize: bring samples to the size of the model, by a function of `Modality.resize`: "crop", as
+      the published code, which is also what true means, or "squeeze", whatever the aspect ratio.
     examples: what the method makes of a record.
     model: whose samples they are, and of what shape.
+    columns: which columns hold what, or the name of a published layout, see `data.layouts`.
     **options: of `examples`; of pairs `ties`, "drop" or "half" to keep them with a probability of
       0.5, and of thumbs `threshold`.
   """
   if not 0.0 <= condition_dropout <= 1.0:
     raise ValueError(f"config.data.condition_dropout: expected 0 to 1, got {condition_dropout}")
   checks.check_call("config.data", examples, None, **options)
-  records, report = preference_files.load(source, model.modality, max_bad_fraction=max_bad_fraction)
+  records, report = preference_files.load(
+    source, model.modality, max_bad_fraction=max_bad_fraction, columns=columns
+  )
   found = ExampleSet(
     records,
     functools.partial(examples, **options),

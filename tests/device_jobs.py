@@ -79,7 +79,7 @@ UNET = {
   "sample_size": 8,
   "block_out_channels": [128],
   "down_block_types": ["CrossAttnDownBlock2D"],
-  "up_block_types": ["CrossAttnUpBlock2D"],
+  "up_block_types": ["UpBlock2D"],
 }
 VAE = {
   "sample_size": 16,

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import quickly
 from device_jobs import case_flags, finish, records, start
 
 from jaxalign import system, train
@@ -29,7 +28,6 @@ def trained(workdir):
 
 
 @pytest.fixture(scope="module")
-@quickly.programs()
 def scores(load_config, tmp_path_factory):
   """By form: the evaluation of a run on the planner, its adapter in the kernels and beside them."""
   config = load_config("ddpo_planner", "lora,quicktest")

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quickly
 from absl import flags
 from absl.testing import flagsaver
 from device_jobs import on_planner, records, without_the_last_iteration
@@ -101,7 +100,6 @@ def test_a_run_moves_the_policy_and_evaluates_it(name, variant, make_config, tmp
   assert_moved_and_evaluated(name, tmp_path, on_images=name == "dpo")
 
 
-@quickly.programs()
 def test_a_chain_without_noise_has_no_kl_anywhere_and_pays_for_none(make_config, tmp_path, capsys):
   changes = {**NO_NOISE, "evaluation__every": 1, "guard__action": "warn"}
   config = make_config("draft", "", **changes)
@@ -125,7 +123,6 @@ def test_xl_is_trained_by_the_same_path(name, make_config, small_xl, tmp_path):
   assert_moved_and_evaluated(name, tmp_path, on_images=True)
 
 
-@quickly.programs()  # both runs: their bits are compared with each other's
 @pytest.mark.parametrize("name,variant", CONTINUED)
 def test_one_iteration_and_one_more_equal_two(name, variant, make_config, tmp_path):
   train.train(make_config(name, variant), tmp_path / "whole")
@@ -137,7 +134,6 @@ def test_one_iteration_and_one_more_equal_two(name, variant, make_config, tmp_pa
   assert records(tmp_path / "whole") == records(tmp_path / "parts")
 
 
-@quickly.programs()
 def test_a_guard_ends_a_run_with_the_best_checkpoint_and_says_so_again(
   make_config, tmp_path, capsys
 ):
@@ -156,7 +152,6 @@ def test_a_guard_ends_a_run_with_the_best_checkpoint_and_says_so_again(
 
 
 @pytest.fixture(scope="module")
-@quickly.programs()
 def ended(make_config, tmp_path_factory):
   """The workdir of a run that a guard ended after three iterations, with the state of the first."""
   workdir = tmp_path_factory.mktemp("ended")
@@ -185,7 +180,6 @@ def test_commands_take_the_state_that_a_guard_ended_a_run_with(ended):
     jax.tree.map(same, chosen.params, newest.params)
 
 
-@quickly.programs()
 def test_evaluate_and_export_follow_and_a_flag_takes_the_newest(ended, tmp_path, capsys):
   workdir = shutil.copytree(ended, tmp_path / "run")
   reported = json.loads((workdir / "evaluation.json").read_text())
@@ -249,7 +243,6 @@ def test_a_wrong_config_is_refused_before_anything_is_written(
   assert len(str(error.value).splitlines()) <= 3
 
 
-@quickly.programs()
 def test_a_dry_run_states_memory_and_speed_and_writes_nothing(make_config, tmp_path, capsys):
   train.train(make_config("dpo", "lora"), tmp_path / "run", dry_run=True)
   printed = capsys.readouterr().out

@@ -7,7 +7,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import quickly
 import safetensors.numpy
 from absl import flags
 from absl.testing import flagsaver
@@ -102,7 +101,6 @@ def full_run(make_run, small_model):
 
 
 @pytest.fixture(scope="module")
-@quickly.programs()
 def trained_adapter(make_config, any_model, tmp_path_factory):
   """The workdir of two iterations of DDPO on adapters, with steps that show."""
   config = make_config(any_model, 4)
@@ -137,7 +135,7 @@ def sample(latents, capsys):
         sys, params = found.system, found.params
     token_ids, x_T = sys.model.tokenize([{"prompt": p} for p in PROMPTS]), np.load(latents)
     args = (token_ids, x_T, jax.random.key(0), sys.pipeline.table)
-    sampled = quickly.jit(sys.sample)(params, sys.frozen, *args)
+    sampled = jax.jit(sys.sample)(params, sys.frozen, *args)
     return np.asarray(sampled.samples), capsys.readouterr().err
 
   return images
@@ -375,7 +373,7 @@ def test_the_commands_take_adapters_and_report_what_fits_no_layer(
   )
   judged = ("--rewards=jpeg_compressibility", "--prompts=shapes/held_out", "--num_images=2")
   for name, arguments in (("sample", drawn), ("evaluate", (*judged, "--num_steps=2"))):
-    process = command(name, *model, *arguments, cwd=tmp_path, quickly=True)
+    process = command(name, *model, *arguments, cwd=tmp_path)
     printed, errors = process.communicate()
     assert process.returncode == 0, errors
     assert f"--lora: 2 tensors fit no layer and are not used, such as {others[0]}" in errors

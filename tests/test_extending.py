@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quickly
 from absl import flags
 from absl.testing import flagsaver
 from device_jobs import ROOT, records
@@ -117,7 +116,6 @@ def test_a_loss(run):
   np.testing.assert_allclose(slope(jnp.log(jnp.array([1.2, 0.8, 1.2]))), zero, atol=1e-6)
 
 
-@quickly.programs()
 def test_a_method_with_data_of_its_own(run):
   workdir = run("A method with data of its own")
   written = records(workdir)
@@ -129,7 +127,6 @@ def test_a_method_with_data_of_its_own(run):
   assert np.abs(moved - behind).max() > 0
 
 
-@quickly.programs()
 def test_an_advantage_estimator(run):
   _, state = checkpoint.read_latest(run("An advantage estimator"))
   assert np.count_nonzero(state["memory"]) > 0
@@ -145,7 +142,6 @@ def test_an_advantage_estimator(run):
   np.testing.assert_array_equal(made.estimate(memory, scores)[1], [0.0, 2.0, 2.5, 2.5])
 
 
-@quickly.programs()
 def test_a_reward_on_the_host(run):
   written = records(run("A reward on the host"))
   for record in written:
@@ -153,7 +149,6 @@ def test_a_reward_on_the_host(run):
     assert record["reward/mean"] == pytest.approx(total, abs=1e-5) and record["reward/std"] > 0
 
 
-@quickly.programs()
 def test_a_reward_on_the_device(run):
   """It is part of a program: pure, and differentiable in the samples."""
   workdir = run("A reward on the device")
@@ -196,7 +191,6 @@ def test_a_transition(run):
   assert report["kl_to_ref"] > 0 and report["kl_steps"] == [3, 4]
 
 
-@quickly.programs()
 def test_a_guidance(run):
   """Inside the interval it is classifier-free guidance, outside it there is none."""
   run("A guidance")
@@ -222,7 +216,6 @@ def test_how_often_a_guidance_of_ones_own_asks_the_network_is_not_known(extend):
   assert known.rollout(2) > 0 and known.update(2) > 0
 
 
-@quickly.programs()
 def test_a_model_family(run):
   """The denoiser is the exact one: without a drift, points lie around the starts of records."""
   run("A model family")
@@ -240,7 +233,6 @@ def test_a_model_family(run):
     sys.tokenize([{"number": 3}])
 
 
-@quickly.programs()
 def test_a_modality(run):
   workdir = run("A modality")
   assert "throughput/signals_per_s" in (workdir / "metrics.jsonl").read_text()

@@ -90,7 +90,7 @@ def test_sample_and_evaluate_refuse_wrong_flags(command, tmp_path):
 
 def test_sample_and_evaluate_on_the_embedded_model(command, tmp_path):
   flags = ("--model=shapes", "--prompt=a circle", "--prompt=two rings", "--num_steps=4")
-  process = command("sample", *flags, "--output=pictures", cwd=tmp_path, quickly=True)
+  process = command("sample", *flags, "--output=pictures", cwd=tmp_path)
   printed, errors = process.communicate()
   assert process.returncode == 0, errors
   expected = [tmp_path / "pictures" / name for name in ("0000.png", "0001.png")]
@@ -99,7 +99,7 @@ def test_sample_and_evaluate_on_the_embedded_model(command, tmp_path):
   process = command(
     "evaluate", "--model=shapes", "--rewards=shapes,jpeg_compressibility", "--num_steps=4",
     "--prompts=shapes/held_out", "--num_images=6", "--microbatch=2",
-    cwd=tmp_path, quickly=True,
+    cwd=tmp_path,
   )
   printed, errors = process.communicate()
   assert process.returncode == 0, errors

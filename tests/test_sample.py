@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from quickly import jit
 
 from jaxalign import system
 from jaxalign.models.weights import hub
@@ -28,7 +27,7 @@ def test_the_embedded_model_gives_the_same_image_in_diffusers(
   )
   token_ids, key = sys_.model.tokenize([{"prompt": p} for p in prompts]), jax.random.key(0)
   args = (token_ids, latents, key, sys_.pipeline.table)
-  ours = jit(sys_.sample)(sys_.policy.params, sys_.frozen, *args)
+  ours = jax.jit(sys_.sample)(sys_.policy.params, sys_.frozen, *args)
 
   pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
     hub.find_folder("shapes"), safety_checker=None

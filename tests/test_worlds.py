@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quickly
 from absl import flags
 from device_jobs import records, without_the_last_iteration
 from PIL import Image
@@ -159,7 +158,6 @@ def test_a_critic_is_trained_beside_the_policy_resumed_and_not_exported(load_con
   assert set(workdir_lib.load(tmp_path / "whole").params) == {"params"}
 
 
-@quickly.programs()  # all runs: their bits are compared with each other's
 @pytest.mark.parametrize("name, changes", [
   ("nft_planner", {"method.decay_rate": 0.5}),
   ("mix_grpo_planner", {"method.window_size": 1}),
@@ -179,7 +177,6 @@ def test_copies_and_windows_are_resumed_to_the_bit(name, changes, load_config, t
   }[name]
 
 
-@quickly.programs()
 def test_stored_plans_are_learned_from_and_resumed_to_the_bit(
   load_config, plan_pairs_file, tmp_path
 ):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_policy
-from quickly import jit
 from toy_policy import GUIDED, KERNEL, PARAMS, REFERENCE, SHAPE, TABLE
 
 from jaxalign.diffusion import backprop, guidance, log_ratios, rollout, transitions
@@ -25,7 +24,7 @@ def square(x_0):
   return jnp.sum(jnp.square(x_0 - 0.5))
 
 
-@functools.partial(jit, static_argnames=("num_steps", "kl"))
+@functools.partial(jax.jit, static_argnames=("num_steps", "kl"))
 def grad_of_window(params, first=0, *, num_steps, kl=False):
   """`(x_0, KL [B]), gradient` of `square`, or of the KL."""
 
@@ -56,7 +55,7 @@ def test_the_whole_window_is_plain_back_propagation():
     args = (TABLE, X_T, COND, mean_over_latents)
     return square(rollout.rollout(KEY, KERNEL, params, *args).x_0)
 
-  expected = jit(jax.grad(fn))(PARAMS)
+  expected = jax.jit(jax.grad(fn))(PARAMS)
   _, grad = grad_of_window(PARAMS, num_steps=S)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), grad, expected)
 
@@ -74,7 +73,7 @@ def test_a_window_is_the_gradient_from_the_stored_state_on(num_steps):
 
   _, grad = grad_of_window(PARAMS, num_steps=num_steps)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), grad, jit(jax.grad(fn))(PARAMS)
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), grad, jax.jit(jax.grad(fn))(PARAMS)
   )
 
 
@@ -137,7 +136,7 @@ def test_draft_lv_is_unbiased_for_the_one_step_term():
   network = lambda params, x_t, t, cond: params * x_t  # noqa: E731
   kernel, num = Kernel(network, process.transition), 40_000
 
-  @jit
+  @jax.jit
   @jax.vmap
   def one(key):
     fn = lambda w: jnp.sum(  # noqa: E731

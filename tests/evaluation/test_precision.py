@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quickly
+import shipped
 import small_models
 
 from jaxalign import system, train
@@ -26,7 +26,7 @@ def normal(*shape):
 def inputs(model, batch, size):
   x_t = normal(batch, size, size, model.latent_shape[-1])
   params = jax.tree.map(np.asarray, model.params)  # of a file, only then read
-  cond = quickly.jit(model.encode_text)(params, model.tokenize(["a red circle"] * batch))
+  cond = jax.jit(model.encode_text)(params, model.tokenize(["a red circle"] * batch))
   return x_t, jnp.full(batch, 500), cond
 
 
@@ -67,7 +67,7 @@ def test_bfloat16_predicts_about_the_same_and_its_gradient_is_float32(small_mode
   predictions = []
   for model in (exact, rounded):
     params = jax.tree.map(np.asarray, model.params["unet"])
-    prediction = quickly.jit(model.denoise)({"params": params}, x_t, t, cond)
+    prediction = jax.jit(model.denoise)({"params": params}, x_t, t, cond)
     assert prediction.dtype == jnp.float32
     predictions.append(prediction)
   assert 0 < np.abs(predictions[1] - predictions[0]).max() < 0.05 * np.abs(predictions[0]).max()
@@ -79,6 +79,7 @@ def test_bfloat16_predicts_about_the_same_and_its_gradient_is_float32(small_mode
   assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
 
 
+@shipped.programs()
 @pytest.mark.parametrize("variant", ["", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_first_importance_ratio_is_exactly_one_in_bfloat16(
   variant, load_config, small_model, tmp_path, capsys
@@ -170,7 +171,7 @@ def test_rematerialisation_keeps_the_gradient_and_takes_less_memory(monkeypatch)
       return jnp.mean(jnp.square(model.denoise({"params": params}, x_t, t, cond)))
 
     # Without this pass a CPU's compiler, too, leaves what is to be computed late where it is.
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander", **quickly.OPTIONS}
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
     compiled = jax.jit(jax.grad(loss)).lower(model.params["unet"]).compile(options)
     return compiled(model.params["unet"]), compiled.memory_analysis().temp_size_in_bytes
 
@@ -190,7 +191,7 @@ def test_images_are_decoded_in_bfloat16_where_the_model_allows_it(small_model, t
   rounded = stable_diffusion.load(small_model, vae_dtype="bfloat16")
   x_0 = normal(2, *exact.latent_shape)
   params = jax.tree.map(np.asarray, exact.params["vae"])
-  images = [quickly.jit(model.decode)(params, x_0) for model in (exact, rounded)]
+  images = [jax.jit(model.decode)(params, x_0) for model in (exact, rounded)]
   assert images[1].dtype == jnp.float32
   assert 0 < np.abs(images[1] - images[0]).max() < 0.05
   traced = jax.make_jaxpr(rounded.decode)(params, x_0)

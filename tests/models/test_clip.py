@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import jit
 
 from jaxalign.models.networks import clip
 from jaxalign.models.weights import safetensors_io
@@ -75,7 +74,7 @@ def pair(request, tmp_path_factory):
 def test_matches_transformers(pair, length):
   model, params, oracle = pair
   token_ids = TOKEN_IDS[:, :length]
-  encoded = jit(lambda p, ids: model.apply({"params": p}, ids))(params, token_ids)
+  encoded = jax.jit(lambda p, ids: model.apply({"params": p}, ids))(params, token_ids)
   with torch.no_grad():
     expected = oracle(torch.from_numpy(token_ids).long(), output_hidden_states=True)
   pooled = expected.get("text_embeds", expected.get("pooler_output"))
@@ -94,7 +93,7 @@ def test_later_tokens_do_not_change_earlier_states(pair):
   model, params, _ = pair
   changed = TOKEN_IDS.copy()
   changed[:, 5] = 13
-  apply = jit(lambda p, ids: model.apply({"params": p}, ids)[0])
+  apply = jax.jit(lambda p, ids: model.apply({"params": p}, ids)[0])
   before, after = np.asarray(apply(params, TOKEN_IDS)), np.asarray(apply(params, changed))
   np.testing.assert_array_equal(before[:, :5], after[:, :5])
   assert np.all(np.any(before[:, 5:] != after[:, 5:], axis=-1))

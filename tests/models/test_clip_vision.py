@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from quickly import jit
 
 from jaxalign.models.families import clip_dual
 from jaxalign.models.networks import clip_vision
@@ -78,10 +77,10 @@ def test_matches_transformers(pair):
   size = model.network.config.vision.image_size
   images, token_ids = draw_images(size), model.tokenize(PROMPTS)
   expected = oracle_logits(oracle, clip_vision.preprocess(images, size), token_ids)
-  features = jit(model.image_features)(model.params, images)
-  text = jit(model.text_features)(model.params, token_ids)
+  features = jax.jit(model.image_features)(model.params, images)
+  text = jax.jit(model.text_features)(model.params, token_ids)
   close(np.exp(model.params["logit_scale"]) * features @ text.T, expected)
-  close(jit(model.score)(model.params, images, token_ids), np.diagonal(expected))
+  close(jax.jit(model.score)(model.params, images, token_ids), np.diagonal(expected))
 
 
 def test_towers_match_transformers(pair):
@@ -90,7 +89,7 @@ def test_towers_match_transformers(pair):
   config = model.network.config.vision
   inputs = draw_images(config.image_size) - 0.5
   tower = clip_vision.VisionTransformer(config)
-  pooled = jit(tower.apply)({"params": model.params["vision_model"]}, inputs)
+  pooled = jax.jit(tower.apply)({"params": model.params["vision_model"]}, inputs)
   with torch.no_grad():
     expected = oracle.vision_model(torch.from_numpy(inputs).permute(0, 3, 1, 2)).pooler_output
   close(pooled, expected.numpy())
@@ -113,7 +112,7 @@ def test_round_trip_through_transformers(pair, tmp_path):
   )["input_ids"]
   np.testing.assert_array_equal(ours.tokenize(PROMPTS), token_ids)
   expected = oracle_logits(theirs, clip_vision.preprocess(images, size), np.array(token_ids))
-  close(jit(ours.score)(ours.params, images, np.array(token_ids)), np.diagonal(expected))
+  close(jax.jit(ours.score)(ours.params, images, np.array(token_ids)), np.diagonal(expected))
   assert not np.allclose(expected, oracle_logits(oracle, images, np.array(token_ids)), rtol=1e-2)
 
 

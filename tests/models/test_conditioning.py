@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_models
-from quickly import jit
 
 from jaxalign.models.families import stable_diffusion
 from jaxalign.models.networks import conditioning
@@ -27,7 +26,7 @@ def with_flag(model, zeros):
 
 
 def encode(model, prompts):
-  return jit(model.encode_text)(model.params, model.tokenize(prompts))
+  return jax.jit(model.encode_text)(model.params, model.tokenize(prompts))
 
 
 def test_one_encoder_gives_its_hidden_states(tmp_path):
@@ -54,7 +53,7 @@ def test_each_tokenizer_feeds_its_own_encoder(xl):
   for row, width in enumerate((slice(0, 12), slice(12, 28))):
     changed = ids.copy()
     changed[0, row, 1] = 7
-    other = jit(xl.encode_text)(xl.params, changed)
+    other = jax.jit(xl.encode_text)(xl.params, changed)
     differs = np.any(np.asarray(other["text"] != whole["text"])[0], axis=0)
     assert differs[width].all() and differs.sum() == differs[width].sum()
     assert np.any(other["text_embeds"][0] != whole["text_embeds"][0]) == (row == 1)

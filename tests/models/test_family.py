@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from quickly import jit
 
 from jaxalign import system
 from jaxalign.diffusion import guidance, rollout, transitions
@@ -94,8 +93,8 @@ def test_text_encoders_and_unet_match_diffusers(kind, size, saved, oracle):
   model, pipeline = saved(kind)[0].with_image_size(*size), oracle(kind)
   x_t = np.random.default_rng(1).standard_normal((2, *model.latent_shape), np.float32)
   t = np.array([3.0, 981.0], np.float32)
-  cond = jit(model.encode_text)(model.params, model.tokenize(PROMPTS))
-  found = jit(model.denoise)({"params": model.params["unet"]}, x_t, t, cond)
+  cond = jax.jit(model.encode_text)(model.params, model.tokenize(PROMPTS))
+  found = jax.jit(model.denoise)({"params": model.params["unet"]}, x_t, t, cond)
 
   text, added = torch_cond(pipeline, size)
   with torch.no_grad():
@@ -112,8 +111,8 @@ def test_text_encoders_and_unet_match_diffusers(kind, size, saved, oracle):
 def test_autoencoder_matches_diffusers(kind, size, saved, oracle):
   model, pipeline = saved(kind)[0], oracle(kind)
   images = np.random.default_rng(2).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
-  mean, log_var = jit(model.vae_moments)(model.params["vae"], images)
-  decoded = jit(model.vae_decode)(model.params["vae"], mean)
+  mean, log_var = jax.jit(model.vae_moments)(model.params["vae"], images)
+  decoded = jax.jit(model.vae_decode)(model.params["vae"], mean)
   with torch.no_grad():
     posterior = pipeline.vae.encode(nchw(images)).latent_dist
     expected = pipeline.vae.decode(posterior.mean).sample
@@ -135,7 +134,7 @@ def test_images_match_diffusers(kind, size, saved, oracle):
     guidance={"scale": 4.0},
   )
   latents = np.random.default_rng(3).standard_normal((2, *sys_.model.latent_shape), np.float32)
-  found = jit(sys_.sample)(
+  found = jax.jit(sys_.sample)(
     sys_.policy.params,
     sys_.frozen,
     sys_.model.tokenize([{"prompt": prompt} for prompt in PROMPTS]),
@@ -162,7 +161,7 @@ def test_the_empty_prompt_matches_diffusers(flag, saved, oracle):
   model, pipeline = saved("xl")[0], oracle("xl")
   text = dataclasses.replace(model.networks.text, zero_empty=flag)
   networks = dataclasses.replace(model.networks, text=text)
-  found = jit(networks.encode_text)(model.params, model.tokenize([""]))
+  found = jax.jit(networks.encode_text)(model.params, model.tokenize([""]))
   before = pipeline.config.force_zeros_for_empty_prompt
   pipeline.register_to_config(force_zeros_for_empty_prompt=flag)
   with torch.no_grad():
@@ -183,7 +182,7 @@ def test_edited_images_match_diffusers(saved, oracle):
   images = rng.uniform(size=(2, *size, 3)).astype(np.float32)
   latents = rng.standard_normal((2, *model.latent_shape), np.float32)
 
-  @jit
+  @jax.jit
   def edit(params, ids, images, latents):
     text = model.encode_text(params, ids)["text"]
     image, _ = model.vae_moments(params["vae"], 2.0 * images - 1.0)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from quickly import jit
 
 from jaxalign import system
 from jaxalign.diffusion import schedulers
@@ -350,7 +349,7 @@ def test_the_picture_of_an_old_folder_is_that_of_diffusers(saved, components, tm
     )
   latents = np.random.default_rng(3).standard_normal((1, *sys_.model.latent_shape), np.float32)
   tokens = sys_.model.tokenize([{"prompt": "a cat"}])
-  found = jit(sys_.sample)(
+  found = jax.jit(sys_.sample)(
     sys_.policy.params, sys_.frozen, tokens, latents, jax.random.key(0), sys_.pipeline.table
   ).samples
   pipeline = oracle(case, folder, components("sd1"))

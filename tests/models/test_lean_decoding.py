@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from quickly import jit
 
 from jaxalign.models.families import stable_diffusion
 from jaxalign.models.networks import lean_decoding
@@ -45,10 +44,10 @@ def test_tiles_match_diffusers(size, model, folder):
   with torch.no_grad():
     expected = vae.decode(nchw(latents)).sample.permute(0, 2, 3, 1).numpy()
   lean = stable_diffusion.load(folder, decode_tile=8)
-  found = jit(lean.vae_decode)(model.params["vae"], latents)
+  found = jax.jit(lean.vae_decode)(model.params["vae"], latents)
   assert found.shape == (2, 2 * size[0], 2 * size[1], 3)
   np.testing.assert_allclose(found, expected, atol=1e-4)
-  whole = jit(model.vae_decode)(model.params["vae"], latents)
+  whole = jax.jit(model.vae_decode)(model.params["vae"], latents)
   assert np.abs(found - whole).max() > 1e-3
 
 
@@ -85,8 +84,8 @@ def test_blending_by_hand():
 def test_slices_change_nothing_but_rounding(batch_size, model, folder):
   lean = stable_diffusion.load(folder, decode_batch=batch_size)
   latents = draw(model, 3, 4, 6)
-  found = jit(lean.decode)(model.params["vae"], latents)
-  expected = jit(model.decode)(model.params["vae"], latents)
+  found = jax.jit(lean.decode)(model.params["vae"], latents)
+  expected = jax.jit(model.decode)(model.params["vae"], latents)
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -97,7 +96,7 @@ def test_both_together_have_the_gradient_of_the_plain_decoder():
     return params * jnp.sin(z)
 
   lean = lean_decoding.sliced(lean_decoding.tiled(decode_fn, 4, 1), 2)
-  found = jit(jax.grad(lambda z: jnp.sum(jnp.square(lean(2.0, z)))))(z)
+  found = jax.jit(jax.grad(lambda z: jnp.sum(jnp.square(lean(2.0, z)))))(z)
   expected = jax.grad(lambda z: jnp.sum(jnp.square(decode_fn(2.0, z))))(z)
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -105,13 +104,13 @@ def test_both_together_have_the_gradient_of_the_plain_decoder():
 def test_the_autoencoder_computes_in_float32_whatever_it_is_given(model):
   params, latents = model.params["vae"], draw(model, 1, 4, 4)
   half = jnp.asarray(latents, jnp.bfloat16)
-  found = jit(model.decode)(params, half)
+  found = jax.jit(model.decode)(params, half)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(
-    found, jit(model.decode)(params, half.astype(jnp.float32)), atol=1e-6
+    found, jax.jit(model.decode)(params, half.astype(jnp.float32)), atol=1e-6
   )
   image = jnp.asarray(found, jnp.bfloat16)
-  assert all(x.dtype == jnp.float32 for x in jit(model.vae_moments)(params, image))
+  assert all(x.dtype == jnp.float32 for x in jax.jit(model.vae_moments)(params, image))
 
 
 @pytest.mark.parametrize("tile", [0, 6])

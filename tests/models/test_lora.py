@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import jit
 
 from jaxalign.models.adapters import lora
 from jaxalign.models.networks import layers, unet
@@ -49,7 +48,7 @@ def params(inputs):
 
 @pytest.fixture(scope="module")
 def apply():
-  return jit(UNET.apply)
+  return jax.jit(UNET.apply)
 
 
 def leaf_paths(tree):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from quickly import jit
 
 from jaxalign.diffusion import guidance
 from jaxalign.models.adapters import lora, policy
@@ -60,7 +59,7 @@ def test_samples_are_plans(model):
 
 def test_the_network_depends_on_time_condition_and_every_way_point(model, inputs):
   x_t, t, cond = inputs
-  denoise = jit(model.denoise)
+  denoise = jax.jit(model.denoise)
   out = denoise(variables(model), x_t, t, cond)
   assert out.shape == (3, 6, 2) and out.dtype == jnp.float32
   others = [
@@ -74,7 +73,7 @@ def test_the_network_depends_on_time_condition_and_every_way_point(model, inputs
     assert (change.max(axis=(1, 2)) > 1e-5).all()
   first = jax.tree.map(lambda leaf: leaf[:1], cond)
   of_x = jax.jacobian(lambda x: model.denoise(variables(model), x, t[:1], first)[0])
-  jacobian = jit(of_x)(x_t[:1])
+  jacobian = jax.jit(of_x)(x_t[:1])
   assert (np.abs(jacobian[:, :, 0]).max(axis=(1, 3)) > 0).all()  # mixed along time
   # Examples do not see each other.
   alone = denoise(variables(model), x_t[:1], t[:1], first)
@@ -85,9 +84,9 @@ def test_guidance_doubles_the_batch_with_the_masked_condition(model, inputs):
   x_t, t, cond = inputs
   empty = model.condition({}, model.empty)
   guided = guidance.classifier_free(model.denoise, 2.0)
-  found = jit(guided)(variables(model), x_t, t, guidance.Guided(cond, empty))
+  found = jax.jit(guided)(variables(model), x_t, t, guidance.Guided(cond, empty))
   masked = jax.tree.map(lambda leaf: jnp.repeat(leaf, 3, axis=0), empty)
-  with_, without = (jit(model.denoise)(variables(model), x_t, t, c) for c in (cond, masked))
+  with_, without = (jax.jit(model.denoise)(variables(model), x_t, t, c) for c in (cond, masked))
   np.testing.assert_allclose(found, without + 2.0 * (with_ - without), rtol=1e-4, atol=1e-5)
 
 
@@ -105,7 +104,7 @@ def test_lora_changes_nothing_at_first_and_its_gradient_reaches_every_layer(mode
     out = model.denoise(made.variables(trained, made.base), x_t, t, cond)
     return jnp.sum(jnp.square(out - 1.0))
 
-  grads = traverse_util.flatten_dict(jit(jax.grad(loss))(made.params)["lora"])
+  grads = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(made.params)["lora"])
   reached = {"/".join(path[:-1]) for path, leaf in grads.items() if np.abs(leaf).max() > 0}
   assert reached == adapted
 

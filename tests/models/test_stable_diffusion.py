@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_models
-from quickly import jit
 
 from jaxalign.models import tokenization
 from jaxalign.models.families import stable_diffusion, stable_diffusion_networks
@@ -111,8 +110,8 @@ def test_diffusers_predicts_the_same(model, pipeline):
   x_t = rng.normal(size=(2, 4, 6, 4)).astype(np.float32)
   t = np.array([3.0, 981.0], np.float32)
   token_ids = model.tokenize(["a cat", "dog"])
-  cond = jit(model.encode_text)(model.params, token_ids)
-  prediction = jit(model.denoise)({"params": model.params["unet"]}, x_t, t, cond)
+  cond = jax.jit(model.encode_text)(model.params, token_ids)
+  prediction = jax.jit(model.denoise)({"params": model.params["unet"]}, x_t, t, cond)
   with torch.no_grad():
     hidden = pipeline.text_encoder(torch.from_numpy(token_ids).long())[0]
     sample = torch.from_numpy(x_t).permute(0, 3, 1, 2)
@@ -126,8 +125,8 @@ def test_diffusers_encodes_and_decodes_the_same(model, pipeline):
   import torch
 
   images = np.random.default_rng(2).uniform(size=(2, 8, 12, 3)).astype(np.float32)
-  x_0 = jit(model.encode_images)(model.params["vae"], images)
-  decoded = jit(model.decode)(model.params["vae"], x_0)
+  x_0 = jax.jit(model.encode_images)(model.params["vae"], images)
+  decoded = jax.jit(model.decode)(model.params["vae"], x_0)
   with torch.no_grad():
     mean = pipeline.vae.encode(
       2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1
@@ -178,7 +177,7 @@ def test_encode_images_samples_the_posterior(model):
   images = np.random.default_rng(3).uniform(size=(1, 8, 12, 3)).astype(np.float32)
   key = jax.random.key(5)
 
-  @jit
+  @jax.jit
   def encode(params, images):
     return model.vae_moments(params, 2 * images - 1), model.encode_images(params, images, key)
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quickly
 
 from jaxalign.models.networks import unet
 
@@ -146,7 +145,7 @@ def test_matches_diffusers(name):
     ).sample.permute(0, 2, 3, 1)
 
   network = unet.UNet2DConditionModel(config)
-  actual = quickly.jit(network.apply)(
+  actual = jax.jit(network.apply)(
     {"params": params}, x_t, t, text, added
   )
 
@@ -185,7 +184,7 @@ def test_time_is_embedded_in_float32_under_bfloat16():
   rng = np.random.default_rng(2)
   params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
   x_t = jnp.broadcast_to(x_t[:1], x_t.shape).astype(jnp.bfloat16)
-  out = quickly.jit(network.apply)(
+  out = jax.jit(network.apply)(
     params, x_t, t, jnp.broadcast_to(text[:1], text.shape)
   )
   assert out.dtype == jnp.bfloat16

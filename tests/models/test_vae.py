@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import jit
 
 from jaxalign.models.networks import vae
 from jaxalign.models.weights import safetensors_io
@@ -78,7 +77,7 @@ def to_torch(x):
 def test_encode_matches_diffusers(pair):
   model, params, oracle, height, width = pair
   images = np.random.default_rng(1).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
-  mean, log_var = jit(lambda p, x: model.apply({"params": p}, x, method="encode"))(
+  mean, log_var = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode"))(
     params, images
   )
   with torch.no_grad():
@@ -92,7 +91,7 @@ def test_decode_matches_diffusers(pair):
   scale = model.config.downscale
   shape = (2, height // scale, width // scale, model.config.latent_channels)
   latents = np.random.default_rng(2).normal(size=shape).astype(np.float32)
-  images = jit(lambda p, z: model.apply({"params": p}, z, method="decode"))(params, latents)
+  images = jax.jit(lambda p, z: model.apply({"params": p}, z, method="decode"))(params, latents)
   with torch.no_grad():
     expected = oracle.decode(to_torch(latents)).sample
   np.testing.assert_allclose(to_torch(images), expected, atol=1e-4, rtol=0)
@@ -108,7 +107,7 @@ def test_log_var_is_clamped_and_mean_is_not():
   params["encoder"]["conv_out"]["bias"] = jnp.array(
     [100.0, -100.0, 100.0, -100.0]
   )  # two means, two log-variances
-  encode = jit(lambda p, x: model.apply({"params": p}, x, method="encode"))
+  encode = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode"))
   mean, log_var = encode(params, images)
   np.testing.assert_array_equal(mean[0, 0, 0], [100.0, -100.0])
   np.testing.assert_array_equal(log_var[0, 0, 0], [20.0, -30.0])

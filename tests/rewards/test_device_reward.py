@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from quickly import jit
 
 from jaxalign import rewards
 from jaxalign.models.families import clip_dual
@@ -93,10 +92,10 @@ def test_every_device_reward_keeps_the_contract(named, images):
   values = reward.score(reward.params, images, encoded)
   assert values.shape == (3,) and values.dtype == np.float32
   assert np.isfinite(values).all() and len(set(np.asarray(values).tolist())) == 3
-  jitted = jit(reward.score)
+  jitted = jax.jit(reward.score)
   np.testing.assert_allclose(jitted(reward.params, images, encoded), values, rtol=1e-5, atol=1e-5)
 
-  total = jit(jax.grad(lambda images: reward.score(reward.params, images, encoded).sum()))
+  total = jax.jit(jax.grad(lambda images: reward.score(reward.params, images, encoded).sum()))
   grad = np.asarray(total(images))
   assert grad.shape == images.shape and np.isfinite(grad).all()
   assert (np.abs(grad).max(axis=(1, 2, 3)) > 0).all()
@@ -106,7 +105,7 @@ def test_a_step_along_the_gradient_raises_the_reward(named, images):
   name, kwargs = named
   reward = rewards.make_device(name, **kwargs)
   encoded = reward.encode(PROMPTS)
-  total = jit(jax.value_and_grad(lambda x: reward.score(reward.params, x, encoded).sum()))
+  total = jax.jit(jax.value_and_grad(lambda x: reward.score(reward.params, x, encoded).sum()))
   value, grad = total(images)
   # To first order the gain is the length of the step times the gradient's: well above what a sum of
   # all pixels loses in float32, and a small step for rewards that are steep.

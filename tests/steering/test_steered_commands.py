@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-import quickly
 from absl import flags
 from absl.testing import flagsaver
 from device_jobs import ROOT
@@ -101,7 +100,6 @@ def means(printed):
   return {name: float(value) for name, value in rows}
 
 
-@quickly.programs()
 def test_evaluate_a_model_with_a_sampler(capsys):
   """48 plans: of eight each the best is far above the chain's, and more of them arrive."""
   given = (*ON_PLANNER, "--rewards=planner,planner_success", "--num_images=48")
@@ -116,7 +114,6 @@ def test_evaluate_a_model_with_a_sampler(capsys):
 
 
 @pytest.fixture(scope="module")
-@quickly.programs()
 def workdir(load_config, tmp_path_factory):
   """Of a finished run of two iterations."""
   config = load_config("ddpo_planner", "quicktest")
@@ -129,7 +126,6 @@ def reported(workdir):
   return json.loads((workdir / "evaluation.json").read_text())
 
 
-@quickly.programs()
 def test_a_run_is_evaluated_with_a_sampler_and_its_report_says_so(workdir, capsys):
   """Base and aligned model alike; the trajectory KL is not defined, and so null."""
   assert reported(workdir)["sampler"] == {"name": "chain", "kl_bound": 0.0}
@@ -148,7 +144,6 @@ def test_a_run_is_evaluated_with_a_sampler_and_its_report_says_so(workdir, capsy
   assert "sampler best_of_n (n 8; rewards planner): KL to the chain at most 1.2044 nats" in shown
 
 
-@quickly.programs()
 def test_a_run_is_sampled_with_a_sampler(workdir, tmp_path, capsys):
   given = (f"--workdir={workdir}", f"--record={PLAN}", f"--output={tmp_path}")
   run_command(sample, *given, *BEST_OF_8)

@@ -9,7 +9,6 @@ import shutil
 import device_jobs
 import jax
 import pytest
-import quickly
 
 from jaxalign.aot import topology
 from jaxalign.distributed import sharding
@@ -38,7 +37,6 @@ def described(monkeypatch):
   ("dpo", ["encoding: 2 pairs", "pairs"]),
   pytest.param("draft", ["conditioning: 2 records", "records"], marks=pytest.mark.slow),
 ])  # fmt: skip
-@quickly.programs()
 def test_every_feed(
   name, programs, load_config, without_weights, small_model, described, tmp_path, capsys
 ):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import quickly
 from device_jobs import on_planner
 
 from jaxalign import train
@@ -70,8 +69,7 @@ def test_the_screen_shows_three_lines_and_each_failure():
 
 @pytest.fixture
 def config(load_config):
-  with quickly.programs():
-    yield on_planner(load_config("ddpo_planner", "lora,quicktest"))
+  return on_planner(load_config("ddpo_planner", "lora,quicktest"))
 
 
 def test_a_run_reports_and_compiles_nothing_later(config, tmp_path, capsys):

@@ -43,6 +43,8 @@ class Policy(NamedTuple):
 
     Adapters are scaled (arXiv:2309.17400, section 4.3), weights interpolated (arXiv:2109.01903).
     """
+    if strength == 1.0:  # to the bit, and no program for each shape of a weight
+      return params
     if "lora" in params:
       return {"lora": lora_lib.scaled(params["lora"], strength)}
     return jax.tree.map(lambda old, new: old + strength * (new - old), self.params, params)

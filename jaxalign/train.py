@@ -5,8 +5,8 @@ records, is the business of the method's feed; everything else is the same for e
 """
 
 import contextlib
-import dataclasses
 import functools
+import os
 import pathlib
 import signal
 import threading
@@ -17,10 +17,11 @@ import jax
 import numpy as np
 import tqdm
 
-from jaxalign import checks, system
+from jaxalign import checks
+from jaxalign.cli import sections as sections_lib
 from jaxalign.distributed import hosts, sharding
 from jaxalign.evaluation import evaluation as evaluation_lib
-from jaxalign.evaluation import precision
+from jaxalign.evaluation import pictures, precision
 from jaxalign.rewards import retry
 from jaxalign.training import checkpoint, curve, feeds, guard, metrics, self_check
 from jaxalign.training import dry_run as dry_run_lib
@@ -30,12 +31,12 @@ from jaxalign.training import workdir as workdir_lib
 from jaxalign.training.state import TrainState
 
 
-def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
+def train(config, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
   """Runs the config in `workdir`, continuing what was stopped there before."""
   # The parts, each from its own section of the config.
-  sections = config.to_dict()
+  workdir, sections = pathlib.Path(workdir), config.to_dict()
+  sections_lib.check(sections)
   section = functools.partial(checks.call_section, sections)
-  check_numbers(config)
   setup = setup_lib.assemble(sections, section("mesh", sharding.make_mesh))
   sys = setup.system
   evaluations = section(
@@ -75,7 +76,8 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     state = checkpoints.restore_latest(state)
     start = int(state.step)
     writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
-    draw = section("samples", Samples, workdir=workdir, evaluation=evaluations.shown, writer=writer)
+    shown = {"workdir": workdir, "evaluation": evaluations.shown, "writer": writer}
+    draw = section("samples", pictures.Samples, **shown)
     last, every = config.num_iterations, config.evaluation.every
     check_fn = make_self_check(sections, sys, evaluations.shown, workdir)
     floor = measure_floor(sys, evaluations.shown, sections["guidance"]) if start == 0 else None
@@ -192,17 +194,6 @@ def progress_line(record: dict[str, float | None], unit: str) -> str:
   return f"{shown.split('/')[0]} {value}, {per_s:.1f} {unit}/s"
 
 
-def check_numbers(config) -> None:
-  """Raises ValueError for a number that would be found wrong only after hours, or never."""
-  checks.check_seed("config.seed", config.seed)
-  if config.num_iterations < 1:
-    raise ValueError(f"config.num_iterations: expected at least 1, got {config.num_iterations}")
-  if not 0.0 <= config.ema_decay < 1.0:
-    raise ValueError(
-      f"config.ema_decay: expected 0 (no average) up to below 1, got {config.ema_decay}"
-    )
-
-
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
   """An event that SIGTERM (a preemption) or Ctrl-C sets; the loop then ends with its iteration.
@@ -229,35 +220,3 @@ def stop_on_signal() -> Iterator[threading.Event]:
     yield stop
   finally:
     restore()
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-  """Writes samples/step_NNNNNN.png: the same records and the same noise every time.
-
-  Attributes:
-    every: iterations between pictures; 0 draws the last one only.
-    num_samples: in each picture.
-  """
-
-  workdir: pathlib.Path
-  evaluation: evaluation_lib.Evaluation
-  writer: metrics.Writer
-  every: int
-  num_samples: int
-
-  def save(self, step: int, sys: system.System, state: TrainState) -> None:
-    """Draws the picture of `step`. The first one is scored too.
-
-    So an evaluation whose rewards do not fit the samples fails before the training, not after it.
-    """
-    draw = self.evaluation.scored if step == 0 else self.evaluation.sample
-    records, samples, *_ = draw(sys, state.sampling_params, num_samples=self.num_samples)
-    if not hosts.is_first():
-      return
-    captions = [sys.model.describe(record) for record in records]
-    picture = sys.model.modality.picture(list(samples), captions, 8)
-    path = self.workdir / "samples" / f"step_{step:06d}.png"
-    path.parent.mkdir(exist_ok=True)
-    picture.save(path)
-    self.writer.picture(step, "samples", np.asarray(picture))

@@ -4,6 +4,7 @@ They are made absolute once, where they come in, and are kept so: a run is found
 folder, and what was a folder here is never looked for on the hub.
 """
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +35,7 @@ def define(name: str, default: str | None, help: str, **options: Any) -> flags.F
   return flags.DEFINE(PathParser(), name, default, help, serializer=serializer, **options)
 
 
-def absolute(path: Any) -> pathlib.Path:
+def absolute(path: str | os.PathLike) -> pathlib.Path:
   """The path from the root, with the home folder for ~; ValueError where there is none.
 
   Links in it stay as they are written, but before a "..", which is of what they lead to.

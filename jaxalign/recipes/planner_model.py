@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from jaxalign import streams
 from jaxalign.cli import command, paths
@@ -146,22 +147,18 @@ def success_rate(folder: pathlib.Path, split: str, *, num_plans: int = 16) -> fl
   return float(jnp.mean(planner.success(plans, *planner.read_records(records))))
 
 
-def fit_by_flags() -> None:
-  """Defines the flags, which an import of this file does not, and fits what they say."""
-  from absl import flags
+def define_flags(values: flags.FlagValues) -> None:
+  paths.define("output", None, "Folder to write to.", required=True, flag_values=values)
+  help = "Of weights, demonstrations and noise."
+  flags.DEFINE_integer("seed", 0, help, flag_values=values)
+  flags.DEFINE_integer("num_steps", 4500, "Updates.", flag_values=values)
 
-  output = paths.define("output", None, "Folder to write to.", required=True)
-  seed = flags.DEFINE_integer("seed", 0, "Of weights, demonstrations and noise.")
-  num_steps = flags.DEFINE_integer("num_steps", 4500, "Updates.")
 
-  def main(argv):
-    del argv
-    folder = fit(output.value, seed=seed.value, num_steps=num_steps.value)
-    for split in ("validation", "test"):
-      print(f"success on {split:12}{success_rate(folder, split):.3f}")
-
-  command.run(main)
+def main(values: flags.FlagValues) -> None:
+  folder = fit(values.output, seed=values.seed, num_steps=values.num_steps)
+  for split in ("validation", "test"):
+    print(f"success on {split:12}{success_rate(folder, split):.3f}")
 
 
 if __name__ == "__main__":
-  fit_by_flags()
+  command.run(main, define_flags)

@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxalign import checks
+from jaxalign.checks.own_code import FAILURES
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 
@@ -98,7 +99,7 @@ class Manager:
   def __exit__(self, kind: type[BaseException] | None, *_) -> None:
     if jax.process_count() > 1:
       return  # one that has ended would be waited for for ever
-    if kind is not None and issubclass(kind, Exception) and self._last is not None:
+    if kind is not None and issubclass(kind, FAILURES) and self._last is not None:
       step, state = self._last
       # An update takes the arrays of the state before it: what it leaves is no iteration.
       if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):

@@ -115,7 +115,7 @@ def describe(record: Record) -> str:
   return f"({start}) to ({goal})"
 
 
-def make_process(*, num_steps: int, transition: str, **knobs: float) -> transitions.Process:
+def make_process(*, num_steps: int, transition: str, **knobs: Any) -> transitions.Process:
   """`num_steps` steps of equal size on the rectified flow, with any transition."""
   table = schedules.uniform_flow_table(num_steps)
   return transitions.bind(table, transition, PREDICTION, **knobs)

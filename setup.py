@@ -19,7 +19,8 @@ setuptools.setup(
   long_description=(HERE / "README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  packages=setuptools.find_packages(include=["jaxalign", "jaxalign.*"]),
+  packages=[*setuptools.find_packages(include=["jaxalign", "jaxalign.*"]), "jaxalign.configs"],
+  package_dir={"jaxalign.configs": "configs"},  # beside the package in a clone, inside it elsewhere
   package_data={"jaxalign.worlds": ["assets/**/*"]},
   include_package_data=True,
   python_requires=">=3.11",

@@ -48,12 +48,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  if values.config is None or (values.workdir is None and not values.dry_run):
+  if values.config is None:
     raise flags.Error("expected --config=NAME and --workdir=FOLDER, e.g. --config=ddpo")
+  config = configs.load(values.config, values[configs.CHANGES].value, optional=sections.OPTIONAL)
+  if values.workdir is None and not values.dry_run:
+    raise flags.Error("expected --workdir=FOLDER, which the run is written to")
   if values.topology is not None and not values.dry_run:
     raise flags.Error("--topology: expected it with --dry_run, as nothing can run on such devices")
   workdir = values.workdir or pathlib.Path(".")
-  config = configs.load(values.config, values[configs.CHANGES].value, optional=sections.OPTIONAL)
   paths.make_absolute(config)
   flow = config.get("flow")
   checks.check_choice("config.flow", flow, FLOWS)

@@ -11,7 +11,8 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,33 +32,22 @@ from jaxalign.training import workdir as workdir_lib
 from jaxalign.training.state import TrainState
 
 
+class Parts(NamedTuple):
+  """setup: model, method, rewards, optimizer. bounds: of a guard, None without one."""
+
+  setup: setup_lib.Setup
+  evaluations: evaluation_lib.Evaluations
+  bounds: guard.Guard | None
+  feed: feeds.Feed
+
+
 def train(config, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
   """Runs the config in `workdir`, continuing what was stopped there before."""
   # The parts, each from its own section of the config.
   workdir, sections = pathlib.Path(workdir), config.to_dict()
-  sections_lib.check(sections)
   section = functools.partial(checks.call_section, sections)
-  setup = setup_lib.assemble(sections, section("mesh", sharding.make_mesh))
-  sys = setup.system
-  evaluations = section(
-    "evaluation",
-    evaluation_lib.make_evaluations,
-    known=setup.rewards.rewards if setup.rewards else (),
-    retry=retry.of_section(sections.get("reward_pool", {})),
-  )
-  validation, test = evaluations
-  bounds = section(
-    "guard",
-    guard.make,
-    rewards=config.evaluation.rewards,
-    every=config.evaluation.every,
-    kl=test.kl,
-    has_kl=bool(sys.process.noisy_steps()),
-  )
-  sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
-  for evaluation in filter(None, evaluations):
-    evaluation.check(sys.model)
-  feed = feeds.make(setup, workdir)
+  setup, evaluations, bounds, feed = make_parts(sections, workdir)
+  sys, (validation, test) = setup.system, evaluations
   print(feed.describe(), flush=True)
 
   # The programs, and the state that they carry.
@@ -78,7 +68,7 @@ def train(config, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
     writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
     shown = {"workdir": workdir, "evaluation": evaluations.shown, "writer": writer}
     draw = section("samples", pictures.Samples, **shown)
-    last, every = config.num_iterations, config.evaluation.every
+    last, every = config.num_iterations, sections["evaluation"].get("every", 0)
     check_fn = make_self_check(sections, sys, evaluations.shown, workdir)
     floor = measure_floor(sys, evaluations.shown, sections["guidance"]) if start == 0 else None
     base = validation.run(sys, sys.policy.params).means("eval/") if bounds else {}
@@ -154,6 +144,34 @@ def train(config, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
       print(f"{compilations.count} programs compiled; everything is in {workdir}", flush=True)
     watch.close()
     writer.close()
+
+
+def make_parts(sections: Mapping[str, Any], workdir: str | os.PathLike) -> Parts:
+  """The parts of a run; ValueError for all that can be wrong with a config before anything runs."""
+  workdir = pathlib.Path(workdir)
+  sections_lib.check(sections)
+  section = functools.partial(checks.call_section, sections)
+  setup = setup_lib.assemble(sections, section("mesh", sharding.make_mesh))
+  sys = setup.system
+  evaluations = section(
+    "evaluation",
+    evaluation_lib.make_evaluations,
+    known=setup.rewards.rewards if setup.rewards else (),
+    retry=retry.of_section(sections.get("reward_pool", {})),
+  )
+  test = evaluations.test
+  bounds = section(
+    "guard",
+    guard.make,
+    rewards=sections["evaluation"]["rewards"],
+    every=sections["evaluation"].get("every", 0),
+    kl=test.kl,
+    has_kl=bool(sys.process.noisy_steps()),
+  )
+  sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
+  for evaluation in filter(None, evaluations):
+    evaluation.check(sys.model)
+  return Parts(setup, evaluations, bounds, feeds.make(setup, workdir))
 
 
 def make_self_check(sections, sys, evaluation, workdir):

@@ -91,9 +91,10 @@ def main(values: flags.FlagValues) -> None:
 
 
 def run(
-  workdir: pathlib.Path, planned: Run, seed: int, pairs: str | os.PathLike
+  workdir: str | os.PathLike, planned: Run, seed: int, pairs: str | os.PathLike
 ) -> None:
   """One run in a process of its own, unless it is there; its times go to seconds.json."""
+  workdir = pathlib.Path(workdir)
   if (workdir / "seconds.json").exists():
     return
   command = [sys.executable, "-m", "jaxalign.main", f"--config={planned.config}"]
@@ -115,8 +116,9 @@ def _cpu_seconds() -> float:
   return usage.ru_utime + usage.ru_stime
 
 
-def table(output: pathlib.Path, plan: Mapping[str, Run]) -> str:
+def table(output: str | os.PathLike, plan: Mapping[str, Run]) -> str:
   """A Markdown table with a row for each finished run."""
+  output = pathlib.Path(output)
   lines = [
     "| run | seed | judge: base, aligned, gain [95 %] | learned reward: gain [95 %] | KL, nats "
     "| diversity | Vendi | clipped | gap: largest, share | samples | CPU, wall |",

@@ -131,8 +131,9 @@ def check_sides(chosen: list[str] | None) -> list[str]:
   return chosen
 
 
-def calls(name: str, side: str, model: str, folder: pathlib.Path) -> measure.Calls:
+def calls(name: str, side: str, model: str, folder: str | os.PathLike) -> measure.Calls:
   """What a side's process does on request."""
+  folder = pathlib.Path(folder)
   case = CASES[name]
   assert case is not None
   place = "gpu" if case.gpu else "cpu"
@@ -147,13 +148,14 @@ def calls(name: str, side: str, model: str, folder: pathlib.Path) -> measure.Cal
 def run(
   name: str,
   case: Case,
-  output: pathlib.Path,
+  output: str | os.PathLike,
   sides: Sequence[str],
   *,
   rounds: int,
   small: bool,
 ) -> dict[str, Any]:
   """Measures all sides of a case in turns."""
+  output = pathlib.Path(output)
   before = measure.environment()
   model = "small" if small else case.model
   env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if case.gpu else {"JAX_PLATFORMS": "cpu"}

@@ -1,5 +1,6 @@
 """Checks that turn a user's mistake into a message before anything expensive starts."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = [
   "check_call",
   "check_choice",
   "check_finite",
+  "check_range",
   "check_section",
   "check_seed",
   "closest",
@@ -69,17 +71,17 @@ def _check(
   signature = kinds.signature(function)
   parameters = signature.parameters
   keys = [key for key in list(parameters)[len(args) :] if key not in given]
+  rest = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+  unknown = [key for key in section if key not in keys and not (rest and key not in given)]
   try:
-    taken = sorted(given.keys() & section.keys())
-    if taken:
-      raise TypeError(f"got an unexpected keyword argument {taken[0]!r}")
+    if unknown:  # rather than that what it was to be is missing
+      raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
     signature.bind(*args, **given, **section)
   except TypeError as error:
-    hint = "".join(closest(key, keys) for key in section if key not in keys)
+    hint = "".join(closest(key, keys) for key in unknown[:1])
     accepted = f"; valid keys: {', '.join(keys) or 'none'}"
     said = str(error).replace("keyword-only argument", "argument")  # as Python says from 3.12 on
     raise ValueError(f"{what}: {said}{hint}{accepted}") from error
-  rest = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
   for key, value in section.items():
     annotation = parameters[key].annotation if key in parameters else rest[0].annotation
     if not kinds.fits(value, annotation):
@@ -92,8 +94,15 @@ def check_choice(what: str, value: Any, options: Iterable[str]) -> None:
   options = list(options)
   if value not in options:
     raise ValueError(
-      f"{what}: expected one of {', '.join(options)}, got {value!r}{closest(str(value), options)}"
+      f"{what}: expected one of {', '.join(options)}, got {shown(value)}{closest(str(value), options)}"
     )
+
+
+def check_range(what: str, value: float, low: float, high: float = math.inf) -> None:
+  """Raises ValueError unless `low <= value < high`; nothing is as high as an inf."""
+  if not low <= value < high:
+    below = "" if high == math.inf else f" up to below {high:g}"
+    raise ValueError(f"{what}: expected a number from {low:g}{below}, got {shown(value)}")
 
 
 def check_seed(what: str, seed: int) -> None:

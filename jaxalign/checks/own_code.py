@@ -1,4 +1,4 @@
-"""Code of users: imported and called so that whatever it does ends in a sentence, not in silence."""
+"""Code of users: imported and called so that whatever it does ends in a sentence."""
 
 import contextlib
 import importlib

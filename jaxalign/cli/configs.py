@@ -94,8 +94,9 @@ def find(name: str) -> pathlib.Path:
   if not is_path:
     if name not in names():
       near = checks.closest(name, names()) or f"; known: {', '.join(names())}"
-      there = "; a file is named with its suffix, .py" if pathlib.Path(f"{name}.py").exists() else ""
-      raise ValueError(f"--config: found no config {name!r}{near}{there}")
+      here = pathlib.Path(f"{name}.py").exists()
+      there = f"\nthe file here is named by its path, --config={name}.py" if here else ""
+      raise ValueError(f"--config: found no config {checks.shown(name)}{near}{there}")
     return FOLDER / f"{name}.py"
   path = paths.absolute(name)
   if not path.is_file():

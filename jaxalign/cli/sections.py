@@ -35,6 +35,17 @@ def owned_by(function: Callable, *given: str) -> Check:
   return check
 
 
+def _from(check: Check, **least: int) -> Check:
+  """The check, and that numbers are not below `least`: their owners are made after an iteration."""
+
+  def check_fn(what: str, section: Any, sections: Mapping[str, Any]) -> None:
+    check(what, section, sections)
+    for name, low in least.items():
+      checks.check_range(f"{what}.{name}", section.get(name, low), low)
+
+  return check_fn
+
+
 def _named(make: Callable, table: Mapping[str, Callable], *given: str, default: str = "") -> Check:
   """The check of a section whose `name` says which function of the table its other keys are of.
 
@@ -122,11 +133,13 @@ REQUIRED: dict[str, Check] = {
   "optim": owned_by(optim.make),
   "data": _data,
   "batch": _batch,
-  "evaluation": _evaluation,
+  "evaluation": _from(_evaluation, every=0, num_samples=1, microbatch=1),
   "guard": owned_by(guard.make, "rewards", "every", "kl", "has_kl"),
   "self_check": owned_by(self_check.make),
-  "samples": owned_by(pictures.Samples, "workdir", "evaluation", "writer"),
-  "checkpoint": owned_by(checkpoint.Manager, "workdir", "folder"),
+  "samples": _from(
+    owned_by(pictures.Samples, "workdir", "evaluation", "writer"), every=0, num_samples=1
+  ),
+  "checkpoint": _from(owned_by(checkpoint.Manager, "workdir", "folder"), every=0, keep=1),
   "log": owned_by(metrics.make_writer, "workdir", "start_step"),
 }
 OPTIONAL: dict[str, Check] = {

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.checks import check_call, closest, kinds, load_function
+from jaxalign.checks import check_call, closest, kinds, load_function, shown
 from jaxalign.diffusion import predictions, schedulers
 from jaxalign.diffusion.schedules import StepTable
 from jaxalign.types import Array, expand_to
@@ -314,4 +314,4 @@ def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, Any]) -> None
     )
   for name, value in knobs.items():
     if not kinds.fits(value, float) or not 0.0 <= value <= kind.knob_max:
-      raise ValueError(f"{name} of {transition!r}: expected 0 to {kind.knob_max}; got {value!r}")
+      raise ValueError(f"{name} of {transition!r}: expected 0 to {kind.knob_max}; got {shown(value)}")

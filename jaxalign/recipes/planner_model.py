@@ -8,6 +8,7 @@ guidance 49.8 % of its plans for test records succeed (96 records, 16 plans of e
 validation records; of the demonstrations it imitates 90 % do.
 """
 
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -42,7 +43,7 @@ OPTIMIZER = {
 
 
 def fit(
-  output: pathlib.Path,
+  output: str | os.PathLike,
   *,
   seed: int = 0,
   num_plans: int = 32_768,
@@ -59,6 +60,7 @@ def fit(
     batch_size: plans of an update.
     num_steps: updates.
   """
+  output = pathlib.Path(output)
   params = initialization.random_params(streams.stream(seed, "model"), family.param_shapes(CONFIG))
   model = family.build(CONFIG, params)
   params = fit_lib.fit(
@@ -138,8 +140,9 @@ def sample(
   return rollout.rollout(key_steps, *args).x_0
 
 
-def success_rate(folder: pathlib.Path, split: str, *, num_plans: int = 16) -> float:
+def success_rate(folder: str | os.PathLike, split: str, *, num_plans: int = 16) -> float:
   """The share of plans that succeed, over the records of a set, `num_plans` for each; 10 steps."""
+  folder = pathlib.Path(folder)
   model = family.open_model(folder)
   params = jax.tree.map(np.asarray, model.params["denoiser"])
   records = planner.records(split) * num_plans

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.checks.own_code import FAILURES
 from jaxalign.data.records import RecordSet
 from jaxalign.distributed import hosts, placement, sharding
 from jaxalign.modalities.modality import Modality, SampleError

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -49,8 +50,9 @@ class Manager:
   """
 
   def __init__(
-    self, workdir: pathlib.Path, *, every: int, keep: int, folder: str = CHECKPOINTS
+    self, workdir: str | os.PathLike, *, every: int, keep: int, folder: str = CHECKPOINTS
   ):
+    workdir = pathlib.Path(workdir)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, create=True, enable_async_checkpointing=True
     )
@@ -146,12 +148,13 @@ def _cannot_write(manager: ocp.CheckpointManager, reason: str) -> str:
 
 
 def read_latest(
-  workdir: pathlib.Path, folder_name: str = CHECKPOINTS, *, step: int | None = None
+  workdir: str | os.PathLike, folder_name: str = CHECKPOINTS, *, step: int | None = None
 ) -> tuple[int, dict[str, Any]]:
   """The newest checkpoint as `(step, nested dict of arrays)`, without a state to shape it by.
 
   With `step`, the one after so many iterations.
   """
+  workdir = pathlib.Path(workdir)
   folder = (workdir / folder_name).absolute()
   if folder.is_dir():
     with ocp.CheckpointManager(folder) as manager:

@@ -93,16 +93,15 @@ def check_choice(what: str, value: Any, options: Iterable[str]) -> None:
   """Raises ValueError unless `value` is one of the options."""
   options = list(options)
   if value not in options:
-    raise ValueError(
-      f"{what}: expected one of {', '.join(options)}, got {shown(value)}{closest(str(value), options)}"
-    )
+    near = closest(str(value), options)
+    raise ValueError(f"{what}: expected one of {', '.join(options)}, got {shown(value)}{near}")
 
 
 def check_range(what: str, value: float, low: float, high: float = math.inf) -> None:
   """Raises ValueError unless `low <= value < high`; nothing is as high as an inf."""
   if not low <= value < high:
-    below = "" if high == math.inf else f" up to below {high:g}"
-    raise ValueError(f"{what}: expected a number from {low:g}{below}, got {shown(value)}")
+    below = "" if high == math.inf else f" and below {high:g}"
+    raise ValueError(f"{what}: expected at least {low:g}{below}, got {shown(value)}")
 
 
 def check_seed(what: str, seed: int) -> None:

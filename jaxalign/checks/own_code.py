@@ -34,7 +34,7 @@ def apart() -> Iterator[None]:
       sys.stdin = before
 
 
-def place(error: BaseException) -> str:
+def place(error: BaseException, default: str = "an unknown place") -> str:
   """The file and line of a user's code that an error is from: "my_rewards.py, line 3"."""
   if isinstance(error, SyntaxError) and error.filename:
     return f"{error.filename}, line {error.lineno}"
@@ -43,7 +43,7 @@ def place(error: BaseException) -> str:
   libraries = [f for f in frames if f.filename.startswith(_LIBRARIES)]
   own = [f for f in frames if not f.filename.startswith((*_PYTHON, *_LIBRARIES))]
   found = own or libraries or frames
-  return f"{found[-1].filename}, line {found[-1].lineno}" if found else "an unknown place"
+  return f"{found[-1].filename}, line {found[-1].lineno}" if found else default
 
 
 def in_words(error: BaseException) -> str:

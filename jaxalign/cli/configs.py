@@ -11,6 +11,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -94,17 +95,18 @@ def find(name: str) -> pathlib.Path:
   if not is_path:
     if name not in names():
       near = checks.closest(name, names()) or f"; known: {', '.join(names())}"
-      here = pathlib.Path(f"{name}.py").exists()
+      here = os.path.exists(f"{name}.py")  # False for what is no name of a file
       there = f"\nthe file here is named by its path, --config={name}.py" if here else ""
       raise ValueError(f"--config: found no config {checks.shown(name)}{near}{there}")
     return FOLDER / f"{name}.py"
   path = paths.absolute(name)
-  if not path.is_file():
+  if not os.path.isfile(path):
     stem = path.stem if path.suffix == ".py" else path.name
     near = stem if stem in names() else ""
     hint = f"\n--config={near} is the one that comes with jaxalign" if near else ""
-    what = "a folder" if path.is_dir() else "no such file"
-    raise ValueError(f"--config: expected a config file, found {what}: {name}{hint}")
+    what = "a folder" if os.path.isdir(path) else "no such file"
+    found = f"{what}: {checks.cut(name, 300)}{hint}"
+    raise ValueError(f"--config: expected a config file, found {found}")
   return path
 
 
@@ -195,5 +197,5 @@ def _in_words(path: pathlib.Path) -> Iterator[None]:
   except BaseException as error:  # it is the user's code, which may raise anything
     if type(error) is ValueError and path.parent == FOLDER:
       raise  # what ours say themselves, such as of an unknown variant
-    where = own_code.place(error)
+    where = own_code.place(error, str(path))
     raise ValueError(f"--config: {where}: {own_code.in_words(error)}") from error

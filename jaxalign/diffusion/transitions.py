@@ -314,4 +314,5 @@ def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, Any]) -> None
     )
   for name, value in knobs.items():
     if not kinds.fits(value, float) or not 0.0 <= value <= kind.knob_max:
-      raise ValueError(f"{name} of {transition!r}: expected 0 to {kind.knob_max}; got {shown(value)}")
+      expected = f"expected 0 to {kind.knob_max}; got {shown(value)}"
+      raise ValueError(f"{name} of {transition!r}: {expected}")

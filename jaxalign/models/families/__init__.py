@@ -54,7 +54,7 @@ def check_options(path: str | os.PathLike, **options: Any) -> None:
   if module is None and pathlib.Path(name).expanduser().is_dir():
     module = CLASSES.get(_class_name(name))
   family = importlib.import_module(module or f"{_FAMILIES}.stable_diffusion")
-  checks.check_call("config.model", family.open_model, path, **options)
+  checks.check_section("config.model", {"path": path, **options}, family.open_model)
 
 
 def _is_function(name: str) -> bool:
@@ -64,7 +64,7 @@ def _is_function(name: str) -> bool:
 
 
 def _call(function: Callable, path: str | os.PathLike, options: dict[str, Any]) -> Any:
-  checks.check_call("config.model", function, path, **options)
+  checks.check_section("config.model", {"path": path, **options}, function)
   return function(path, **options)
 
 

@@ -1,11 +1,12 @@
 """Seeded random mistakes in configs and in flags, and what a command makes of each."""
 
 import pathlib
+import random
 
 from ml_collections import config_dict
 
-from jaxalign import train
-from jaxalign.cli import command, overrides, paths
+from jaxalign import main, train
+from jaxalign.cli import command, configs, overrides, paths, sections
 
 # Of small models that are opened in no time, learning from samples by step and by sample.
 BASES = ("ddpo_gaussian:quicktest", "rwr_gaussian:quicktest", "ddpo_planner:quicktest")
@@ -84,3 +85,20 @@ def prepare(config, workdir):
   paths.make_absolute(config)
   with train.make_parts(config.to_dict(), pathlib.Path(workdir)).feed:
     pass
+
+
+def try_one(seed, bases, workdir):
+  """What a user sees of the mistakes of a seed: in flags if it is odd, in the config if even."""
+  rng = random.Random(seed)
+  name = rng.choice(BASES)
+  if seed % 2 == 0:
+    config = mutated_config(rng, bases[name])
+    return outcome(lambda: prepare(config, workdir))
+  given = [flag(rng, bases[name]) for _ in range(rng.choice((1, 1, 2)))]
+
+  def run():
+    values = command.parse(main.define_flags, f"--config={name}", *given)
+    changes = values[configs.CHANGES].value
+    prepare(configs.load(values.config, changes, optional=sections.OPTIONAL), workdir)
+
+  return outcome(run)

@@ -16,6 +16,7 @@ from jaxalign import checks, train
 from jaxalign.aot import topology
 from jaxalign.cli import command, configs, paths, sections
 from jaxalign.distributed import hosts
+from jaxalign.recipes import sections as recipe_sections
 from jaxalign.recipes import shapes_model, shapes_reward
 from jaxalign.training import described_dry_run, reward_model
 from jaxalign.training import workdir as workdir_lib
@@ -75,6 +76,7 @@ def main(values: flags.FlagValues) -> None:
   elif jax.process_count() > 1:
     raise ValueError(f"expected one process, because flow {flow!r} uses one; found several")
   else:
+    recipe_sections.check(config.to_dict())
     with workdir_lib.prepared(workdir, config):
       FITS[flow](config, workdir)
 

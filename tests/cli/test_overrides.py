@@ -7,6 +7,7 @@ import pytest
 
 from jaxalign import main
 from jaxalign.cli import command, configs, sections
+from jaxalign.recipes import sections as recipe_sections
 from jaxalign.training import optim
 
 
@@ -107,6 +108,21 @@ def test_a_change_that_does_not_fit(given, words):
   assert words in refused(given)
 
 
+@pytest.mark.parametrize("name, change, words", [
+  ("reward_model", "preferences.fit.lerning_rate=1", 'did you mean "learning_rate"?'),
+  ("reward_model", "preferences.fit.num_steps=many", "num_steps: expected a whole number, got"),
+  ("reward_model", "warm_start.fit.log_every=0", "log_every: expected at least 1, got 0"),
+  ("reward_model", "data.image_sise=64", 'did you mean "image_size"?'),
+  ("pretrain_shapes", "autoencoder.kl_weigt=1", 'did you mean "kl_weight"?'),
+  ("pretrain_shapes", "denoiser.timesteps.logit_mean='a'", "logit_mean: expected a number"),
+  ("pretrain_shapes", "autoencoder.batches.images=3", "unexpected keyword argument 'images'"),
+])
+def test_a_change_of_a_recipe_that_does_not_fit(name, change, words):
+  with pytest.raises(ValueError, match=re.escape(words)) as error:
+    recipe_sections.check(load(f"--config.{change}", config=name).to_dict())
+  assert len(str(error.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("change, words", [
   ({"b1": 2.0}, "b1: expected at least 0 and below 1, got 2.0"),
   ({"learning_rate": -1.0}, "learning_rate: expected at least 0, got -1.0"),
@@ -135,6 +151,7 @@ def test_every_section_of_every_config_has_an_owner(name):
   """So that a key that it lacks is known, and one that it should not have is refused."""
   config = load(config=name).to_dict()
   if config["flow"] != "align":
+    recipe_sections.check(config)
     return
   known = {"flow", "seed", "num_iterations", "ema_decay", *sections.REQUIRED, *sections.OPTIONAL}
   assert set(config) <= known

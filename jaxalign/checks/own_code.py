@@ -34,6 +34,13 @@ def apart() -> Iterator[None]:
       sys.stdin = before
 
 
+def is_theirs(error: BaseException) -> bool:
+  """Whether a user's code raised the error, or called a library that did."""
+  frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+  frames = [name for name in frames if not name.startswith(("<", *_PYTHON, *_LIBRARIES))]
+  return bool(frames) and not frames[-1].startswith(_OURS)
+
+
 def place(error: BaseException, default: str = "an unknown place") -> str:
   """The file and line of a user's code that an error is from: "my_rewards.py, line 3"."""
   if isinstance(error, SyntaxError) and error.filename:

@@ -164,8 +164,9 @@ def _show_warning(
   line: str | None = None,
 ) -> None:
   """Prints a warning for a user without the line of code it is from, others as Python does."""
+  message = checks.brief(str(message), lines=12)
   if category is UserWarning:
-    told = f"warning: {checks.brief(str(message), lines=12)}\n"
+    told = f"warning: {message}\n"
   else:
     told = warnings.formatwarning(message, category, filename, lineno, line)
   (file or sys.stderr).write(told)
@@ -184,4 +185,7 @@ def explain(error: BaseException) -> str | None:
     return "the device is out of memory; lower config.batch.microbatch, or --microbatch"
   if isinstance(error, MemoryError):
     return checks.brief(f"out of memory: {error}; lower what the command asks for")
+  if own_code.is_theirs(error):
+    said_so = f"{own_code.place(error)}: {own_code.in_words(error)}"
+    return checks.brief(f"{said_so}\n--debug shows the traceback")
   return None

@@ -1,10 +1,15 @@
 """--config=NAME: those that come with jaxalign, and files of one's own, from any folder."""
 
+import os
+import pathlib
+import subprocess
 import sys
 
 import pytest
 
 from jaxalign.cli import command, configs
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -108,6 +113,26 @@ def test_a_file_that_is_no_config(here, text, words):
   (here / "bad.py").write_text(text)
   for word in words:
     assert word in refused("bad.py")
+
+
+def test_an_installed_package_has_its_configs_and_files(here):
+  """As a wheel has it (CERT-Polska/hfinger#1): built apart, and asked from an empty folder."""
+  build = ["build_py", "--build-lib", here / "built", "egg_info", "--egg-base", here]
+  subprocess.run([sys.executable, "setup.py", "-q", *build], cwd=ROOT, check=True)
+  built = here / "built" / "jaxalign"
+  assert {path.name for path in (built / "configs").glob("*.py")} >= {"common.py", "ddpo.py"}
+  for path in (ROOT / "jaxalign").rglob("*"):
+    if path.is_file() and "__pycache__" not in path.parts:
+      assert (built / path.relative_to(ROOT / "jaxalign")).is_file(), path
+  (here / "empty").mkdir()
+  program = (
+    "import sys\nfrom jaxalign.cli import configs\n"
+    "assert configs.load('ddpo:lora').lora.rank == 16\n"
+    "assert str(configs.FOLDER) == sys.argv[1] and 'configs' not in sys.modules\n"
+  )
+  environment = {**os.environ, "PYTHONPATH": str(here / "built")}
+  run = [sys.executable, "-c", program, str(built / "configs")]
+  subprocess.run(run, cwd=here / "empty", env=environment, check=True)
 
 
 def test_bytes_that_are_no_text(here):

@@ -108,8 +108,25 @@ def test_a_reward_that_exits_loses_no_iteration(write, command, tmp_path):
   assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(len(rows))]
 
 
-def test_a_transition_that_exits_is_named(write, command, tmp_path):
-  write("def step(x_t, prediction, row, *, prediction_type):\n  raise SystemExit(0)\n")
+@pytest.mark.parametrize("does, words", [
+  ("raise SystemExit(0)", "the run was ended by sys.exit(0) in"),
+  ("return row.no_such_field", "line 2: AttributeError: "),
+  ("return __import__('jax').numpy.sin('a')", "line 2: TypeError: "),
+])
+def test_a_transition_that_fails_is_named(does, words, write, command, tmp_path):
+  write(f"def step(x_t, prediction, row, *, prediction_type):\n  {does}\n")
   process = "--config.process={'transition': 'mine:step', 'num_steps': 2}"
   message, _ = run(command, tmp_path, "--config.reward.names=gaussian_quadratic", process)
-  assert "the run was ended by sys.exit(0) in" in message and "mine.py, line 2" in message
+  assert words in message and "mine.py, line 2" in message
+
+
+def test_a_module_may_have_absl_flags_of_any_name(write, command, tmp_path):
+  """Those of commands are not among them; its own have their defaults."""
+  write(
+    "from absl import flags\nSCALE = flags.DEFINE_float('config', 2.0, '')\n"
+    "def near(points, records): return SCALE.value * points[:, 0]\n"
+  )
+  flags = (*GAUSSIAN, "--config.num_iterations=1", "--dry_run")
+  process = command("main", *flags, cwd=tmp_path, quickly=True)
+  printed, errors = process.communicate()
+  assert process.returncode == 0 and "rollout" in printed, errors

@@ -9,7 +9,10 @@ from jaxalign import main, train
 from jaxalign.cli import command, configs, overrides, paths, sections
 
 # Of small models that are opened in no time, learning from samples by step and by sample.
-BASES = ("ddpo_gaussian:quicktest", "rwr_gaussian:quicktest", "ddpo_planner:quicktest")
+BASES = (
+  *("ddpo_gaussian:quicktest", "rwr_gaussian:quicktest", "online_dpo_gaussian:quicktest"),
+  *("ddpo_planner:quicktest", "mix_grpo_planner:quicktest", "nft_planner:quicktest"),
+)
 VALUES = (
   *(0, 1, -1, 7, 2**31, 2**63, 10**30, -(10**30)),
   *(0.0, 0.5, -0.5, 1.5, 1e308, 1e-320, float("inf"), -float("inf"), float("nan")),

@@ -74,7 +74,7 @@ def _check(
   rest = [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
   unknown = [key for key in section if key not in keys and not (rest and key not in given)]
   try:
-    if unknown:  # rather than that what it was to be is missing
+    if given.keys() & section.keys():
       raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
     signature.bind(*args, **given, **section)
   except TypeError as error:
@@ -100,8 +100,8 @@ def check_choice(what: str, value: Any, options: Iterable[str]) -> None:
 def check_range(what: str, value: float, low: float, high: float = math.inf) -> None:
   """Raises ValueError unless `low <= value < high`; nothing is as high as an inf."""
   if not low <= value < high:
-    below = "" if high == math.inf else f" and below {high:g}"
-    raise ValueError(f"{what}: expected at least {low:g}{below}, got {shown(value)}")
+    below = "" if high == math.inf else f" and below {high}"
+    raise ValueError(f"{what}: expected at least {low}{below}, got {shown(value)}")
 
 
 def check_seed(what: str, seed: int) -> None:

@@ -6,6 +6,7 @@ looked at before the first of them is used: a run does not end at its last one.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from jaxalign.rewards import combine, scoring
 from jaxalign.training import batching, checkpoint, guard, metrics, optim, self_check
 from jaxalign.training.feeds import exactness, stored
 
+MOST = 2**24  # of what an iteration or a program has several of; more is a slip of the finger
+
 # `check(what, section, sections)` raises ValueError unless the section fits its owner.
 Check = Callable[[str, Any, Mapping[str, Any]], None]
 
@@ -35,13 +38,19 @@ def owned_by(function: Callable, *given: str) -> Check:
   return check
 
 
-def _from(check: Check, **least: int) -> Check:
-  """The check, and that numbers are not below `least`: their owners are made after an iteration."""
+def _counts(check: Check, *counts: str, **least: int) -> Check:
+  """The check, and that `counts` are at least 1 and other numbers at least `least`.
+
+  Their owners are made late, or would first take all memory for as many things as asked for.
+  """
+  ranges = {name: (low, math.inf) for name, low in least.items()}
+  ranges |= {name: (1, MOST) for name in counts}
 
   def check_fn(what: str, section: Any, sections: Mapping[str, Any]) -> None:
     check(what, section, sections)
-    for name, low in least.items():
-      checks.check_range(f"{what}.{name}", section.get(name, low), low)
+    for name, (low, high) in ranges.items():
+      if name in section:
+        checks.check_range(f"{what}.{name}", section[name], low, high)
 
   return check_fn
 
@@ -126,20 +135,24 @@ _sampler = _named(steering.make, steering.SAMPLERS, "pipeline")
 REQUIRED: dict[str, Check] = {
   "mesh": owned_by(sharding.make_mesh, "devices"),
   "model": _model,
-  "lora": owned_by(policy.make_policy, "denoiser", "key", "dtype"),
-  "process": _process,
+  "lora": _counts(owned_by(policy.make_policy, "denoiser", "key", "dtype"), rank=0),
+  "process": _counts(_process, "num_steps"),
   "guidance": _named(guidance.make, guidance.GUIDANCE, "denoise_fn", default=guidance.DEFAULT),
   "method": _named(methods.make, methods.METHODS, "pipeline"),
   "optim": owned_by(optim.make),
   "data": _data,
-  "batch": _batch,
-  "evaluation": _from(_evaluation, every=0, num_samples=1, microbatch=1),
+  "batch": _counts(
+    _batch,
+    *("num_records", "group_size", "num_examples", "microbatch"),
+    *("updates_per_epoch", "num_epochs"),
+  ),
+  "evaluation": _counts(_evaluation, "num_samples", "microbatch", every=0),
   "guard": owned_by(guard.make, "rewards", "every", "kl", "has_kl"),
   "self_check": owned_by(self_check.make),
-  "samples": _from(
-    owned_by(pictures.Samples, "workdir", "evaluation", "writer"), every=0, num_samples=1
+  "samples": _counts(
+    owned_by(pictures.Samples, "workdir", "evaluation", "writer"), "num_samples", every=0
   ),
-  "checkpoint": _from(owned_by(checkpoint.Manager, "workdir", "folder"), every=0, keep=1),
+  "checkpoint": _counts(owned_by(checkpoint.Manager, "workdir", "folder"), every=0, keep=1),
   "log": owned_by(metrics.make_writer, "workdir", "start_step"),
 }
 OPTIONAL: dict[str, Check] = {

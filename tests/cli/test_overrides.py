@@ -1,12 +1,15 @@
 """--config.KEY=VALUE: kinds, keys that a config lacks, near misses, and the last one counts."""
 
+import inspect
 import math
 import re
 
 import pytest
 
-from jaxalign import main
+from jaxalign import main, methods, rewards, steering
 from jaxalign.cli import command, configs, sections
+from jaxalign.diffusion import guidance
+from jaxalign.labels import advantages
 from jaxalign.recipes import sections as recipe_sections
 from jaxalign.training import optim
 
@@ -96,6 +99,8 @@ def test_a_section_as_a_whole_stands_before_its_fields():
   ("--config.xyzzy=1", "config.xyzzy: there is no such field; there are advantage, batch, "),
   ("--config.seed.x=1", "expected config.seed to be a section, found 0"),
   ("--config.evaluation.sampler.m=4", "config.evaluation.sampler: missing a required argument: "),
+  ("--config.batch.group_size=3000000000", "group_size: expected at least 1 and below 16777216, "),
+  ("--config.process.num_steps=0", "config.process.num_steps: expected at least 1 and below "),
   ("--config.checkpoint.keep=0", "config.checkpoint.keep: expected at least 1, got 0"),
   ("--config.checkpoint.evry=1", 'did you mean "every"?'),
   ("--config.samples.writer=1", "config.samples: got an unexpected keyword argument 'writer'"),
@@ -156,3 +161,17 @@ def test_every_section_of_every_config_has_an_owner(name):
   known = {"flow", "seed", "num_iterations", "ema_decay", *sections.REQUIRED, *sections.OPTIONAL}
   assert set(config) <= known
   sections.check(config)
+
+
+TABLES = (
+  methods.METHODS, steering.SAMPLERS, advantages.ESTIMATORS, guidance.GUIDANCE,
+  rewards.REWARDS, rewards.DEVICE_REWARDS,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name, function", [row for table in TABLES for row in table.items()])
+def test_what_a_config_names_says_which_keys_it_takes(name, function):
+  """A key that is passed on is looked at nowhere, and ends in a traceback."""
+  for parameter in inspect.signature(function).parameters.values():
+    assert parameter.kind is not parameter.VAR_KEYWORD, name
+    assert parameter.annotation is not parameter.empty, (name, parameter.name)

@@ -37,7 +37,8 @@ def apart() -> Iterator[None]:
 def is_theirs(error: BaseException) -> bool:
   """Whether a user's code raised the error, or called a library that did."""
   frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-  frames = [name for name in frames if not name.startswith(("<", *_PYTHON, *_LIBRARIES))]
+  known = ("<", *_PYTHON, *_LIBRARIES)  # in an installed package we are among these
+  frames = [name for name in frames if name.startswith(_OURS) or not name.startswith(known)]
   return bool(frames) and not frames[-1].startswith(_OURS)
 
 

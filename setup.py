@@ -6,7 +6,7 @@ import re
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "jaxalign/__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "jaxalign/__init__.py").read_text("utf-8"))[1]
 
 DATA = ["pyarrow>=26.0.1"]
 # Oracles that we are compared with. They bring PyTorch, several GB of CUDA unless it is there.
@@ -16,10 +16,11 @@ setuptools.setup(
   name="jaxalign",
   version=VERSION,
   description="Aligning diffusion and flow models with preferences, in JAX",
-  long_description=(HERE / "README.md").read_text(),
+  long_description=(HERE / "README.md").read_text("utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  packages=setuptools.find_packages(include=["jaxalign", "jaxalign.*"]),
+  packages=[*setuptools.find_packages(include=["jaxalign", "jaxalign.*"]), "jaxalign.configs"],
+  package_dir={"jaxalign.configs": "configs"},  # beside the package in a clone, inside it elsewhere
   package_data={"jaxalign.worlds": ["assets/**/*"]},
   include_package_data=True,
   python_requires=">=3.11",

@@ -1,6 +1,6 @@
 """D3PO on the embedded `shapes` model (Yang et al. 2023, arXiv:2311.13231).
 
-  python -m jaxalign.main --config=configs/d3po.py --workdir=runs/d3po
+  python -m jaxalign.main --config=d3po --workdir=runs/d3po
 
 Direct preference optimisation of sampled trajectories: of each prompt the best and the worst of a
 few images that started from the same noise.
@@ -10,7 +10,7 @@ base model's 0.246; the 95 % intervals of the gain are [+0.024, +0.094], [+0.028
 [+0.000, +0.076]. The variants have not been run at full length. The scores are of all held-out
 prompts, before validation and test were apart, and of the noise of that version.
 
-Variants, `--config=configs/d3po.py:NAME[,NAME]`:
+Variants, `--config=d3po:NAME[,NAME]`:
   lora       adapters of rank 16 on the attention, instead of its own weights
   quicktest  two iterations in seconds, to see that everything works
 """

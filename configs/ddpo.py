@@ -1,6 +1,6 @@
 """DDPO on the embedded `shapes` model (Black et al. 2023, arXiv:2305.13301).
 
-  python -m jaxalign.main --config=configs/ddpo.py --workdir=runs/ddpo
+  python -m jaxalign.main --config=ddpo --workdir=runs/ddpo
 
 On two CPU cores 2 min 39 s to 2 min 52 s. Score on 384 images of test prompts 0.347, 0.361 and
 0.356 with seeds 0, 1 and 2 against the base model's 0.274; the 95 % intervals of the gain are
@@ -10,7 +10,7 @@ On two CPU cores 2 min 39 s to 2 min 52 s. Score on 384 images of test prompts 0
 earlier version from 0.246 to 0.518, gain [+0.209, +0.328], and images with every fact right from
 9 % to 27 %, seed 0. The other variants have not been run at full length.
 
-Variants, `--config=configs/ddpo.py:NAME[,NAME]`:
+Variants, `--config=ddpo:NAME[,NAME]`:
   long            eleven times the iterations, at half the learning rate
   lora            adapters of rank 16 on the attention, instead of its own weights
   full            every parameter of the UNet is trained

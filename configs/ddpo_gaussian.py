@@ -1,6 +1,6 @@
 """DDPO on the `gaussian` world, where the right answer is known (arXiv:2305.13301).
 
-  python -m jaxalign.main --config=configs/ddpo_gaussian.py --workdir=runs/ddpo_gaussian
+  python -m jaxalign.main --config=ddpo_gaussian --workdir=runs/ddpo_gaussian
 
 The model is the exact denoiser of N((0.5, -0.3), (1, 0.7)), whose mean and spread are trained, and
 the reward is quadratic. With a KL weight of beta the optimum is the reference tilted by
@@ -11,7 +11,7 @@ standard deviations (0.791, 0.573).
 -0.362) and the deviations (0.812, 0.585), (0.814, 0.582) and (0.817, 0.589). What is sampled in 64
 steps is 6 % narrower than that, for the reference as for what was learned.
 
-Variants, `--config=configs/ddpo_gaussian.py:NAME[,NAME]`:
+Variants, `--config=ddpo_gaussian:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """
 

@@ -1,12 +1,12 @@
 """DDPO on the `planner` world: plans of a point among obstacles, no text, no images (2305.13301).
 
-  python -m jaxalign.main --config=configs/ddpo_planner.py --workdir=runs/ddpo_planner
+  python -m jaxalign.main --config=ddpo_planner --workdir=runs/ddpo_planner
 
 The model has learned from demonstrators of whom some walk through obstacles; the reward is smooth
 in clearance, length, smoothness and the distance of both ends, and `planner_success`, which is not
 trained on, says whether a plan arrives without touching anything.
 
-Variants, `--config=configs/ddpo_planner.py:NAME[,NAME]`:
+Variants, `--config=ddpo_planner:NAME[,NAME]`:
   lora       adapters of rank 8 on every layer
   quicktest  two iterations in seconds, to see that everything works
 """

@@ -1,6 +1,6 @@
 """DDPO on Stable Diffusion 1.5 (Black et al. 2023, arXiv:2305.13301).
 
-  python -m jaxalign.main --config=configs/ddpo_sd15.py --workdir=runs/ddpo_sd15 \\
+  python -m jaxalign.main --config=ddpo_sd15 --workdir=runs/ddpo_sd15 \\
     --config.model.path=FOLDER --config.data.source=prompts.txt \\
     --config.evaluation.source=held_out.txt
 
@@ -11,7 +11,7 @@ rollout and update. The prompts there are 45 names of animals.
 Not yet run on the real weights. Expected to fit one GPU of 24 GB or more at this microbatch, which
 must be a multiple of the number of devices; `--dry_run` says what it takes on yours.
 
-Variants, `--config=configs/ddpo_sd15.py:NAME[,NAME]`:
+Variants, `--config=ddpo_sd15:NAME[,NAME]`:
   full       every parameter of the UNet is trained, at the paper's learning rate
   quicktest  two iterations in little time, to see that everything works
 """

@@ -1,6 +1,6 @@
 """DDPO on Stable Diffusion XL (Black et al. 2023, arXiv:2305.13301).
 
-  python -m jaxalign.main --config=configs/ddpo_sdxl.py --workdir=runs/ddpo_sdxl \\
+  python -m jaxalign.main --config=ddpo_sdxl --workdir=runs/ddpo_sdxl \\
     --config.model.path=FOLDER --config.data.source=prompts.txt \\
     --config.evaluation.source=held_out.txt
 
@@ -10,7 +10,7 @@ configs/ddpo_sd15.py.
 Not yet run on the real weights. Expected to fit one GPU of 80 GB at this microbatch, which must be
 a multiple of the number of devices; `--dry_run` says what it takes on yours.
 
-Variants, `--config=configs/ddpo_sdxl.py:NAME[,NAME]`:
+Variants, `--config=ddpo_sdxl:NAME[,NAME]`:
   full       every parameter of the UNet is trained; it takes several GPUs, with mesh.fsdp above 1
   quicktest  two iterations in little time, to see that everything works
 """

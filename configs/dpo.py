@@ -1,7 +1,7 @@
 """Preference optimisation on stored pairs: Diffusion-DPO (Wallace et al. 2023, arXiv:2311.12908).
 
   python -m jaxalign.recipes.shapes_preferences --output=runs/pairs --num_pairs=20480
-  python -m jaxalign.main --config=configs/dpo.py --workdir=runs/dpo
+  python -m jaxalign.main --config=dpo --workdir=runs/dpo
 
 On one CPU core 4 minutes, with 20480 sampled pairs of which 43 % are ties. Held-out score 0.293,
 0.293 and 0.291 with seeds 0, 1 and 2 against the base model's 0.246; the 95 % intervals of the gain
@@ -10,7 +10,7 @@ are [+0.021, +0.071], [+0.021, +0.074] and [+0.020, +0.070], at less than 2 nats
 have not been run at full length. The scores are of all held-out prompts, before validation and test
 were apart, and of the noise of that version.
 
-Variants, `--config=configs/dpo.py:NAME[,NAME]`:
+Variants, `--config=dpo:NAME[,NAME]`:
   ipo        the loss of IPO (arXiv:2310.12036) on the same log-ratios
   lora       adapters of rank 16 on the attention, instead of its own weights
   full       every parameter of the UNet is trained

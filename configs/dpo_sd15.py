@@ -1,6 +1,6 @@
 """Diffusion-DPO on Stable Diffusion 1.5 (Wallace et al. 2023, arXiv:2311.12908).
 
-  python -m jaxalign.main --config=configs/dpo_sd15.py --workdir=runs/dpo_sd15 \\
+  python -m jaxalign.main --config=dpo_sd15 --workdir=runs/dpo_sd15 \\
     --config.model.path=FOLDER --config.data.source=pairs.parquet \\
     --config.evaluation.source=held_out.txt \\
     --config.evaluation.kwargs="({'path': 'PICKSCORE_FOLDER'},)"
@@ -13,7 +13,7 @@ paper took about 24 hours on 16 A100.
 Not yet run on the real weights. Expected to fit GPUs of 80 GB at 16 pairs each; the microbatch must
 be a multiple of the number of devices, and `--dry_run` says what it takes on yours.
 
-Variants, `--config=configs/dpo_sd15.py:NAME[,NAME]`:
+Variants, `--config=dpo_sd15:NAME[,NAME]`:
   lora       adapters of rank 8 on the attention, at a learning rate that is not published
   quicktest  two iterations in little time, to see that everything works
 """

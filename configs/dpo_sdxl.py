@@ -1,6 +1,6 @@
 """Diffusion-DPO on Stable Diffusion XL (Wallace et al. 2023, arXiv:2311.12908).
 
-  python -m jaxalign.main --config=configs/dpo_sdxl.py --workdir=runs/dpo_sdxl \\
+  python -m jaxalign.main --config=dpo_sdxl --workdir=runs/dpo_sdxl \\
     --config.model.path=FOLDER --config.data.source=pairs.parquet \\
     --config.evaluation.source=held_out.txt \\
     --config.evaluation.kwargs="({'path': 'PICKSCORE_FOLDER'},)"
@@ -13,7 +13,7 @@ Adafactor to save memory; here AdamW's moments are shared by the devices.
 Not yet run on the real weights. Expected to take 8 GPUs of 80 GB at one pair each; the microbatch
 must be a multiple of the number of devices, and `--dry_run` says what it takes on yours.
 
-Variants, `--config=configs/dpo_sdxl.py:NAME[,NAME]`:
+Variants, `--config=dpo_sdxl:NAME[,NAME]`:
   lora       adapters of rank 8 on the attention, at a learning rate that is not published; one GPU
              of 80 GB is expected to do
   quicktest  two iterations in little time, to see that everything works

@@ -1,6 +1,6 @@
 """Direct reward fine-tuning on the embedded `shapes` model: DRaFT and its relatives.
 
-  python -m jaxalign.main --config=configs/draft.py --workdir=runs/draft
+  python -m jaxalign.main --config=draft --workdir=runs/draft
 
 The gradient of a learned, differentiable reward goes through the last steps of the sampler (Clark
 et al. 2023, arXiv:2309.17400).
@@ -14,7 +14,7 @@ and +0.013 to +0.092 of the judge (0.246 at the base); docs/methods.md has them 
 length. All figures are of all held-out prompts, before validation and test were apart, and of the
 noise of that version.
 
-Variants, `--config=configs/draft.py:NAME[,NAME]`:
+Variants, `--config=draft:NAME[,NAME]`:
   whole       through every step (DRaFT)
   lv          through the last step, from several fresh noisings (DRaFT-LV)
   align_prop  through a random number of last steps (AlignProp, arXiv:2310.03739)

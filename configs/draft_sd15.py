@@ -1,6 +1,6 @@
 """DRaFT on Stable Diffusion 1.5 (Clark et al. 2023, arXiv:2309.17400).
 
-  python -m jaxalign.main --config=configs/draft_sd15.py --workdir=runs/draft_sd15 \\
+  python -m jaxalign.main --config=draft_sd15 --workdir=runs/draft_sd15 \\
     --config.model.path=FOLDER --config.data.source=prompts.txt \\
     --config.evaluation.source=held_out.txt \\
     --config.reward.kwargs="({'path': 'PICKSCORE_FOLDER'},)" \\
@@ -13,7 +13,7 @@ ours.
 Not yet run on the real weights. Expected to fit one GPU of 40 GB at this microbatch, which must be
 a multiple of the number of devices; `--dry_run` says what it takes on yours.
 
-Variants, `--config=configs/draft_sd15.py:NAME[,NAME]`:
+Variants, `--config=draft_sd15:NAME[,NAME]`:
   lv         through the last step, from several fresh noisings (DRaFT-LV)
   quicktest  two iterations in little time, to see that everything works
 """

@@ -1,7 +1,7 @@
 """Diffusion-KTO on stored thumbs: images that are good or bad by themselves (arXiv:2404.04465).
 
   python -m jaxalign.recipes.shapes_preferences --output=runs/pairs --num_pairs=20480
-  python -m jaxalign.main --config=configs/kto.py --workdir=runs/kto
+  python -m jaxalign.main --config=kto --workdir=runs/kto
 
 An image is good that won its comparison, and bad that lost; the loss never sees the two together.
 
@@ -9,7 +9,7 @@ About 3.5 minutes of a CPU core. On 384 images of test prompts seeds 0 and 1 gai
 of the learned reward, 95 % intervals [+0.198, +0.443] and [+0.184, +0.405], and of the judge +0.039
 and +0.021, [-0.010, +0.077] and [-0.024, +0.063]: not yet a gain. `lora` has not been run.
 
-Variants, `--config=configs/kto.py:NAME[,NAME]`:
+Variants, `--config=kto:NAME[,NAME]`:
   lora       adapters of rank 16 on the attention, instead of its own weights
   quicktest  two iterations in seconds, to see that everything works
 """

@@ -1,7 +1,7 @@
 """Diffusion-KTO on stored thumbs, on the `planner` world (Li et al. 2024, arXiv:2404.04465).
 
   python -m jaxalign.recipes.planner_preferences --output=runs/plan_pairs --num_pairs=8192
-  python -m jaxalign.main --config=configs/kto_planner.py --workdir=runs/kto_planner
+  python -m jaxalign.main --config=kto_planner --workdir=runs/kto_planner
 
 A plan is good that won its comparison by the reward `planner`, and bad that lost; the loss never
 sees the two together, and ties are left out.
@@ -11,7 +11,7 @@ to 35 s of a CPU core each and 10 s for the pairs: success 0.549 to 0.682 with e
 intervals of the gain [+0.089, +0.180], [+0.089, +0.180] and [+0.086, +0.180]; `planner` 0.598 to
 0.658, 0.655 and 0.664, [+0.034, +0.086], [+0.034, +0.081] and [+0.041, +0.092].
 
-Variants, `--config=configs/kto_planner.py:NAME[,NAME]`:
+Variants, `--config=kto_planner:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """
 

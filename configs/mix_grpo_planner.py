@@ -1,6 +1,6 @@
 """MixGRPO on the `planner` world (Li et al. 2025, arXiv:2507.21802).
 
-  python -m jaxalign.main --config=configs/mix_grpo_planner.py --workdir=runs/mix_grpo_planner
+  python -m jaxalign.main --config=mix_grpo_planner --workdir=runs/mix_grpo_planner
 
 Noise and gradients in four steps of ten, a window that moves along the chain; the other steps are
 deterministic, and each reward would have advantages of its own. The window moves in every
@@ -11,7 +11,7 @@ core each: success 0.518 to 0.630, 0.594 and 0.607, 95 % intervals of the gain [
 [+0.034, +0.117] and [+0.039, +0.138]; `planner` 0.012 to 0.099, 0.091 and 0.076, [+0.062, +0.113],
 [+0.054, +0.106] and [+0.035, +0.092].
 
-Variants, `--config=configs/mix_grpo_planner.py:NAME[,NAME]`:
+Variants, `--config=mix_grpo_planner:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """
 

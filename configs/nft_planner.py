@@ -1,6 +1,6 @@
 """DiffusionNFT on the `planner` world (Zheng et al. 2025, arXiv:2509.16117).
 
-  python -m jaxalign.main --config=configs/nft_planner.py --workdir=runs/nft_planner
+  python -m jaxalign.main --config=nft_planner --workdir=runs/nft_planner
 
 Plans are sampled without noise, by an old copy of the policy that follows it slowly; no likelihood
 is computed.
@@ -10,7 +10,7 @@ Seeds 0, 1 and 2, about 100 s of a CPU core each: success 0.549 to 0.812, 0.789 
 intervals of the gain [+0.203, +0.323], [+0.174, +0.302] and [+0.195, +0.320]; `planner` 0.598 to
 0.643, 0.648 and 0.645, [+0.014, +0.076], [+0.020, +0.081] and [+0.017, +0.078].
 
-Variants, `--config=configs/nft_planner.py:NAME[,NAME]`:
+Variants, `--config=nft_planner:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """
 

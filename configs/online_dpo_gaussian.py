@@ -1,6 +1,6 @@
 """Online DPO on the `gaussian` world, where the right answer is known (arXiv:2402.04792).
 
-  python -m jaxalign.main --config=configs/online_dpo_gaussian.py --workdir=runs/online_dpo_gaussian
+  python -m jaxalign.main --config=online_dpo_gaussian --workdir=runs/online_dpo_gaussian
 
 Pairs of the policy's own samples, with the probability sigmoid(difference of rewards) that the
 better one is chosen: the optimum is the reference tilted by exp(reward / beta), that of
@@ -10,7 +10,7 @@ Mean (0.813, -0.366) and standard deviations (0.791, 0.573) are right at beta = 
 10 s of a CPU core each, learn (0.811, -0.366) (0.802, 0.580); (0.810, -0.365) (0.802, 0.580); and
 (0.811, -0.366) (0.803, 0.580).
 
-Variants, `--config=configs/online_dpo_gaussian.py:NAME[,NAME]`:
+Variants, `--config=online_dpo_gaussian:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """
 

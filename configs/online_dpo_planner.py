@@ -1,6 +1,6 @@
 """Online DPO on the `planner` world (arXiv:2402.04792).
 
-  python -m jaxalign.main --config=configs/online_dpo_planner.py --workdir=runs/online_dpo_planner
+  python -m jaxalign.main --config=online_dpo_planner --workdir=runs/online_dpo_planner
 
 Of eight plans of a record the best and the worst become a pair, and Diffusion-DPO learns from it.
 
@@ -10,7 +10,7 @@ intervals of the gain [+0.062, +0.125], [+0.049, +0.104] and [+0.047, +0.109]; `
 0.625, 0.625 and 0.618, [+0.010, +0.044], [+0.014, +0.042] and [+0.006, +0.036]. `iterative` has not
 been run at full length.
 
-Variants, `--config=configs/online_dpo_planner.py:NAME[,NAME]`:
+Variants, `--config=online_dpo_planner:NAME[,NAME]`:
   iterative  a new reference every 20 iterations
   quicktest  two iterations in seconds, to see that everything works
 """

@@ -1,6 +1,6 @@
 """Pretrains the embedded `shapes` model: autoencoder, then text encoder and UNet together.
 
-  python -m jaxalign.main --config=configs/pretrain_shapes.py --workdir=runs/pretrain_shapes
+  python -m jaxalign.main --config=pretrain_shapes --workdir=runs/pretrain_shapes
 
 Run on 2 CPU cores, which were shared with other work: about 16 minutes for the autoencoder and 48
 for the text encoder and UNet. The autoencoder's reconstructions are judged right for 98 % of 192

@@ -1,6 +1,6 @@
 """RAFT on the `planner` world (Dong et al. 2023, arXiv:2304.06767).
 
-  python -m jaxalign.main --config=configs/raft_planner.py --workdir=runs/raft_planner
+  python -m jaxalign.main --config=raft_planner --workdir=runs/raft_planner
 
 Of sixteen plans of a record the two best are learned from, by the loss that made the model.
 
@@ -9,7 +9,7 @@ Seeds 0, 1 and 2, about 50 s of a CPU core each: success 0.549 to 0.669, 0.669 a
 intervals of the gain [+0.065, +0.174], [+0.062, +0.177] and [+0.062, +0.167]; `planner` 0.598 to
 0.648, 0.643 and 0.639, [+0.021, +0.080], [+0.018, +0.072] and [+0.016, +0.066].
 
-Variants, `--config=configs/raft_planner.py:NAME[,NAME]`:
+Variants, `--config=raft_planner:NAME[,NAME]`:
   quicktest  two iterations in seconds, to see that everything works
 """
 

@@ -3,7 +3,7 @@
   python -m jaxalign.recipes.shapes_preferences --output=preferences/train --num_pairs=20480
   python -m jaxalign.recipes.shapes_preferences --output=preferences/held_out --split=held_out \\
     --seed=1 --num_pairs=4096
-  python -m jaxalign.main --config=configs/reward_model.py --workdir=runs/reward_model
+  python -m jaxalign.main --config=reward_model --workdir=runs/reward_model
 
 About 40 minutes on 2 CPU cores that other work shared, 16 of them for the warm start. Of 4096
 pairs of held-out prompts, 2276 have a preferred image: the model agrees with 70.4 % of these labels

@@ -1,6 +1,6 @@
 """Reward-weighted regression on the `gaussian` world, where the right answer is known (2305.13301).
 
-  python -m jaxalign.main --config=configs/rwr_gaussian.py --workdir=runs/rwr_gaussian
+  python -m jaxalign.main --config=rwr_gaussian --workdir=runs/rwr_gaussian
 
 Samples of the reference, weighted by exp(gamma reward): the optimum is the reference tilted by it,
 that of `configs/ddpo_gaussian.py` at beta = 1 / gamma.
@@ -9,7 +9,7 @@ At gamma = 1 mean (0.813, -0.366) and standard deviations (0.791, 0.573) are rig
 2, 12 s of a core each, learn (0.804, -0.367) (0.779, 0.570); (0.804, -0.368) (0.781, 0.569); and
 (0.805, -0.365) (0.783, 0.561). `sparse` has not been run at full length.
 
-Variants, `--config=configs/rwr_gaussian.py:NAME[,NAME]`:
+Variants, `--config=rwr_gaussian:NAME[,NAME]`:
   sparse     the best tenth of the samples, fitted again in every iteration: no known optimum
   quicktest  two iterations in seconds, to see that everything works
 """

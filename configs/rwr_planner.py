@@ -1,6 +1,6 @@
 """Reward-weighted regression on the `planner` world (RWR in Black et al. 2023, arXiv:2305.13301).
 
-  python -m jaxalign.main --config=configs/rwr_planner.py --workdir=runs/rwr_planner
+  python -m jaxalign.main --config=rwr_planner --workdir=runs/rwr_planner
 
 Trained on `planner`, judged by `planner_success` too, on 384 plans of test records, without noise.
 Seeds 0, 1 and 2, about 65 s of a CPU core each: success 0.549 to 0.661, 0.654 and 0.659, 95 %
@@ -8,7 +8,7 @@ intervals of the gain [+0.062, +0.161], [+0.052, +0.156] and [+0.060, +0.159]; `
 0.644, 0.640 and 0.644, [+0.020, +0.074], [+0.015, +0.070] and [+0.019, +0.074]. `sparse` has not
 been run at full length.
 
-Variants, `--config=configs/rwr_planner.py:NAME[,NAME]`:
+Variants, `--config=rwr_planner:NAME[,NAME]`:
   sparse     the best tenth of the plans, with equal weights
   quicktest  two iterations in seconds, to see that everything works
 """

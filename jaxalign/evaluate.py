@@ -6,47 +6,84 @@
     --sampler_reward=shapes_learned
 """
 
+import os
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from absl import flags
 
-from jaxalign import steering
+from jaxalign import steering, system
 from jaxalign.cli import command, paths, sampling, source
+from jaxalign.evaluation import comparison as comparison_lib
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.evaluation import precision
 from jaxalign.rewards import retry
-
-_REWARDS = flags.DEFINE_list("rewards", None, "Names, comma-separated; or those of the run.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "shapes/test, or a file, folder or pattern.")
-_COLUMNS = flags.DEFINE_string(
-  "columns", None, "Which column of --prompts is what: prompt=NAME, or the name of a layout."
-)
-_NUM_IMAGES = flags.DEFINE_integer("num_images", None, "How many; 96, or as many as the run says.")
-_KL = flags.DEFINE_bool("kl", None, "With --workdir: the trajectory KL too, at thrice the cost.")
-_MICROBATCH = flags.DEFINE_integer("microbatch", 16, "Images sampled at once, with --model.")
+from jaxalign.training import workdir as workdir_lib
+from jaxalign.types import Params
 
 
-def main(argv):
-  del argv
-  workdir = source.workdir()
-  if workdir is not None:
-    evaluate_run(workdir)
-  else:
-    evaluate_model()
+def define_flags(values: flags.FlagValues) -> None:
+  sampling.define(values)
+  flags.DEFINE_list(
+    "rewards", None, "Names, comma-separated; or those of the run.", flag_values=values
+  )
+  flags.DEFINE_string(
+    "prompts", None, "shapes/test, or a file, folder or pattern.", flag_values=values
+  )
+  flags.DEFINE_string(
+    "columns",
+    None,
+    "Which column of --prompts is what: prompt=NAME, or the name of a layout.",
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    "num_images", None, "How many; 96, or as many as the run says.", flag_values=values
+  )
+  flags.DEFINE_bool(
+    "kl", None, "With --workdir: the trajectory KL too, at thrice the cost.", flag_values=values
+  )
+  flags.DEFINE_integer(
+    "microbatch", 16, "Images sampled at once, with --model.", flag_values=values
+  )
 
 
-def evaluate_run(workdir: pathlib.Path) -> None:
+def main(values: flags.FlagValues) -> None:
+  workdir = source.workdir(values)
+  if workdir is None:
+    given = _evaluation_of_model(values)
+    evaluation = evaluation_lib.make_evaluation(**given)  # a mistake is found before a model loads
+    evaluate_model(*sampling.load_model(values), evaluation)
+    return
+  for name in ("num_steps", "guidance_scale", "eta", "seed", "microbatch"):
+    if values[name].present:
+      raise flags.Error(f"--{name}: expected --model with it; a run is evaluated with its own")
+  evaluate_run(workdir, **source.state(values), changes=_given(values))
+
+
+def evaluate_run(
+  workdir: str | os.PathLike,
+  *,
+  take: str = "chosen",
+  strength: float = 1.0,
+  changes: Mapping[str, Any] = MappingProxyType({}),
+) -> comparison_lib.Comparison:
   """Compares a run with its base model on its test prompts, as the run itself does at its end.
 
-  Both are sampled by --sampler, if it is given.
+  The report goes to `workdir`, and is printed.
+
+  Args:
+    workdir: of the run.
+    take, strength: see `training.workdir.load`.
+    changes: to the section `evaluation` of its config, such as `sampler`.
   """
-  for name in ("num_steps", "guidance_scale", "eta", "seed", "microbatch"):
-    if flags.FLAGS[name].present:
-      raise flags.Error(f"--{name}: expected --model with it; a run is evaluated with its own")
-  found = source.load_run(workdir)
-  settings = {**found.config["evaluation"], **_given()}
-  if _PROMPTS.value is not None:  # all of them, as they are
-    settings |= {"validation": "", "every": 0, "columns": _COLUMNS.value}
+  workdir = pathlib.Path(workdir)
+  found = workdir_lib.load(workdir, take=take, strength=strength)
+  print(f"{workdir}: {found.taken}")
+  settings = {**found.config["evaluation"], **changes}
+  if "source" in changes:  # all of them, as they are
+    settings |= {"validation": "", "every": 0, "columns": changes.get("columns")}
   asked_again = retry.of_section(found.config.get("reward_pool", {}))
   evaluation = evaluation_lib.make_evaluations(**settings, retry=asked_again).test
   comparison = evaluation.compare_with_base(
@@ -54,23 +91,13 @@ def evaluate_run(workdir: pathlib.Path) -> None:
   )
   comparison.write(workdir)
   print(comparison.table())
+  return comparison
 
 
-def evaluate_model() -> None:
-  """Prints the mean rewards of a model."""
-  defaults: dict = {
-    "num_samples": 96,
-    "seed": sampling.seed(),
-    "microbatch": _MICROBATCH.value,
-    "features": "default",
-  }
-  if source.model_name() == "shapes":
-    defaults |= {"rewards": ["shapes", "shapes_correct"], "source": "shapes/held_out"}
-  given = {**defaults, **_given()}
-  if "rewards" not in given or "source" not in given:
-    raise flags.Error("with --model, expected --rewards=NAME,... and --prompts=NAME_OR_FILE")
-  evaluation = evaluation_lib.make_evaluation(**given)
-  sys, params = sampling.load_model()
+def evaluate_model(
+  sys: system.System, params: Params, evaluation: evaluation_lib.Evaluation
+) -> comparison_lib.Scores:
+  """Prints the mean rewards of a model, and returns what they are of."""
   scores = evaluation.run(sys, params)
   if evaluation.steered(sys) is not sys:
     print(steering.in_words(evaluation.steered(sys).sampler.report()))
@@ -80,23 +107,40 @@ def evaluate_model() -> None:
   for name, count in scores.abstained.items():
     if count:
       print(f"{name}: no verdict on {count} of {len(scores.samples)}")
+  return scores
 
 
-def _given() -> dict:
+def _evaluation_of_model(values: flags.FlagValues) -> dict[str, Any]:
+  """The arguments of `make_evaluation` with --model."""
+  defaults: dict = {
+    "num_samples": 96,
+    "seed": values.seed,
+    "microbatch": values.microbatch,
+    "features": "default",
+  }
+  if values.model == "shapes":
+    defaults |= {"rewards": ["shapes", "shapes_correct"], "source": "shapes/held_out"}
+  given = {**defaults, **_given(values)}
+  if "rewards" not in given or "source" not in given:
+    raise flags.Error("with --model, expected --rewards=NAME,... and --prompts=NAME_OR_FILE")
+  return given
+
+
+def _given(values: flags.FlagValues) -> dict[str, Any]:
   """The parts of an evaluation that flags name; flags.Error for one that goes with another."""
-  if _COLUMNS.value is not None and _PROMPTS.value is None:
+  if values.columns is not None and values.prompts is None:
     raise flags.Error("--columns: expected --prompts with it")
   parts = {
-    "rewards": _REWARDS.value,
-    "source": None if _PROMPTS.value is None else paths.of_field(_PROMPTS.value),
-    "columns": _COLUMNS.value,
-    "num_samples": _NUM_IMAGES.value,
-    "kl": _KL.value,
-    "sampler": sampling.sampler(),
-    "sampler_rewards": sampling.sampler_rewards() or None,
+    "rewards": values.rewards,
+    "source": None if values.prompts is None else paths.of_field(values.prompts),
+    "columns": values.columns,
+    "num_samples": values.num_images,
+    "kl": values.kl,
+    "sampler": sampling.sampler(values),
+    "sampler_rewards": sampling.sampler_rewards(values) or None,
   }
   return {name: value for name, value in parts.items() if value is not None}
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, define_flags)

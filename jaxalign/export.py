@@ -4,26 +4,22 @@
   python -m jaxalign.export --workdir=runs/lora --output=adapter --format=lora
 """
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from absl import flags
 
-from jaxalign import files, system
+from jaxalign import checks, files, system
 from jaxalign.cli import command, source
 from jaxalign.cli import output as output_lib
 from jaxalign.models.adapters import lora
 from jaxalign.models.weights import lora_files
+from jaxalign.training import workdir as workdir_lib
 from jaxalign.types import Params
 
-_FORMAT = flags.DEFINE_enum(
-  "format",
-  "diffusers",
-  ["diffusers", "lora"],
-  "A whole pipeline with the training in its weights, or the adapter alone.",
-)
-
+FORMATS = ("diffusers", "lora")
 # Says what an export was made from, and that its folder may be replaced by another one.
 RECORD = "jaxalign_export.json"
 
@@ -40,22 +36,28 @@ class Exported(NamedTuple):
   record: Mapping[str, Any]
 
 
-def main(argv):
-  del argv
-  output = output_lib.folder()
-  check_output(output)
-  exported = load()
-  with files.replacing_folder(output) as folder:
-    if _FORMAT.value == "lora":
-      write_lora(exported, folder)
-    else:
-      write_diffusers(exported, folder)
-    files.write_json(folder / RECORD, {"format": _FORMAT.value, **exported.record})
+def define_flags(values: flags.FlagValues) -> None:
+  source.define(values)
+  output_lib.define(values)
+  flags.DEFINE_enum(
+    "format",
+    "diffusers",
+    FORMATS,
+    "A whole pipeline with the training in its weights, or the adapter alone.",
+    flag_values=values,
+  )
+
+
+def main(values: flags.FlagValues) -> None:
+  output = output_lib.folder(values)
+  check_output(output)  # before anything is loaded
+  write(load(values), output, values.format)
   print(output)
 
 
-def check_output(folder: pathlib.Path) -> None:
+def check_output(folder: str | os.PathLike) -> None:
   """Raises ValueError if writing to `folder` would destroy anything but an export."""
+  folder = pathlib.Path(folder)
   if folder.exists() and not folder.is_dir():
     raise ValueError(f"--output: expected a folder, found the file {folder}")
   if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
@@ -64,26 +66,41 @@ def check_output(folder: pathlib.Path) -> None:
     )
 
 
-def load() -> Exported:
+def load(values: flags.FlagValues) -> Exported:
   """What the flags of `source` name."""
-  workdir = source.workdir()
-  if workdir is not None:
-    found = source.load_run(workdir)
-    policy = found.system.policy
-    record = {
-      "model": found.config["model"],
-      "lora": found.config["lora"],
-      "iteration": found.step,
-      "strength": source.strength(),
-    }
-    return Exported(found.system, policy.variables(found.params, policy.base), record)
+  if source.workdir(values) is not None:
+    return of_run(source.load_run(values), strength=values.strength)
   # How it would be sampled plays no part in what is written.
   process = {"transition": "ddim", "num_steps": 1, "eta": 0.0}
-  sys, params = source.load_model(process, {"scale": 1.0})
-  return Exported(sys, params, {"model": {"path": source.model_name()}})
+  sys, params = source.load_model(values, process, {"scale": 1.0})
+  return Exported(sys, params, {"model": {"path": values.model}})
 
 
-def write_lora(exported: Exported, folder: pathlib.Path) -> None:
+def of_run(found: workdir_lib.Run, *, strength: float = 1.0) -> Exported:
+  """What a run has trained, which was loaded at that strength."""
+  policy = found.system.policy
+  record = {
+    "model": found.config["model"],
+    "lora": found.config["lora"],
+    "iteration": found.step,
+    "strength": strength,
+  }
+  return Exported(found.system, policy.variables(found.params, policy.base), record)
+
+
+def write(exported: Exported, output: str | os.PathLike, format: str = "diffusers") -> None:
+  """Writes the folder `output` in one of `FORMATS`, in the place of an older export there."""
+  checks.check_choice("format", format, FORMATS)
+  check_output(output)
+  with files.replacing_folder(output) as folder:
+    if format == "lora":
+      write_lora(exported, folder)
+    else:
+      write_diffusers(exported, folder)
+    files.write_json(folder / RECORD, {"format": format, **exported.record})
+
+
+def write_lora(exported: Exported, folder: str | os.PathLike) -> None:
   """Writes the adapter as the file that diffusers' `load_lora_weights` reads."""
   if "lora" not in exported.variables:
     raise ValueError(
@@ -93,15 +110,15 @@ def write_lora(exported: Exported, folder: pathlib.Path) -> None:
   lora_files.write(folder, exported.variables["lora"])
 
 
-def write_diffusers(exported: Exported, folder: pathlib.Path) -> None:
+def write_diffusers(exported: Exported, folder: str | os.PathLike) -> None:
   """Writes the whole pipeline as a folder, the denoiser's adapter merged into its weights."""
   denoiser = exported.variables["params"]
   if "lora" in exported.variables:
     denoiser = lora.merge(denoiser, exported.variables["lora"])
   model, frozen = exported.system.model, exported.system.frozen
   params = {name: frozen.get(name, tree) for name, tree in model.params.items()}
-  model.files.save({**params, "denoiser": denoiser}, folder)
+  model.files.save({**params, "denoiser": denoiser}, pathlib.Path(folder))
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, define_flags)

@@ -8,7 +8,9 @@
 """
 
 import json
+import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,68 +23,100 @@ from jaxalign.distributed import placement
 from jaxalign.modalities.modality import Modality, SampleError
 from jaxalign.types import Array, Key, Params, Record
 
-_PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several images.")
-_RECORD = flags.DEFINE_multi_string(
-  "record", None, "A record as a JSON object, instead of a prompt; repeat it for several samples."
-)
-_LATENTS = paths.define(
-  "latents", None, ".npy with the initial noise, float32 NHWC, one row for each prompt."
-)
-_OUTPUT_TYPE = flags.DEFINE_enum(
-  "output_type", "files", ["files", "npy"], "A file each, PNG for images, or all in one .npy."
-)
+OUTPUT_TYPES = ("files", "npy")
 
 
-def main(argv):
-  del argv
-  records = given_records()
-  steered = sampling.steered()  # a mistake in its flags is found before a model is loaded
-  sys, params = load_system()
+def define_flags(values: flags.FlagValues) -> None:
+  sampling.define(values)
+  output.define(values)
+  flags.DEFINE_multi_string(
+    "prompt", None, "What to draw; repeat it for several images.", flag_values=values
+  )
+  flags.DEFINE_multi_string(
+    "record",
+    None,
+    "A record as a JSON object, instead of a prompt; repeat it for several samples.",
+    flag_values=values,
+  )
+  help = ".npy with the initial noise, float32 NHWC, one row for each prompt."
+  paths.define("latents", None, help, flag_values=values)
+  flags.DEFINE_enum(
+    "output_type",
+    "files",
+    OUTPUT_TYPES,
+    "A file each, PNG for images, or all in one .npy.",
+    flag_values=values,
+  )
+
+
+def main(values: flags.FlagValues) -> None:
+  records = given_records(values)
+  steered = sampling.steered(values)  # a mistake in its flags is found before a model is loaded
+  sys, params = load_system(values)
   sys = steered(sys)
-  tokens = sys.tokenize(records)
-  x_T, key = initial_noise(sys, len(records))
-  sample_fn = placement.jit(sys.sample, sys.mesh)
-  samples = np.asarray(sample_fn(params, sys.frozen, tokens, x_T, key, sys.pipeline.table).samples)
+  samples = draw(sys, params, records, seed=values.seed, latents=values.latents)
   if sys.sampler.name != "chain":
     print(steering.in_words(sys.sampler.report()))
-  check(samples, sys.model.modality, {**sys.frozen, **params})
-  for path in write(samples, output.folder("samples"), sys.model.modality):
+  folder = output.folder(values, "samples")
+  for path in write(samples, folder, sys.model.modality, values.output_type):
     print(path)
 
 
-def given_records() -> list[Record]:
+def given_records(values: flags.FlagValues) -> list[Record]:
   """What --prompt and --record ask for."""
-  records: list[Record] = [{"prompt": prompt} for prompt in _PROMPT.value or ()]
-  for text in _RECORD.value or ():
+  records: list[Record] = [{"prompt": prompt} for prompt in values.prompt or ()]
+  for text in values.record or ():
     try:
       records.append(dict(json.loads(text)))
     except (ValueError, TypeError) as error:
-      raise flags.Error(f"--record: expected a JSON object, got {text!r}") from error
+      raise flags.Error(f"--record: expected a JSON object, got {checks.shown(text)}") from error
   if not records:
     raise flags.Error('expected at least one --prompt="...", or --record=\'{...}\'')
   return records
 
 
-def load_system() -> tuple[system.System, Params]:
+def load_system(values: flags.FlagValues) -> tuple[system.System, Params]:
   """The system that the flags describe, and the parameters to sample with."""
-  workdir = source.workdir()
-  if workdir is not None:
-    given = {"process": sampling.process(), "guidance": sampling.guidance()}
-    found = source.load_run(workdir, **given)
+  if source.workdir(values) is not None:
+    given = {"process": sampling.process(values), "guidance": sampling.guidance(values)}
+    found = source.load_run(values, **given)
     return found.system, found.params
-  return sampling.load_model()
+  return sampling.load_model(values)
 
 
-def initial_noise(sys: system.System, count: int) -> tuple[Array, Key]:
-  """x_T `[count, *D]` from --latents or --seed, and the key of the sampler's noise."""
-  key_start, key_steps = jax.random.split(streams.stream(sampling.seed(), "sample"))
+def draw(
+  sys: system.System,
+  params: Params,
+  records: Sequence[Record],
+  *,
+  seed: int = 0,
+  latents: str | os.PathLike | None = None,
+) -> np.ndarray:
+  """Samples `[M, ...]` of M records, as the command draws them.
+
+  The initial noise is of the seed, or from the .npy file `latents`; that of the steps is of the
+  seed. Raises ValueError for samples that are not finite.
+  """
+  tokens = sys.tokenize(records)
+  x_T, key = initial_noise(sys, len(records), seed, latents)
+  sample_fn = placement.jit(sys.sample, sys.mesh)
+  samples = np.asarray(sample_fn(params, sys.frozen, tokens, x_T, key, sys.pipeline.table).samples)
+  check(samples, sys.model.modality, {**sys.frozen, **params})
+  return samples
+
+
+def initial_noise(
+  sys: system.System, count: int, seed: int, latents: str | os.PathLike | None
+) -> tuple[Array, Key]:
+  """x_T `[count, *D]` from the file or the seed, and the key of the sampler's noise."""
+  key_start, key_steps = jax.random.split(streams.stream(seed, "sample"))
   shape = (count, *sys.model.latent_shape)
-  if _LATENTS.value is None:
+  if latents is None:
     return jax.random.normal(key_start, shape), key_steps
   try:
-    x_T = np.load(_LATENTS.value, allow_pickle=False)
+    x_T = np.load(latents, allow_pickle=False)
   except (OSError, ValueError) as error:
-    raise ValueError(f"--latents: could not read {_LATENTS.value} as .npy: {error}") from error
+    raise ValueError(f"--latents: could not read {latents} as .npy: {error}") from error
   if x_T.shape != shape or x_T.dtype != np.float32:
     raise ValueError(
       f"--latents: expected float32 {list(shape)} (images NHWC), got {x_T.dtype} {list(x_T.shape)}"
@@ -112,10 +146,14 @@ def first_not_finite(params: Params) -> str | None:
   return None
 
 
-def write(samples: np.ndarray, folder: pathlib.Path, modality: Modality) -> list[pathlib.Path]:
-  """Writes samples `[M, ...]` as --output_type says, and returns the paths."""
+def write(
+  samples: np.ndarray, folder: str | os.PathLike, modality: Modality, output_type: str = "files"
+) -> list[pathlib.Path]:
+  """Writes samples `[M, ...]` as one of `OUTPUT_TYPES`, and returns the paths."""
+  checks.check_choice("output_type", output_type, OUTPUT_TYPES)
+  folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  if _OUTPUT_TYPE.value == "npy":
+  if output_type == "npy":
     path = folder / f"{modality.unit}.npy"
     np.save(path, samples)
     return [path]
@@ -123,4 +161,4 @@ def write(samples: np.ndarray, folder: pathlib.Path, modality: Modality) -> list
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, define_flags)

@@ -5,22 +5,24 @@ records, is the business of the method's feed; everything else is the same for e
 """
 
 import contextlib
-import dataclasses
 import functools
+import os
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tqdm
 
-from jaxalign import checks, system
+from jaxalign import checks
+from jaxalign.cli import sections as sections_lib
 from jaxalign.distributed import hosts, sharding
 from jaxalign.evaluation import evaluation as evaluation_lib
-from jaxalign.evaluation import precision
+from jaxalign.evaluation import pictures, precision
 from jaxalign.rewards import retry
 from jaxalign.training import checkpoint, curve, feeds, guard, metrics, self_check
 from jaxalign.training import dry_run as dry_run_lib
@@ -30,33 +32,22 @@ from jaxalign.training import workdir as workdir_lib
 from jaxalign.training.state import TrainState
 
 
-def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
+class Parts(NamedTuple):
+  """setup: model, method, rewards, optimizer. bounds: of a guard, None without one."""
+
+  setup: setup_lib.Setup
+  evaluations: evaluation_lib.Evaluations
+  bounds: guard.Guard | None
+  feed: feeds.Feed
+
+
+def train(config, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
   """Runs the config in `workdir`, continuing what was stopped there before."""
   # The parts, each from its own section of the config.
-  sections = config.to_dict()
+  workdir, sections = pathlib.Path(workdir), config.to_dict()
   section = functools.partial(checks.call_section, sections)
-  check_numbers(config)
-  setup = setup_lib.assemble(sections, section("mesh", sharding.make_mesh))
-  sys = setup.system
-  evaluations = section(
-    "evaluation",
-    evaluation_lib.make_evaluations,
-    known=setup.rewards.rewards if setup.rewards else (),
-    retry=retry.of_section(sections.get("reward_pool", {})),
-  )
-  validation, test = evaluations
-  bounds = section(
-    "guard",
-    guard.make,
-    rewards=config.evaluation.rewards,
-    every=config.evaluation.every,
-    kl=test.kl,
-    has_kl=bool(sys.process.noisy_steps()),
-  )
-  sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
-  for evaluation in filter(None, evaluations):
-    evaluation.check(sys.model)
-  feed = feeds.make(setup, workdir)
+  setup, evaluations, bounds, feed = make_parts(sections, workdir)
+  sys, (validation, test) = setup.system, evaluations
   print(feed.describe(), flush=True)
 
   # The programs, and the state that they carry.
@@ -75,8 +66,9 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     state = checkpoints.restore_latest(state)
     start = int(state.step)
     writer = section("log", metrics.make_writer, workdir=workdir, start_step=start)
-    draw = section("samples", Samples, workdir=workdir, evaluation=evaluations.shown, writer=writer)
-    last, every = config.num_iterations, config.evaluation.every
+    shown = {"workdir": workdir, "evaluation": evaluations.shown, "writer": writer}
+    draw = section("samples", pictures.Samples, **shown)
+    last, every = config.num_iterations, sections["evaluation"].get("every", 0)
     check_fn = make_self_check(sections, sys, evaluations.shown, workdir)
     floor = measure_floor(sys, evaluations.shown, sections["guidance"]) if start == 0 else None
     base = validation.run(sys, sys.policy.params).means("eval/") if bounds else {}
@@ -154,6 +146,34 @@ def train(config, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     writer.close()
 
 
+def make_parts(sections: Mapping[str, Any], workdir: str | os.PathLike) -> Parts:
+  """The parts of a run; ValueError for all that can be wrong with a config before anything runs."""
+  workdir = pathlib.Path(workdir)
+  sections_lib.check(sections)
+  section = functools.partial(checks.call_section, sections)
+  setup = setup_lib.assemble(sections, section("mesh", sharding.make_mesh))
+  sys = setup.system
+  evaluations = section(
+    "evaluation",
+    evaluation_lib.make_evaluations,
+    known=setup.rewards.rewards if setup.rewards else (),
+    retry=retry.of_section(sections.get("reward_pool", {})),
+  )
+  test = evaluations.test
+  bounds = section(
+    "guard",
+    guard.make,
+    rewards=sections["evaluation"]["rewards"],
+    every=sections["evaluation"].get("every", 0),
+    kl=test.kl,
+    has_kl=bool(sys.process.noisy_steps()),
+  )
+  sharding.check_batch("config.evaluation.microbatch", test.microbatch, sys.mesh)
+  for evaluation in filter(None, evaluations):
+    evaluation.check(sys.model)
+  return Parts(setup, evaluations, bounds, feeds.make(setup, workdir))
+
+
 def make_self_check(sections, sys, evaluation, workdir):
   """`(state, record) -> problem | None` of the first iteration, see `self_check.run`."""
   action = checks.call_section(sections, "self_check", self_check.make)
@@ -192,17 +212,6 @@ def progress_line(record: dict[str, float | None], unit: str) -> str:
   return f"{shown.split('/')[0]} {value}, {per_s:.1f} {unit}/s"
 
 
-def check_numbers(config) -> None:
-  """Raises ValueError for a number that would be found wrong only after hours, or never."""
-  checks.check_seed("config.seed", config.seed)
-  if config.num_iterations < 1:
-    raise ValueError(f"config.num_iterations: expected at least 1, got {config.num_iterations}")
-  if not 0.0 <= config.ema_decay < 1.0:
-    raise ValueError(
-      f"config.ema_decay: expected 0 (no average) up to below 1, got {config.ema_decay}"
-    )
-
-
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
   """An event that SIGTERM (a preemption) or Ctrl-C sets; the loop then ends with its iteration.
@@ -229,35 +238,3 @@ def stop_on_signal() -> Iterator[threading.Event]:
     yield stop
   finally:
     restore()
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-  """Writes samples/step_NNNNNN.png: the same records and the same noise every time.
-
-  Attributes:
-    every: iterations between pictures; 0 draws the last one only.
-    num_samples: in each picture.
-  """
-
-  workdir: pathlib.Path
-  evaluation: evaluation_lib.Evaluation
-  writer: metrics.Writer
-  every: int
-  num_samples: int
-
-  def save(self, step: int, sys: system.System, state: TrainState) -> None:
-    """Draws the picture of `step`. The first one is scored too.
-
-    So an evaluation whose rewards do not fit the samples fails before the training, not after it.
-    """
-    draw = self.evaluation.scored if step == 0 else self.evaluation.sample
-    records, samples, *_ = draw(sys, state.sampling_params, num_samples=self.num_samples)
-    if not hosts.is_first():
-      return
-    captions = [sys.model.describe(record) for record in records]
-    picture = sys.model.modality.picture(list(samples), captions, 8)
-    path = self.workdir / "samples" / f"step_{step:06d}.png"
-    path.parent.mkdir(exist_ok=True)
-    picture.save(path)
-    self.writer.picture(step, "samples", np.asarray(picture))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the main command in N processes on this machine, which find each other on loopback.
 #
-#   launch/local.sh 2 --config=configs/ddpo.py --workdir=runs/ddpo
+#   launch/local.sh 2 --config=ddpo --workdir=runs/ddpo
 #
 # With GPUs, give each process its own through CUDA_VISIBLE_DEVICES in a wrapper, or use one process
 # for all of them, which needs no launcher. The first process that fails ends the others, and this

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one config with several seeds, one after the other, and prints each held-out comparison.
 #
-#   launch/seeds.sh configs/ddpo.py runs/ddpo 0 1 2
+#   launch/seeds.sh ddpo runs/ddpo 0 1 2
 set -euo pipefail
 
 if [ "$#" -lt 3 ]; then

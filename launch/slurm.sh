@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on several machines under SLURM:
 #
-#   sbatch launch/slurm.sh --config=configs/ddpo.py --workdir=/shared/runs/ddpo
+#   sbatch launch/slurm.sh --config=ddpo --workdir=/shared/runs/ddpo
 #
 # Submit it from the root of the checkout, with an environment active that has jaxalign. The workdir
 # must be on a file system that all machines share. The same command continues a run that was

@@ -15,11 +15,10 @@ import jax
 import numpy as np
 import pytest
 import toy_model
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
 from jaxalign import evaluate, export, system, train
+from jaxalign.cli import command as command_lib
 from jaxalign.evaluation import evaluation
 from jaxalign.training import checkpoint, guard, metrics
 from jaxalign.training import workdir as workdir_lib
@@ -141,9 +140,7 @@ def test_a_run_that_is_read_back_is_its_average(run):
 
 def given(command, *arguments):
   """Calls the main function of a command with flags, as from a command line."""
-  with flagsaver.flagsaver():
-    flags.FLAGS(["test", *map(str, arguments)])
-    command.main([])
+  command.main(command_lib.parse(command.define_flags, *arguments))
 
 
 def test_evaluate_compares_the_average(run, tmp_path):

@@ -70,7 +70,7 @@ def test_a_config_and_its_variants_have_the_values_that_were_written_down(name, 
 def test_a_config_says_which_flow_it_is_for_and_how_to_run_it(name, load_config):
   assert load_config(name).flow in ("align", "pretrain", "reward_model")
   source = (FOLDER / f"{name}.py").read_text()
-  assert f"python -m jaxalign.main --config=configs/{name}.py" in source
+  assert f"python -m jaxalign.main --config={name}" in source
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -78,7 +78,7 @@ def test_each_variant_changes_something_and_is_documented(name, load_config):
   variants = load_config.variants(name)
   assert all(load_config(name, variant) != load_config(name) for variant in variants)
   docstring = (FOLDER / f"{name}.py").read_text().split('"""')[1]
-  documented = docstring.partition(f"\nVariants, `--config=configs/{name}.py:NAME[,NAME]`:\n")[2]
+  documented = docstring.partition(f"\nVariants, `--config={name}:NAME[,NAME]`:\n")[2]
   assert sorted(re.findall(r"^  (\w+)  +\S", documented, re.MULTILINE)) == sorted(variants)
   if variants:
     expected = rf"configs/{name}\.py: unknown variant 'quick'; known: .*quicktest"

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from device_jobs import on_planner, records, without_the_last_iteration
 
 from jaxalign import evaluate, export, train
+from jaxalign.cli import command
 from jaxalign.rewards import DeviceReward
 from jaxalign.training import checkpoint, guard, metrics
 from jaxalign.training import workdir as workdir_lib
@@ -184,12 +183,11 @@ def test_evaluate_and_export_follow_and_a_flag_takes_the_newest(ended, tmp_path,
   workdir = shutil.copytree(ended, tmp_path / "run")
   reported = json.loads((workdir / "evaluation.json").read_text())
   for flag, step in (("--nonewest", 1), ("--newest", 3)):
-    with flagsaver.flagsaver():
-      output = tmp_path / f"out_{step}"
-      flags.FLAGS(["test", f"--workdir={workdir}", flag, f"--output={output}"])
-      judged_once.seen = 4  # as at the run's own end
-      evaluate.main([])
-      export.main([])
+    output = tmp_path / f"out_{step}"
+    given = (f"--workdir={workdir}", flag)
+    judged_once.seen = 4  # as at the run's own end
+    evaluate.main(command.parse(evaluate.define_flags, *given))
+    export.main(command.parse(export.define_flags, *given, f"--output={output}"))
     assert capsys.readouterr().out.count(f"run: iteration {step}, the") == 2
     assert json.loads((output / "jaxalign_export.json").read_text())["iteration"] == step
     found = json.loads((workdir / "evaluation.json").read_text())

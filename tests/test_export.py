@@ -1,6 +1,5 @@
 """Out and in: exports against diffusers, adapter files of every origin, and what is refused."""
 
-import contextlib
 import json
 import shutil
 
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from absl import flags
-from absl.testing import flagsaver
 
 from jaxalign import export, system, train
-from jaxalign.cli import source
+from jaxalign.cli import command, source
 from jaxalign.models.adapters import lora
 from jaxalign.models.families import stable_diffusion
 from jaxalign.models.weights import lora_files, safetensors_io
@@ -112,12 +110,9 @@ def trained_adapter(make_config, any_model, tmp_path_factory):
   return workdir
 
 
-@contextlib.contextmanager
 def given(*arguments):
   """The flags of `source` and `export`, as from a command line."""
-  with flagsaver.flagsaver():
-    flags.FLAGS(["test", *arguments])
-    yield
+  return command.parse(export.define_flags, *arguments)
 
 
 @pytest.fixture
@@ -126,13 +121,12 @@ def sample(latents, capsys):
 
   def images(*arguments):
     process, guidance = {"num_steps": NUM_STEPS, "eta": 0.0}, {"scale": SCALE}
-    with given(*arguments):
-      workdir = source.workdir()
-      if workdir is None:
-        sys, params = source.load_model({"transition": "ddim", **process}, guidance)
-      else:
-        found = source.load_run(workdir, process=process, guidance=guidance)
-        sys, params = found.system, found.params
+    values = given(*arguments)
+    if source.workdir(values) is None:
+      sys, params = source.load_model(values, {"transition": "ddim", **process}, guidance)
+    else:
+      found = source.load_run(values, process=process, guidance=guidance)
+      sys, params = found.system, found.params
     token_ids, x_T = sys.model.tokenize([{"prompt": p} for p in PROMPTS]), np.load(latents)
     args = (token_ids, x_T, jax.random.key(0), sys.pipeline.table)
     sampled = jax.jit(sys.sample)(params, sys.frozen, *args)
@@ -146,8 +140,7 @@ def to_folder(tmp_path):
   """`to_folder(*flags)`: the folder that `python -m jaxalign.export` writes."""
 
   def run_export(*arguments, output="exported"):
-    with given(*arguments, f"--output={tmp_path / output}"):
-      export.main([])
+    export.main(given(*arguments, f"--output={tmp_path / output}"))
     return tmp_path / output
 
   return run_export
@@ -291,11 +284,8 @@ def test_only_an_export_is_replaced(lora_run, to_folder, tmp_path):
   ],
 )
 def test_flags_that_do_not_go_together(to_folder, tmp_path, arguments, words):
-  with (
-    given(f"--output={tmp_path / 'exported'}", *arguments),
-    pytest.raises((ValueError, flags.Error), match=words),
-  ):
-    export.main([])
+  with pytest.raises((ValueError, flags.Error), match=words):
+    export.main(given(f"--output={tmp_path / 'exported'}", *arguments))
   assert not list(tmp_path.iterdir())
 
 

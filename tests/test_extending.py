@@ -10,13 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from device_jobs import ROOT, records
-from ml_collections import config_flags
 from PIL import Image
 
-from jaxalign import rewards, sample, system, train
+from jaxalign import main, rewards, sample, system, train
+from jaxalign.cli import command, configs, sections
 from jaxalign.diffusion import guidance
 from jaxalign.labels import advantages
 from jaxalign.models import families
@@ -55,7 +53,6 @@ def extend(tmp_path, monkeypatch):
 
   def place(title):
     name, code, _ = EXAMPLES[title]
-    monkeypatch.setattr(sys, "argv", sys.argv)  # `config_of` changes it
     (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     made.append(name)
@@ -69,15 +66,11 @@ def config_of(title):
   """The config that the command of an example asks for, as its flags make it."""
   given = EXAMPLES[title].command
   assert given[:3] == ["python", "-m", "jaxalign.main"]
-  # Fields of a config are looked for there, and not among the arguments of the parser.
-  sys.argv = ["test", *(flag.replace("=configs/", f"={ROOT}/configs/") for flag in given[3:])]
-  own = flags.FlagValues()
-  config = config_flags.DEFINE_config_file("config", flag_values=own, lock_config=True)
-  flags.DEFINE_string("workdir", None, "", flag_values=own)
-  own(sys.argv)
-  assert own.workdir.startswith("runs/")
-  config.value.samples.every = 0
-  return config.value
+  values = command.parse(main.define_flags, *given[3:])
+  assert values.workdir.parent.name == "runs"
+  config = configs.load(values.config, values[configs.CHANGES].value, optional=sections.OPTIONAL)
+  config.samples.every = 0
+  return config
 
 
 @pytest.fixture
@@ -170,9 +163,7 @@ def test_a_sampler(extend, tmp_path, monkeypatch):
   assert given[:3] == ["python", "-m", "jaxalign.sample"]
 
   def points(*changes):
-    with flagsaver.flagsaver():
-      flags.FLAGS(["test", *given[3:], *changes])
-      sample.main([])
+    sample.main(command.parse(sample.define_flags, *given[3:], *changes))
     return np.load("samples/points.npy")
 
   half, whole, none = points(), *(

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from device_jobs import records, without_the_last_iteration
 from PIL import Image
 
@@ -49,11 +48,6 @@ def test_it_reaches_the_tilted_gaussian(name, load_config, tmp_path):
   assert report["rewards"]["gaussian_quadratic"]["interval_95"][0] > 0
   steps = config.process.num_steps
   assert 0.05 < report["kl_to_ref"] < 0.2 and report["kl_steps"] == [steps - 1, steps]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-  flags.FLAGS.mark_as_parsed()  # commands are called here as functions
 
 
 @pytest.fixture(scope="module", params=WORLDS)

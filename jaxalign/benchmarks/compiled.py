@@ -13,6 +13,7 @@ bfloat16, guidance 5, eta 1, 50 steps, adapters of rank 4 on the attention or (`
 """
 
 import ast
+import functools
 from typing import Any
 
 import jax
@@ -22,51 +23,55 @@ from jaxalign import files
 from jaxalign.benchmarks import compiled_cases, compiled_report
 from jaxalign.cli import command, paths
 
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, such as 8xh100 or v5e:2x4.")
-_FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that share the weights; the rest is data.")
-_CASE = flags.DEFINE_list("case", [], "Programs to compile.")
-_OUTPUT = paths.define("output", None, "Folder of the results.", required=True)
-_FILL = paths.define("fill", None, "Page whose tables are filled from the results.")
-_SET = flags.DEFINE_multi_string("set", [], "SECTION.KEY=VALUE of the config, repeated.")
-_BATCH = flags.DEFINE_integer("batch", None, "Images, pairs or prompts a device, of one slice.")
-_SLICES = flags.DEFINE_integer("slices", 2, "Gradient slices of an update; one is no loop.")
-_SOURCES = flags.DEFINE_integer("sources", 0, "Print so many source lines that take longest.")
-_HLO = flags.DEFINE_bool("hlo", False, "Keep the programs' text beside the results.")
+
+def define_flags(values: flags.FlagValues) -> None:
+  define_integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+  define_path = functools.partial(paths.define, flag_values=values)
+  flags.DEFINE_string("topology", None, "Devices, such as 8xh100 or v5e:2x4.", flag_values=values)
+  define_integer("fsdp", 1, "Devices that share the weights; the rest is data.")
+  flags.DEFINE_list("case", [], "Programs to compile.", flag_values=values)
+  define_path("output", None, "Folder of the results.", required=True)
+  define_path("fill", None, "Page whose tables are filled from the results.")
+  help = "SECTION.KEY=VALUE of the config, repeated."
+  flags.DEFINE_multi_string("set", [], help, flag_values=values)
+  define_integer("batch", None, "Images, pairs or prompts a device, of one slice.")
+  define_integer("slices", 2, "Gradient slices of an update; one is no loop.")
+  define_integer("sources", 0, "Print so many source lines that take longest.")
+  flags.DEFINE_bool("hlo", False, "Keep the programs' text beside the results.", flag_values=values)
 
 
-def main(argv):
-  del argv
-  output = _OUTPUT.value
-  unknown = sorted(set(_CASE.value) - set(compiled_cases.CASES))
+def main(values: flags.FlagValues) -> None:
+  output = values.output
+  unknown = sorted(set(values.case) - set(compiled_cases.CASES))
   if unknown:
     known = ", ".join(compiled_cases.CASES)
     raise flags.Error(f"--case: unknown {', '.join(unknown)}; known: {known}")
-  if not _CASE.value and not _FILL.value:
+  if not values.case and not values.fill:
     raise flags.Error("expected --topology and --case, or --fill")
-  if _CASE.value and not _TOPOLOGY.value:
+  if values.case and not values.topology:
     raise flags.Error("--topology: expected described devices, such as 8xh100, got none")
   # What little is computed, such as fresh adapters, is computed here.
   jax.config.update("jax_platforms", "cpu")
 
   output.mkdir(parents=True, exist_ok=True)
-  changes = dict(_change(text) for text in _SET.value)
-  for name in _CASE.value:
+  changes = dict(_change(text) for text in values.set)
+  for name in values.case:
     result, text = compiled_cases.run(
       compiled_cases.CASES[name],
-      topology_name=_TOPOLOGY.value,
-      fsdp=_FSDP.value,
-      batch=_BATCH.value,
-      slices=_SLICES.value,
+      topology_name=values.topology,
+      fsdp=values.fsdp,
+      batch=values.batch,
+      slices=values.slices,
       changes=changes,
     )
     result = {"case": name, **result}
     file = output / compiled_report.file_name(result)
     files.write_json(file, result)
-    if _HLO.value:
+    if values.hlo:
       file.with_suffix(".hlo.txt").write_text(text)
-    print(compiled_report.describe(result, sources=_SOURCES.value), flush=True)
-  if _FILL.value:
-    compiled_report.fill(_FILL.value, output)
+    print(compiled_report.describe(result, sources=values.sources), flush=True)
+  if values.fill:
+    compiled_report.fill(values.fill, output)
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -81,4 +86,4 @@ def _change(text: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, define_flags)

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import os
 import pathlib
 import re
 from typing import Any
@@ -85,8 +86,10 @@ def collectives(found: list[dict[str, Any]]) -> list[str]:
   ]
 
 
-def fill(page: pathlib.Path, output: pathlib.Path) -> None:
+def fill(page: str | os.PathLike, output: str | os.PathLike) -> None:
   """Puts the tables of the results between the page's marks of `compiled` and `compiled-kinds`."""
+  page = pathlib.Path(page)
+  output = pathlib.Path(output)
   results = [files.read_json(path) for path in sorted(output.glob("*.json"))]
   text = page.read_text()
   tables = {"compiled": programs_table(results), "compiled-kinds": kinds_table(results)}

@@ -1,5 +1,6 @@
 """The CPU cases, our side: calls by variant, for `measure.serve`."""
 
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -27,7 +28,7 @@ def inputs(model: stable_diffusion.StableDiffusion) -> tuple[np.ndarray, np.ndar
   return x_t, np.full(BATCH, 500, np.int32), text
 
 
-def unet_forward(name: str, folder: pathlib.Path) -> measure.Calls:
+def unet_forward(name: str, folder: str | os.PathLike) -> measure.Calls:
   """One forward pass of the UNet, and four in one program, each step a little of the prediction."""
   del folder
   model = models.build(name)
@@ -51,7 +52,7 @@ def unet_forward(name: str, folder: pathlib.Path) -> measure.Calls:
   }
 
 
-def unet_gradient(name: str, folder: pathlib.Path) -> measure.Calls:
+def unet_gradient(name: str, folder: str | os.PathLike) -> measure.Calls:
   """The gradient of the mean square of the prediction: of every weight, and of adapters."""
   del folder
   model = models.build(name)
@@ -79,8 +80,9 @@ def unet_gradient(name: str, folder: pathlib.Path) -> measure.Calls:
 IMAGES, MICROBATCH, DDPO_STEPS, GUIDANCE = 16, 8, 10, 5.0
 
 
-def ddpo_epoch(name: str, folder: pathlib.Path) -> measure.Calls:
+def ddpo_epoch(name: str, folder: str | os.PathLike) -> measure.Calls:
   """An iteration of DDPO with adapters of rank 4 and the JPEG reward, through our own feed."""
+  folder = pathlib.Path(folder)
   config = workload.load_config("ddpo", "lora")
   config.lora.update({"rank": 4, "alpha": 4.0})
   config.process.num_steps = DDPO_STEPS
@@ -97,9 +99,10 @@ def ddpo_epoch(name: str, folder: pathlib.Path) -> measure.Calls:
 
 
 def ddpo_calls(
-  config, model: stable_diffusion.StableDiffusion, folder: pathlib.Path
+  config, model: stable_diffusion.StableDiffusion, folder: str | os.PathLike
 ) -> measure.Calls:
   """Iterations of the config: sampling, rewards, and every update."""
+  folder = pathlib.Path(folder)
   work = workload.make(config, model)
   feed = feeds.make(work.setup, folder)
   state, step = work.state, 0

@@ -1,5 +1,6 @@
 """The GPU cases, our side, at full size with random weights: calls by variant."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -27,7 +28,7 @@ CLIP_L_VISION: dict[str, Any] = {
 }
 
 
-def gemm(name: str, folder: pathlib.Path) -> measure.Calls:
+def gemm(name: str, folder: str | os.PathLike) -> measure.Calls:
   """A product of two 8192 x 8192 matrices in bfloat16, 1.1 TFLOP: the limit that was reached."""
   del name, folder
   x = jnp.ones((8192, 8192), jnp.bfloat16)
@@ -35,8 +36,9 @@ def gemm(name: str, folder: pathlib.Path) -> measure.Calls:
   return {"GEMM 8192": lambda: float(jax.block_until_ready(multiply(x))[0, 0])}
 
 
-def rollout(name: str, folder: pathlib.Path) -> measure.Calls:
+def rollout(name: str, folder: str | os.PathLike) -> measure.Calls:
   """Images of 50 guided steps, decoded, at several batch sizes."""
+  folder = pathlib.Path(folder)
   model = models.build(name).with_compute(dtype="bfloat16", remat="none")
   sys = system.from_model(
     stable_diffusion.as_model(model),
@@ -56,8 +58,9 @@ def rollout(name: str, folder: pathlib.Path) -> measure.Calls:
   }
 
 
-def ddpo(name: str, folder: pathlib.Path) -> measure.Calls:
+def ddpo(name: str, folder: str | os.PathLike) -> measure.Calls:
   """An iteration of configs/ddpo_sd15.py on fewer images, scored by a network of aesthetic size."""
+  folder = pathlib.Path(folder)
   config = workload.load_config("ddpo_sd15")
   assert (config.process.num_steps, config.guidance.scale) == (DDPO_STEPS, DDPO_GUIDANCE)
   config.data.source = "shapes/train"
@@ -101,8 +104,9 @@ def score_of_tower(config: clip_vision.CLIPVisionConfig, params: Any) -> DeviceR
   return DeviceReward("aesthetic_size", params, lambda prompts: np.zeros(len(prompts)), score)
 
 
-def dpo(name: str, folder: pathlib.Path) -> measure.Calls:
+def dpo(name: str, folder: str | os.PathLike) -> measure.Calls:
   """Updates of configs/dpo_sdxl.py on latents that are at hand, at several batch sizes."""
+  folder = pathlib.Path(folder)
   updates = _Updates(models.build(name).with_compute(dtype="bfloat16", remat="dots"))
   calls = {
     f"{label}, {count} pairs": bound(updates.run, variant, count)

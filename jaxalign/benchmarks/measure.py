@@ -47,7 +47,8 @@ def serve(calls: Calls) -> None:
 class Side:
   """The process of one side, which works when it is asked to and waits otherwise."""
 
-  def __init__(self, name: str, command: list[str], log: pathlib.Path, env: Mapping[str, str]):
+  def __init__(self, name: str, command: list[str], log: str | os.PathLike, env: Mapping[str, str]):
+    log = pathlib.Path(log)
     self.name, self._log = name, log
     with log.open("w") as errors:
       self._process = subprocess.Popen(

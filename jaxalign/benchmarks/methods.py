@@ -9,6 +9,7 @@ Starting it again goes on with the runs that are missing, and writes `table.md` 
 merged into their kernels.
 """
 
+import os
 import pathlib
 import resource
 import subprocess
@@ -22,11 +23,6 @@ from absl import flags
 from jaxalign import files
 from jaxalign.cli import command, paths
 from jaxalign.training import metrics
-
-_OUTPUT = paths.define("output", None, "Folder of the runs and of table.md.", required=True)
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.")
-_PAIRS = paths.define("pairs", "runs/pairs/pairs.parquet", "Preference pairs.")
-_ONLY = flags.DEFINE_list("only", None, "Some of the plan's runs; all by default.")
 
 
 class Run(NamedTuple):
@@ -49,53 +45,63 @@ _BFLOAT16_ADAPTER = (
 _SMALL = ("optim.learning_rate=1e-3", "model.param_dtype=bfloat16")
 PLANS = {
   "methods": {
-    "DDPO": Run("ddpo.py"),
-    "D3PO": Run("d3po.py"),
-    "DPO": Run("dpo.py"),
-    "IPO": Run("dpo.py:ipo"),
-    "DRaFT-1": Run("draft.py"),
-    "DRaFT-LV": Run("draft.py:lv"),
-    "AlignProp": Run("draft.py:align_prop"),
-    "ReFL": Run("draft.py:refl"),
+    "DDPO": Run("ddpo"),
+    "D3PO": Run("d3po"),
+    "DPO": Run("dpo"),
+    "IPO": Run("dpo:ipo"),
+    "DRaFT-1": Run("draft"),
+    "DRaFT-LV": Run("draft:lv"),
+    "AlignProp": Run("draft:align_prop"),
+    "ReFL": Run("draft:refl"),
   },
   # "small" learns at a fifth of the rate, where the merged form is at its worst: weights stored in
   # bfloat16 have no remainder that a small change could tip over to the next number.
   "adapter_forms": {
-    "side": Run("ddpo.py:lora", (*_BFLOAT16_ADAPTER, "lora.form=side")),
-    "merged": Run("ddpo.py:lora", (*_BFLOAT16_ADAPTER, "lora.form=merged")),
-    "side-small": Run("ddpo.py:lora", (*_BFLOAT16_ADAPTER, *_SMALL, "lora.form=side")),
-    "merged-small": Run("ddpo.py:lora", (*_BFLOAT16_ADAPTER, *_SMALL, "lora.form=merged")),
+    "side": Run("ddpo:lora", (*_BFLOAT16_ADAPTER, "lora.form=side")),
+    "merged": Run("ddpo:lora", (*_BFLOAT16_ADAPTER, "lora.form=merged")),
+    "side-small": Run("ddpo:lora", (*_BFLOAT16_ADAPTER, *_SMALL, "lora.form=side")),
+    "merged-small": Run("ddpo:lora", (*_BFLOAT16_ADAPTER, *_SMALL, "lora.form=merged")),
   },
 }
-_PLAN = flags.DEFINE_enum("plan", "methods", list(PLANS), "What to run.")
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+def define_flags(values: flags.FlagValues) -> None:
+  paths.define(
+    "output", None, "Folder of the runs and of table.md.", required=True, flag_values=values
+  )
+  flags.DEFINE_integer("seeds", 3, "Runs of each method.", flag_values=values)
+  default = "runs/pairs/pairs.parquet"
+  paths.define("pairs", default, "Preference pairs.", flag_values=values)
+  flags.DEFINE_list("only", None, "Some of the plan's runs; all by default.", flag_values=values)
+  flags.DEFINE_enum("plan", "methods", list(PLANS), "What to run.", flag_values=values)
 
 
-def main(argv):
-  del argv
-  plan = PLANS[_PLAN.value]
-  names = _ONLY.value or list(plan)
+def main(values: flags.FlagValues) -> None:
+  plan = PLANS[values.plan]
+  names = values.only or list(plan)
   unknown = sorted(set(names) - set(plan))
   if unknown:
     raise flags.Error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(plan)}")
-  output = _OUTPUT.value
+  output = values.output
   output.mkdir(parents=True, exist_ok=True)
-  for seed in range(_SEEDS.value):
+  for seed in range(values.seeds):
     for name in names:
-      run(output / f"{name}_{seed}", plan[name], seed)
+      run(output / f"{name}_{seed}", plan[name], seed, values.pairs)
       (output / "table.md").write_text(table(output, plan))
   print(table(output, plan))
 
 
-def run(workdir: pathlib.Path, planned: Run, seed: int) -> None:
+def run(
+  workdir: str | os.PathLike, planned: Run, seed: int, pairs: str | os.PathLike
+) -> None:
   """One run in a process of its own, unless it is there; its times go to seconds.json."""
+  workdir = pathlib.Path(workdir)
   if (workdir / "seconds.json").exists():
     return
-  command = [sys.executable, "-m", "jaxalign.main", f"--config={CONFIGS / planned.config}"]
+  command = [sys.executable, "-m", "jaxalign.main", f"--config={planned.config}"]
   command += [f"--workdir={workdir}", f"--config.seed={seed}"]
   command += [f"--config.{change}" for change in (*planned.changes, "evaluation.kl=True")]
   if planned.config.startswith("dpo"):
-    command.append(f"--config.data.source={_PAIRS.value}")
+    command.append(f"--config.data.source={pairs}")
   print(" ".join(command), flush=True)
   began, cpu_began = time.perf_counter(), _cpu_seconds()
   if subprocess.run(command, check=False).returncode:
@@ -110,8 +116,9 @@ def _cpu_seconds() -> float:
   return usage.ru_utime + usage.ru_stime
 
 
-def table(output: pathlib.Path, plan: Mapping[str, Run]) -> str:
+def table(output: str | os.PathLike, plan: Mapping[str, Run]) -> str:
   """A Markdown table with a row for each finished run."""
+  output = pathlib.Path(output)
   lines = [
     "| run | seed | judge: base, aligned, gain [95 %] | learned reward: gain [95 %] | KL, nats "
     "| diversity | Vendi | clipped | gap: largest, share | samples | CPU, wall |",
@@ -171,4 +178,4 @@ def _samples(config) -> str:
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, define_flags)

@@ -1,5 +1,6 @@
 """The results of `throughput` as Markdown, and the page that they are written into."""
 
+import os
 import pathlib
 import re
 from typing import Any
@@ -48,8 +49,10 @@ def _machine(environment: dict[str, Any]) -> str:
   )
 
 
-def fill(page: pathlib.Path, output: pathlib.Path) -> None:
+def fill(page: str | os.PathLike, output: str | os.PathLike) -> None:
   """Puts the table of each result between the page's `<!-- NAME -->` and `<!-- /NAME -->`."""
+  page = pathlib.Path(page)
+  output = pathlib.Path(output)
   text = page.read_text()
   for path in sorted(output.glob("*.json")):
     result = files.read_json(path)

@@ -9,13 +9,14 @@ of its own; all are there while a case runs, and work in turns. PyTorch's sides 
 ours and, on a CPU, its very weights.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -23,14 +24,6 @@ from absl import flags
 from jaxalign import files
 from jaxalign.benchmarks import measure, report
 from jaxalign.cli import command, paths
-
-_CASE = flags.DEFINE_list("case", [], "Cases to measure.")
-_OUTPUT = paths.define("output", None, "Folder of the results.", required=True)
-_FILL = paths.define("fill", None, "Page whose tables are filled from the results.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Calls of each side, in turns.")
-_SIDES = flags.DEFINE_list("sides", None, "Some of the sides; all by default.")
-_SMALL = flags.DEFINE_bool("small", False, "CPU cases on a tiny network, to try the command.")
-_WORKER = flags.DEFINE_string("worker", None, "Internal: the side that this process is.")
 
 OURS = "jaxalign"
 _PEERS = ("torch", "diffusers", "transformers", "peft")
@@ -68,30 +61,47 @@ CASES: dict[str, Case | None] = {
 }
 
 
-def main(argv):
-  del argv
-  output = _OUTPUT.value
-  if _WORKER.value:
-    measure.serve(calls(*_WORKER.value.split("/"), output))
+def define_flags(values: flags.FlagValues) -> None:
+  define_list = functools.partial(flags.DEFINE_list, flag_values=values)
+  define_path = functools.partial(paths.define, flag_values=values)
+  define_list("case", [], "Cases to measure.")
+  define_path("output", None, "Folder of the results.", required=True)
+  define_path("fill", None, "Page whose tables are filled from the results.")
+  flags.DEFINE_integer("rounds", 7, "Calls of each side, in turns.", flag_values=values)
+  define_list("sides", None, "Some of the sides; all by default.")
+  help = "CPU cases on a tiny network, to try the command."
+  flags.DEFINE_bool("small", False, help, flag_values=values)
+  help = "Internal: the side that this process is."
+  flags.DEFINE_string("worker", None, help, flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+  output = values.output
+  if values.worker:
+    measure.serve(calls(*values.worker.split("/"), output))
     return
-  unknown = sorted(set(_CASE.value) - set(CASES))
+  unknown = sorted(set(values.case) - set(CASES))
   if unknown:
     raise flags.Error(f"--case: unknown {', '.join(unknown)}; known: {', '.join(CASES)}")
-  if not _CASE.value and not _FILL.value:
+  if not values.case and not values.fill:
     raise flags.Error(f"expected --case, of {', '.join(CASES)}, or --fill")
   output.mkdir(parents=True, exist_ok=True)
-  for name in _CASE.value:
-    check(name)
-  for name in _CASE.value:
+  sides = check_sides(values.sides)
+  for name in values.case:
+    check(name, sides, small=values.small)
+  for name in values.case:
     case = CASES[name]
-    result = economy() if case is None else run(name, case, output)
+    if case is None:
+      result = economy()
+    else:
+      result = run(name, case, output, sides, rounds=values.rounds, small=values.small)
     files.write_json(output / f"{name}.json", {"case": name, **result})
     print(f"## {name}\n\n{report.table(result)}", flush=True)
-  if _FILL.value:
-    report.fill(_FILL.value, output)
+  if values.fill:
+    report.fill(values.fill, output)
 
 
-def check(name: str) -> None:
+def check(name: str, sides: Sequence[str], *, small: bool) -> None:
   """Raises ValueError if this machine lacks what the case needs."""
   case = CASES[name]
   if case is None:
@@ -101,9 +111,9 @@ def check(name: str) -> None:
     raise ValueError(
       f"{name}: expected an NVIDIA GPU, found none\ncases without one: {', '.join(on_cpu)}"
     )
-  if case.gpu and _SMALL.value:
+  if case.gpu and small:
     raise ValueError(f"{name}: --small is for the cases on a CPU")
-  wanted = [] if _sides() == [OURS] else _PEERS
+  wanted = [] if sides == [OURS] else _PEERS
   missing = [package for package in wanted if importlib.util.find_spec(package) is None]
   if missing:
     raise ValueError(
@@ -112,16 +122,18 @@ def check(name: str) -> None:
     )
 
 
-def _sides() -> list[str]:
+def check_sides(chosen: list[str] | None) -> list[str]:
+  """The sides that are measured, all by default; flags.Error for one that is not known."""
   known = [OURS, "torch", "torch.compile"]
-  chosen = _SIDES.value or known
+  chosen = chosen or known
   if OURS not in chosen or set(chosen) - set(known):
     raise flags.Error(f"--sides: expected {OURS} and some of {', '.join(known[1:])}, got {chosen}")
   return chosen
 
 
-def calls(name: str, side: str, model: str, folder: pathlib.Path) -> measure.Calls:
+def calls(name: str, side: str, model: str, folder: str | os.PathLike) -> measure.Calls:
   """What a side's process does on request."""
+  folder = pathlib.Path(folder)
   case = CASES[name]
   assert case is not None
   place = "gpu" if case.gpu else "cpu"
@@ -133,22 +145,31 @@ def calls(name: str, side: str, model: str, folder: pathlib.Path) -> measure.Cal
   )
 
 
-def run(name: str, case: Case, output: pathlib.Path) -> dict[str, Any]:
+def run(
+  name: str,
+  case: Case,
+  output: str | os.PathLike,
+  sides: Sequence[str],
+  *,
+  rounds: int,
+  small: bool,
+) -> dict[str, Any]:
   """Measures all sides of a case in turns."""
+  output = pathlib.Path(output)
   before = measure.environment()
-  model = "small" if _SMALL.value else case.model
+  model = "small" if small else case.model
   env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if case.gpu else {"JAX_PLATFORMS": "cpu"}
-  sides: list[measure.Side] = []
+  started: list[measure.Side] = []
   with tempfile.TemporaryDirectory() as folder:
     try:
-      for side in _sides():
+      for side in sides:
         command = [sys.executable, "-m", "jaxalign.benchmarks.throughput"]
         command += [f"--worker={name}/{side}/{model}", f"--output={folder}"]
         log = output / f"{name}.{side}.log"
-        sides.append(measure.Side(side, command, log, env))
-      variants = measure.interleave(sides, rounds=_ROUNDS.value)
+        started.append(measure.Side(side, command, log, env))
+      variants = measure.interleave(started, rounds=rounds)
     finally:
-      for running in sides:
+      for running in started:
         running.end()
   rows = measure.summarize(variants, OURS)
   for row in rows:
@@ -158,7 +179,7 @@ def run(name: str, case: Case, output: pathlib.Path) -> dict[str, Any]:
   return {
     "model": model,
     "unit": case.unit,
-    "rounds": _ROUNDS.value,
+    "rounds": rounds,
     "environment": {**before, "load at the end": os.getloadavg()[0]},
     "rows": rows,
     "measured": variants,
@@ -177,4 +198,4 @@ def economy() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, define_flags)

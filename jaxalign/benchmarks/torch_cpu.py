@@ -1,5 +1,6 @@
 """The CPU cases, PyTorch's side: diffusers' networks on our weights, eager or compiled."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -9,8 +10,9 @@ from jaxalign.benchmarks import cpu, measure, models, torch_ddpo
 from jaxalign.models.weights import safetensors_io
 
 
-def load_unet(name: str, folder: pathlib.Path) -> Any:
+def load_unet(name: str, folder: str | os.PathLike) -> Any:
   """diffusers' UNet with the weights of `models.build(name)`, through a file in `folder`."""
+  folder = pathlib.Path(folder)
   from diffusers import UNet2DConditionModel
 
   model = models.build(name)
@@ -28,8 +30,9 @@ def _inputs(name: str) -> tuple[Any, Any, Any]:
   return torch.from_numpy(x_t), torch.from_numpy(t), torch.from_numpy(text)
 
 
-def unet_forward(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.Calls:
+def unet_forward(name: str, folder: str | os.PathLike, *, compiled: bool) -> measure.Calls:
   """As `cpu.unet_forward`."""
+  folder = pathlib.Path(folder)
   import torch
 
   unet = load_unet(name, folder).eval()
@@ -50,8 +53,9 @@ def unet_forward(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.
   return {"forward": forward, "4 steps": steps}
 
 
-def unet_gradient(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.Calls:
+def unet_gradient(name: str, folder: str | os.PathLike, *, compiled: bool) -> measure.Calls:
   """As `cpu.unet_gradient`; the adapters are peft's."""
+  folder = pathlib.Path(folder)
   import peft
   import torch
 
@@ -74,8 +78,9 @@ def unet_gradient(name: str, folder: pathlib.Path, *, compiled: bool) -> measure
   return {"full": gradient_of(load_unet(name, folder)), "LoRA r4": gradient_of(adapted)}
 
 
-def ddpo_epoch(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.Calls:
+def ddpo_epoch(name: str, folder: str | os.PathLike, *, compiled: bool) -> measure.Calls:
   """As `cpu.ddpo_epoch`, the way ddpo-pytorch goes about it."""
+  folder = pathlib.Path(folder)
   import torch
 
   loop = torch_ddpo.Loop(

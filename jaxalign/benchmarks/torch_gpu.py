@@ -1,12 +1,12 @@
 """The GPU cases, PyTorch's side: diffusers in bfloat16 with channels last, eager or compiled."""
 
-import pathlib
+import os
 from typing import Any
 
 from jaxalign.benchmarks import gpu, measure, models, torch_ddpo
 
 
-def rollout(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.Calls:
+def rollout(name: str, folder: str | os.PathLike, *, compiled: bool) -> measure.Calls:
   """As `gpu.rollout`, through diffusers' own DDIM scheduler."""
   del folder
   import torch
@@ -36,7 +36,7 @@ def rollout(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.Calls
   return {f"batch {batch}": gpu.bound(sample, batch) for batch in gpu.ROLLOUT_BATCHES}
 
 
-def ddpo(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.Calls:
+def ddpo(name: str, folder: str | os.PathLike, *, compiled: bool) -> measure.Calls:
   """As `gpu.ddpo`, the way ddpo-pytorch goes about it."""
   del folder
   import torch
@@ -67,7 +67,7 @@ def ddpo(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.Calls:
   return {"epoch": loop.epoch}
 
 
-def dpo(name: str, folder: pathlib.Path, *, compiled: bool) -> measure.Calls:
+def dpo(name: str, folder: str | os.PathLike, *, compiled: bool) -> measure.Calls:
   """As `gpu.dpo`, the way diffusers' own script goes about it."""
   del folder
   steps = _DPOSteps(models.CONFIGS[name], compiled)

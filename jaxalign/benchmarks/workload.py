@@ -1,7 +1,5 @@
 """What a config would run, on a model in memory: the system, and its update on any data."""
 
-import importlib.util
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import methods, streams, system
-from jaxalign.cli import command
+from jaxalign.cli import configs
 from jaxalign.models.families import stable_diffusion
 from jaxalign.rewards import combine
 from jaxalign.training import feeds, state
 from jaxalign.training import setup as setup_lib
 from jaxalign.training.feeds import base
-
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
 
 class Workload(NamedTuple):
@@ -54,15 +50,10 @@ class Workload(NamedTuple):
 
 
 def load_config(name: str, variant: str = "") -> Any:
-  """What `configs/<name>.py` returns, unlocked."""
-  path = CONFIGS / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(f"config_{name}", path)
-  if spec is None or spec.loader is None or not path.is_file():
-    raise ValueError(f"expected the repository's configs at {CONFIGS}, found no {path}")
-  command.make_configs_importable()
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant)
+  """The config called `name`, unlocked."""
+  config = configs.load(f"{name}:{variant}" if variant else name)
+  config.unlock()
+  return config
 
 
 def make(

@@ -2,58 +2,114 @@
 is a message of a few lines, never a traceback.
 """
 
+import faulthandler
 import math
 import os
-import pathlib
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TextIO
 
 import jax
 import jaxlib.version
-from absl import app, flags, logging
+from absl import flags, logging
 
+from jaxalign import checks
+from jaxalign.checks import own_code
+from jaxalign.checks.text import said
+from jaxalign.cli import configs
 from jaxalign.distributed import hosts
-
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 # What a user can cause and mend. Anything else is our bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, flags.Error)
 
+HELP = {"--help", "-help", "-h", "--helpfull"}
 _FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Parses flags and calls `main`, like `absl.app.run`, and exits with 1 on an error."""
-  choose_cpu_kernels()
-  use_compilation_cache()
-  say_briefly_what_cannot_be_written()
-  logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
-  # Of an error that orbax raises it also logs the traceback, once in each of its threads.
-  logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-  warnings.showwarning = _show_warning
+Main = Callable[[flags.FlagValues], None]
+DefineFlags = Callable[[flags.FlagValues], None]
+
+
+def run(main: Main, define_flags: DefineFlags) -> None:
+  """Runs a command, `main(values)` of the flags that `define_flags(values)` defines.
+
+  The flags come to be here: a notebook may import any commands, and reload them. Exits with 1 on an
+  error, and where the user's own code ends the process.
+  """
+  prepare()
+  debug = False
   try:
-    app.run(main, flags_parser=_parse)
+    if HELP & set(sys.argv[1:]):
+      print(usage(define_flags))
+      return
+    values = parse(define_flags, *sys.argv[1:])
+    debug = values.debug
+    main(values)
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     hosts.end(130)
-  except Exception as error:
-    message = _explain(error)
-    if message is None or (flags.FLAGS.is_parsed() and _DEBUG.value):
+  except (Exception, SystemExit) as error:
+    message = explain(error)
+    if message is None or debug:
       traceback.print_exc()
     else:
       print(f"error: {message}", file=sys.stderr)
     hosts.end(1)
 
 
-def must_be_finite(*names: str) -> None:
+def parse(define_flags: DefineFlags, *arguments: str | os.PathLike) -> flags.FlagValues:
+  """The flags of a command as they are given, by name: `values.seed`.
+
+    sample.main(command.parse(sample.define_flags, "--model=shapes", "--prompt=a cross"))
+
+  Raises flags.Error for what is no flag, and for values that a flag does not take.
+  """
+  values = _defined(define_flags)
+  given = values.read_flags_from_files([os.fspath(one) for one in arguments], force_gnu=False)
+  rest = values(["", *configs.as_overrides(given, values)])[1:]
+  if rest:
+    raise flags.Error(f"expected flags only, got {checks.cut(' '.join(rest), 200)}")
+  return values
+
+
+def usage(define_flags: DefineFlags) -> str:
+  """What a command does, and its flags."""
+  what = getattr(sys.modules.get("__main__"), "__doc__", None) or ""
+  return f"{what.strip()}\n\nFlags:\n{_defined(define_flags).get_help(include_special_flags=False)}"
+
+
+def _defined(define_flags: DefineFlags) -> flags.FlagValues:
+  values = flags.FlagValues()
+  flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
+  define_flags(values)
+  return values
+
+
+def prepare() -> None:
+  """What every command does to its process first."""
+  faulthandler.enable()
+  choose_cpu_kernels()
+  use_compilation_cache()
+  say_briefly_what_cannot_be_written()
+  flags.FLAGS.mark_as_parsed()  # a library that defines some has its defaults
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)  # orbax and jax report every step they take
+  # Of an error that orbax raises it also logs the traceback, once in each of its threads.
+  logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+  warnings.showwarning = _show_warning
+
+
+def must_be_finite(values: flags.FlagValues, *names: str) -> None:
   """Has the flags of that name refuse nan and inf, which Python reads as numbers."""
   for name in names:
     flags.register_validator(
-      name, lambda value: value is None or math.isfinite(value), "expected a finite number"
+      name,
+      lambda value: value is None or math.isfinite(value),
+      "expected a finite number",
+      flag_values=values,
     )
 
 
@@ -92,17 +148,6 @@ def say_briefly_what_cannot_be_written() -> None:
   sys.unraisablehook = briefly(sys.unraisablehook)
 
 
-def make_configs_importable() -> None:
-  """Lets config files import `configs.common` wherever a command starts.
-
-  `configs` stands beside the package in a clone, and Python looks for modules in the working
-  directory, which may be another. Last in the search, so that it hides no module of the user's.
-  """
-  clone = str(pathlib.Path(__file__).resolve().parents[2])
-  if clone not in sys.path:
-    sys.path.append(clone)
-
-
 def use_compilation_cache() -> None:
   """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already."""
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -119,6 +164,7 @@ def _show_warning(
   line: str | None = None,
 ) -> None:
   """Prints a warning for a user without the line of code it is from, others as Python does."""
+  message = checks.brief(str(message), lines=12)
   if category is UserWarning:
     told = f"warning: {message}\n"
   else:
@@ -126,25 +172,20 @@ def _show_warning(
   (file or sys.stderr).write(told)
 
 
-def _explain(error: Exception) -> str | None:
-  """What to tell the user; None for an error that is not theirs to mend."""
+def explain(error: BaseException) -> str | None:
+  """What to tell the user, in one to three lines; None for an error that is not theirs to mend."""
+  if isinstance(error, SystemExit):
+    return own_code.ended(error)
   lost = hosts.explain(error)
   if lost is not None:
     return lost
   if isinstance(error, USER_ERRORS):
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # Long messages come from libraries: the first line says what failed, the last one why.
-    return "\n".join(lines if len(lines) <= 3 else [lines[0], lines[-1].strip()])
+    return checks.brief(said(error) or type(error).__name__)
   if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
     return "the device is out of memory; lower config.batch.microbatch, or --microbatch"
+  if isinstance(error, MemoryError):
+    return checks.brief(f"out of memory: {error}; lower what the command asks for")
+  if own_code.is_theirs(error):
+    said_so = f"{own_code.place(error)}: {own_code.in_words(error)}"
+    return checks.brief(f"{said_so}\n--debug shows the traceback")
   return None
-
-
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  try:
-    rest = flags.FLAGS(argv)
-  except (AttributeError, KeyError, TypeError) as error:  # a locked config refuses a key
-    raise flags.Error(f"config: {error.args[0] if error.args else error}") from error
-  if len(rest) > 1:
-    raise flags.Error(f"expected flags only, got {' '.join(rest[1:])}")
-  return rest

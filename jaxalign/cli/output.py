@@ -6,13 +6,15 @@ from absl import flags
 
 from jaxalign.cli import paths
 
-_OUTPUT = paths.define(
-  "output", None, "Folder to write to, made if needed; an older export there is replaced."
-)
+
+def define(values: flags.FlagValues) -> None:
+  """Defines --output."""
+  help = "Folder to write to, made if needed; an older export there is replaced."
+  paths.define("output", None, help, flag_values=values)
 
 
-def folder(default: str = "") -> pathlib.Path:
+def folder(values: flags.FlagValues, default: str = "") -> pathlib.Path:
   """The value of --output; flags.Error if it has none and there is no default."""
-  if not (_OUTPUT.value or default):
+  if not (values.output or default):
     raise flags.Error("expected --output=FOLDER")
-  return _OUTPUT.value or paths.absolute(default)
+  return values.output or paths.absolute(default)

@@ -36,7 +36,7 @@ def define(name: str, default: str | None, help: str, **options: Any) -> flags.F
   return flags.DEFINE(PathParser(), name, default, help, serializer=serializer, **options)
 
 
-def absolute(path: Any) -> pathlib.Path:
+def absolute(path: str | os.PathLike) -> pathlib.Path:
   """The path from the root, with the home folder for ~; ValueError where there is none.
 
   Links in it stay as they are written, but before a "..", which is of what they lead to.

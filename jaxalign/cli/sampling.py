@@ -1,5 +1,6 @@
 """The flags that say how a command samples: steps, guidance, seed, and the sampler."""
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,79 +12,90 @@ from jaxalign.cli import command, source
 from jaxalign.evaluation import evaluation
 from jaxalign.types import Params
 
-_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Denoising steps; 20, or those of the run.")
-_GUIDANCE_SCALE = flags.DEFINE_float(
-  "guidance_scale", None, "Classifier-free guidance; 1 is none. 5, or that of the run."
-)
-_ETA = flags.DEFINE_float("eta", None, "DDIM's noise, 0 to 1. 0, or that of the run.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise; evaluate draws its records with it too.")
-_SAMPLER = flags.DEFINE_string(
-  "sampler",
-  None,
-  'chain (the default), best_of_n, or your own function as "package.module:function".',
-)
-_N = flags.DEFINE_integer("n", None, "With --sampler=best_of_n: samples of which the best is kept.")
-_SAMPLER_ARGS = flags.DEFINE_string(
-  "sampler_args", None, "With --sampler: its other arguments, as a JSON object."
-)
-_SAMPLER_REWARD = flags.DEFINE_list(
-  "sampler_reward", None, "With --sampler: the reward that it goes by, or several, which are added."
-)
-flags.DEFINE_alias("reward", "sampler_reward")
-command.must_be_finite("guidance_scale", "eta")
+
+def define(values: flags.FlagValues) -> None:
+  """Defines the flags, and those of `source`."""
+  source.define(values)
+  define_integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+  define_integer("num_steps", None, "Denoising steps; 20, or those of the run.")
+  flags.DEFINE_float(
+    "guidance_scale",
+    None,
+    "Classifier-free guidance; 1 is none. 5, or that of the run.",
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    "eta", None, "DDIM's noise, 0 to 1. 0, or that of the run.", flag_values=values
+  )
+  define_integer("seed", 0, "Of the noise; evaluate draws its records with it too.")
+  flags.DEFINE_string(
+    "sampler",
+    None,
+    'chain (the default), best_of_n, or your own function as "package.module:function".',
+    flag_values=values,
+  )
+  define_integer("n", None, "With --sampler=best_of_n: samples of which the best is kept.")
+  flags.DEFINE_string(
+    "sampler_args",
+    None,
+    "With --sampler: its other arguments, as a JSON object.",
+    flag_values=values,
+  )
+  flags.DEFINE_list(
+    "sampler_reward",
+    None,
+    "With --sampler: the reward that it goes by, or several, which are added.",
+    flag_values=values,
+  )
+  flags.DEFINE_alias("reward", "sampler_reward", flag_values=values)
+  command.must_be_finite(values, "guidance_scale", "eta")
 
 
-def seed() -> int:
-  """The value of --seed."""
-  return _SEED.value
-
-
-def process() -> dict[str, Any]:
+def process(values: flags.FlagValues) -> dict[str, Any]:
   """What flags say of the section `process`."""
-  given = {"num_steps": _NUM_STEPS.value, "eta": _ETA.value}
+  given = {"num_steps": values.num_steps, "eta": values.eta}
   return {name: value for name, value in given.items() if value is not None}
 
 
-def guidance() -> dict[str, Any]:
+def guidance(values: flags.FlagValues) -> dict[str, Any]:
   """What flags say of the section `guidance`."""
-  return {} if _GUIDANCE_SCALE.value is None else {"scale": _GUIDANCE_SCALE.value}
+  return {} if values.guidance_scale is None else {"scale": values.guidance_scale}
 
 
-def load_model() -> tuple[system.System, Params]:
+def load_model(values: flags.FlagValues) -> tuple[system.System, Params]:
   """The system of --model as the flags want it sampled, and the parameters to sample with."""
   defaults = {"num_steps": 20, "eta": 0.0, "transition": "ddim"}
-  return source.load_model({**defaults, **process()}, {"scale": 5.0, **guidance()})
+  guided = {"scale": 5.0, **guidance(values)}
+  return source.load_model(values, {**defaults, **process(values)}, guided)
 
 
-def sampler() -> dict[str, Any] | None:
+def sampler(values: flags.FlagValues) -> dict[str, Any] | None:
   """The section `sampler` that flags describe; None if they leave the sampler as it is.
 
   Raises flags.Error for what belongs to a sampler if none is named, and a reward for the chain.
   """
-  of_sampler = {"n": _N, "sampler_args": _SAMPLER_ARGS, "sampler_reward": _SAMPLER_REWARD}
-  if _SAMPLER.value is None:
-    for name, flag in of_sampler.items():
-      if flag.value is not None:
+  if values.sampler is None:
+    for name in ("n", "sampler_args", "sampler_reward"):
+      if values[name].value is not None:
         raise flags.Error(f"--{name}: expected --sampler=NAME with it, such as best_of_n")
     return None
-  if _SAMPLER.value == "chain" and _SAMPLER_REWARD.value is not None:
+  if values.sampler == "chain" and values.sampler_reward is not None:
     raise flags.Error("--sampler_reward: expected another sampler; the chain goes by no reward")
-  section = {"name": _SAMPLER.value, **_given_args()}
-  return section if _N.value is None else {**section, "n": _N.value}
+  section = {"name": values.sampler, **_given_args(values.sampler_args)}
+  return section if values.n is None else {**section, "n": values.n}
 
 
-def sampler_rewards() -> list[str]:
+def sampler_rewards(values: flags.FlagValues) -> list[str]:
   """The names that --sampler_reward gives."""
-  return _SAMPLER_REWARD.value or []
+  return values.sampler_reward or []
 
 
-def steered() -> Callable[[system.System], system.System]:
+def steered(values: flags.FlagValues) -> Callable[[system.System], system.System]:
   """`(sys) -> sys`: with the sampler that flags describe."""
-  return evaluation.make_steered(sampler(), sampler_rewards())
+  return evaluation.make_steered(sampler(values), sampler_rewards(values))
 
 
-def _given_args() -> dict[str, Any]:
-  text = _SAMPLER_ARGS.value
+def _given_args(text: str | None) -> dict[str, Any]:
   if text is None:
     return {}
   try:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.checks import check_call, closest, load_function
+from jaxalign.checks import check_call, closest, kinds, load_function, shown
 from jaxalign.diffusion import predictions, schedulers
 from jaxalign.diffusion.schedules import StepTable
 from jaxalign.types import Array, expand_to
@@ -188,7 +188,7 @@ def make_process(
   num_steps: int,
   transition: str = "ddim",
   image_seq_len: int | None = None,
-  **knobs: float,
+  **knobs: Any,
 ) -> Process:
   """The process of a diffusers scheduler_config.json, sampled in `num_steps` steps.
 
@@ -197,7 +197,7 @@ def make_process(
   `schedulers.from_config`. The prediction type and the clipping of x_0 come from the config; a
   transition of one's own, see `bind`, clips for itself.
   """
-  kind = _find_kind(transition, knobs)
+  kind = find_kind(transition, knobs)
   if kind.needs_flow and not schedulers.is_flow(scheduler_config):
     raise ValueError(
       f"transition {transition!r}: expected a FlowMatchEulerDiscreteScheduler; got "
@@ -217,7 +217,7 @@ def bind(
   prediction_type: str,
   *,
   clip_x_0: float | None = None,
-  **knobs: float,
+  **knobs: Any,
 ) -> Process:
   """The process of a step table: what every family ends in once its steps are known.
 
@@ -235,7 +235,7 @@ def bind(
       rectified flow on another schedule, a prediction of noise where there is nothing else, or a
       user's own that returns what the rest of the package cannot rely on.
   """
-  kind = _find_kind(transition, knobs)
+  kind = find_kind(transition, knobs)
   if kind.needs_flow and not np.allclose(np.add(table.alpha_t, table.sigma_t), 1.0, atol=1e-5):
     raise ValueError(
       f"transition {transition!r}: expected the schedule of a rectified flow (alpha = 1 - sigma); "
@@ -287,7 +287,8 @@ def _check_own(what: str, process: Process) -> None:
     )
 
 
-def _find_kind(transition: str, knobs: Mapping[str, float]) -> _Kind:
+def find_kind(transition: str, knobs: Mapping[str, Any]) -> _Kind:
+  """What there is to know of a transition; ValueError for a name or for knobs that it has not."""
   if ":" in transition:
     what = "config.process.transition"
     function = load_function(what, transition)
@@ -304,7 +305,7 @@ def _find_kind(transition: str, knobs: Mapping[str, float]) -> _Kind:
   return kind
 
 
-def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, float]) -> None:
+def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, Any]) -> None:
   expected = {kind.knob} if kind.knob else set()
   if set(knobs) != expected:
     raise ValueError(
@@ -312,5 +313,6 @@ def _check_knobs(transition: str, kind: _Kind, knobs: Mapping[str, float]) -> No
       f"got {', '.join(knobs) or 'none'}"
     )
   for name, value in knobs.items():
-    if not 0.0 <= value <= kind.knob_max:
-      raise ValueError(f"{name} of {transition!r}: expected 0 to {kind.knob_max}; got {value}")
+    if not kinds.fits(value, float) or not 0.0 <= value <= kind.knob_max:
+      expected = f"expected 0 to {kind.knob_max}; got {shown(value)}"
+      raise ValueError(f"{name} of {transition!r}: {expected}")

@@ -1,6 +1,7 @@
 """What an evaluation found, and a base model beside an aligned one: report, table, picture."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -163,8 +164,9 @@ class Comparison:
     floor = "" if self.kl_floor is None else f"; {self.kl_floor:.2g} are rounding"
     return [f"{name}{'':8}{kl:9.3f} nats over {noisy} of {steps} steps{floor}"]
 
-  def write(self, workdir: pathlib.Path) -> None:
+  def write(self, workdir: str | os.PathLike) -> None:
     """Writes evaluation.json and before_after.png."""
+    workdir = pathlib.Path(workdir)
     files.write_json(workdir / "evaluation.json", self.report())
     modality = self.model.modality
     captions = [self.model.describe(record) for record in self.records[: modality.shown]]

@@ -163,7 +163,11 @@ def make_evaluations(
   sampler_rewards: Sequence[str] = (),
   known: Sequence[Reward] = (),
   retry: Retry = NEVER,
-  **settings: Any,
+  num_samples: int,
+  seed: int,
+  microbatch: int,
+  features: str,
+  kl: bool = False,
 ) -> Evaluations:
   """The evaluations of a run, from the section of its config.
 
@@ -176,11 +180,14 @@ def make_evaluations(
     every: iterations between evaluations during the run; 0 evaluates at its end only.
     rewards, kwargs, known, retry: of both, see `make_judge`.
     sampler, sampler_rewards: of both, see `make_steered`.
-    **settings: of both, see `make_evaluation`.
+    num_samples, seed, microbatch, features, kl: of both, see `make_evaluation`.
   """
   judge = make_judge(rewards, kwargs=kwargs, known=known, retry=retry)
-  settings |= {"judge": judge, "rewards": rewards, "kwargs": kwargs}
-  settings |= _of_sampler(sampler, sampler_rewards, judge)
+  settings = {
+    **{"num_samples": num_samples, "seed": seed, "microbatch": microbatch},
+    **{"features": features, "kl": kl, "judge": judge, "rewards": rewards, "kwargs": kwargs},
+    **_of_sampler(sampler, sampler_rewards, judge),
+  }
   records, name = records_lib.load(source, columns), sources.shown(source)
   if validation:
     apart = records_lib.load(validation, columns)
@@ -275,7 +282,11 @@ def make_evaluation(
   kwargs: Sequence[Mapping[str, Any]] | None = None,
   sampler: Mapping[str, Any] | None = None,
   sampler_rewards: Sequence[str] = (),
-  **settings: Any,
+  num_samples: int,
+  seed: int,
+  microbatch: int,
+  features: str,
+  kl: bool = False,
 ) -> Evaluation:
   """An evaluation on all records of the set `source`.
 
@@ -283,12 +294,18 @@ def make_evaluation(
     source, columns: as in `records.load`.
     rewards, kwargs: see `make_judge`.
     sampler, sampler_rewards: see `make_steered`.
-    **settings: `num_samples`, drawn from the records with categories balanced; `seed`, of records
-      and noise; `microbatch`; and `features`, a name of `Modality.features`.
+    num_samples: drawn from the records with categories balanced.
+    seed: of records and noise.
+    microbatch: samples made and scored at once.
+    features: a name of `Modality.features`, or "default".
+    kl: as in `Evaluation`.
   """
   judge = make_judge(rewards, kwargs=kwargs)
-  settings |= {"judge": judge, "rewards": rewards, "kwargs": kwargs}
-  settings |= _of_sampler(sampler, sampler_rewards, judge)
+  settings = {
+    **{"num_samples": num_samples, "seed": seed, "microbatch": microbatch},
+    **{"features": features, "kl": kl, "judge": judge, "rewards": rewards, "kwargs": kwargs},
+    **_of_sampler(sampler, sampler_rewards, judge),
+  }
   return _make("all", sources.shown(source), records_lib.load(source, columns), **settings)
 
 

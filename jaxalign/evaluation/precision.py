@@ -5,6 +5,7 @@ that compare the policy with it. The true figures are 0. Policy and reference ro
 their weights differ at all, so a figure of a run that is not well above this floor says nothing.
 """
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -63,8 +64,9 @@ def measure(
   return Floor(float(np.mean(kl)) if sys.process.noisy_steps() else None, log_ratio)
 
 
-def recorded_kl(workdir: pathlib.Path) -> float | None:
+def recorded_kl(workdir: str | os.PathLike) -> float | None:
   """The floor of the KL that a run logged in its first iteration, if it did."""
+  workdir = pathlib.Path(workdir)
   logged = metrics.read(workdir) if (workdir / "metrics.jsonl").exists() else []
   return logged[0].get(KL) if logged else None
 

@@ -22,22 +22,24 @@ from jaxalign.types import Array
 PreferenceLoss = Callable[[Array, Array, Array], Array]
 
 
-def make_dpo(pipeline: Pipeline, *, beta: float, **estimator) -> Method:
-  """Diffusion-DPO (eq. 14); `estimator` as in `make`.
+def make_dpo(pipeline: Pipeline, *, beta: float, time_weight: str, num_draws: int) -> Method:
+  """Diffusion-DPO (eq. 14); `time_weight` and `num_draws` as in `make`.
 
   With time_weight "half", beta is that of the published code: 2000 to 5000 for Stable Diffusion at
   512 pixels.
   """
-  return make(pipeline, lambda w, l, p: losses.dpo_loss(w, l, beta=beta, p=p), **estimator)
+  loss = lambda w, l, p: losses.dpo_loss(w, l, beta=beta, p=p)  # noqa: E731
+  return make(pipeline, loss, time_weight=time_weight, num_draws=num_draws)
 
 
-def make_ipo(pipeline: Pipeline, *, tau: float, **estimator) -> Method:
-  """IPO (arXiv:2310.12036 eq. 17) on denoising errors; `estimator` as in `make`.
+def make_ipo(pipeline: Pipeline, *, tau: float, time_weight: str, num_draws: int) -> Method:
+  """IPO (arXiv:2310.12036 eq. 17) on denoising errors; the others as in `make`.
 
   The target, 1 / (2 tau) for a plain label, is on the scale of the log-ratio that `time_weight`
   chooses.
   """
-  return make(pipeline, lambda w, l, p: losses.ipo_loss(w, l, tau=tau, p=p), **estimator)
+  loss = lambda w, l, p: losses.ipo_loss(w, l, tau=tau, p=p)  # noqa: E731
+  return make(pipeline, loss, time_weight=time_weight, num_draws=num_draws)
 
 
 def make(

@@ -13,9 +13,15 @@ from jaxalign.pipeline import Pipeline
 
 
 def make(
-  pipeline: Pipeline, *, beta: float, temperature: float, refresh: int, **estimator
+  pipeline: Pipeline,
+  *,
+  beta: float,
+  temperature: float,
+  refresh: int,
+  time_weight: str,
+  num_draws: int,
 ) -> Method:
-  """Online DPO; `estimator` (`time_weight`, `num_draws`) as in `diffusion_dpo.make`.
+  """Online DPO.
 
   Args:
     pipeline: the model.
@@ -26,8 +32,11 @@ def make(
       wins, and the margin has no finite optimum.
     refresh: iterations after which the reference becomes the policy, again and again ("iterative
       DPO"); 0 keeps the one that the run starts from.
+    time_weight, num_draws: as in `diffusion_dpo.make`.
   """
-  offline = diffusion_dpo.make_dpo(pipeline, beta=beta, **estimator)
+  offline = diffusion_dpo.make_dpo(
+    pipeline, beta=beta, time_weight=time_weight, num_draws=num_draws
+  )
 
   def label(memory, scores, key):
     memory, labels = pairs.best_and_worst(memory, scores, key)

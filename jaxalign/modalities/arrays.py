@@ -1,13 +1,16 @@
 """Samples that are plain arrays, as files: one `.npy` each."""
 
 import io
+import os
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
 
-def read(source: pathlib.Path | bytes, *, check: Callable[[np.ndarray], None]) -> np.ndarray:
+def read(
+  source: str | os.PathLike | bytes, *, check: Callable[[np.ndarray], None]
+) -> np.ndarray:
   """One sample, float32, of a `.npy` file or the bytes of one.
 
   Args:
@@ -31,8 +34,9 @@ def read(source: pathlib.Path | bytes, *, check: Callable[[np.ndarray], None]) -
   return sample
 
 
-def write(samples: np.ndarray, folder: pathlib.Path) -> list[pathlib.Path]:
+def write(samples: np.ndarray, folder: str | os.PathLike) -> list[pathlib.Path]:
   """Writes each sample as a file, 0000.npy and on."""
+  folder = pathlib.Path(folder)
   paths = [folder / f"{index:04d}.npy" for index in range(len(samples))]
   for path, sample in zip(paths, samples, strict=True):
     np.save(path, sample)

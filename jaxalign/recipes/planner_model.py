@@ -8,12 +8,14 @@ guidance 49.8 % of its plans for test records succeed (96 records, 16 plans of e
 validation records; of the demonstrations it imitates 90 % do.
 """
 
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from jaxalign import streams
 from jaxalign.cli import command, paths
@@ -41,7 +43,7 @@ OPTIMIZER = {
 
 
 def fit(
-  output: pathlib.Path,
+  output: str | os.PathLike,
   *,
   seed: int = 0,
   num_plans: int = 32_768,
@@ -58,6 +60,7 @@ def fit(
     batch_size: plans of an update.
     num_steps: updates.
   """
+  output = pathlib.Path(output)
   params = initialization.random_params(streams.stream(seed, "model"), family.param_shapes(CONFIG))
   model = family.build(CONFIG, params)
   params = fit_lib.fit(
@@ -137,8 +140,9 @@ def sample(
   return rollout.rollout(key_steps, *args).x_0
 
 
-def success_rate(folder: pathlib.Path, split: str, *, num_plans: int = 16) -> float:
+def success_rate(folder: str | os.PathLike, split: str, *, num_plans: int = 16) -> float:
   """The share of plans that succeed, over the records of a set, `num_plans` for each; 10 steps."""
+  folder = pathlib.Path(folder)
   model = family.open_model(folder)
   params = jax.tree.map(np.asarray, model.params["denoiser"])
   records = planner.records(split) * num_plans
@@ -146,22 +150,18 @@ def success_rate(folder: pathlib.Path, split: str, *, num_plans: int = 16) -> fl
   return float(jnp.mean(planner.success(plans, *planner.read_records(records))))
 
 
-def fit_by_flags() -> None:
-  """Defines the flags, which an import of this file does not, and fits what they say."""
-  from absl import flags
+def define_flags(values: flags.FlagValues) -> None:
+  paths.define("output", None, "Folder to write to.", required=True, flag_values=values)
+  help = "Of weights, demonstrations and noise."
+  flags.DEFINE_integer("seed", 0, help, flag_values=values)
+  flags.DEFINE_integer("num_steps", 4500, "Updates.", flag_values=values)
 
-  output = paths.define("output", None, "Folder to write to.", required=True)
-  seed = flags.DEFINE_integer("seed", 0, "Of weights, demonstrations and noise.")
-  num_steps = flags.DEFINE_integer("num_steps", 4500, "Updates.")
 
-  def main(argv):
-    del argv
-    folder = fit(output.value, seed=seed.value, num_steps=num_steps.value)
-    for split in ("validation", "test"):
-      print(f"success on {split:12}{success_rate(folder, split):.3f}")
-
-  command.run(main)
+def main(values: flags.FlagValues) -> None:
+  folder = fit(values.output, seed=values.seed, num_steps=values.num_steps)
+  for split in ("validation", "test"):
+    print(f"success on {split:12}{success_rate(folder, split):.3f}")
 
 
 if __name__ == "__main__":
-  fit_by_flags()
+  command.run(main, define_flags)

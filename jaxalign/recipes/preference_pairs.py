@@ -5,6 +5,8 @@ with the true scores as an extra column `judge`, and `about.json`. Both are a fu
 settings alone; the noise of the samples depends on the seed and the microbatch.
 """
 
+import functools
+import inspect
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
+from absl import flags
 
 from jaxalign import checks, files, streams, system
 from jaxalign.cli import command, paths
@@ -157,30 +160,30 @@ def generate_by_flags(
   microbatch: int,
   eta: float | None,
 ) -> None:
-  """Defines the flags, which an import of a recipe does not, and generates what they say.
+  """The command of a recipe: generates what its flags say.
 
   The numbers are defaults; without an `eta` there is no such flag.
   """
-  from absl import flags
+  def define_flags(values):
+    define_integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    define_float = functools.partial(flags.DEFINE_float, flag_values=values)
+    help = "Folder to write to; made if needed."
+    paths.define("output", None, help, required=True, flag_values=values)
+    define_integer("num_pairs", 4096, "Pairs of samples; records are used several times.")
+    define_integer("seed", 0, "Of records, noise and labels.")
+    define_float("temperature", temperature, "Of the labels; near 0 the better always wins.")
+    define_float("tie_margin", 2.0, "How readily close pairs are ties; 0 is never.")
+    define_float("guidance_scale", 1.0, "Classifier-free guidance; 1 is none.")
+    define_integer("num_steps", num_steps, "Denoising steps.")
+    define_integer("microbatch", microbatch, "Samples of each of a pair sampled at once.")
+    flags.DEFINE_enum("split", "train", splits, "Of the world's records.", flag_values=values)
+    if eta is not None:
+      define_float("eta", eta, "DDIM's noise, 0 to 1.")
 
-  holders = [
-    paths.define("output", None, "Folder to write to; made if needed.", required=True),
-    flags.DEFINE_integer("num_pairs", 4096, "Pairs of samples; records are used several times."),
-    flags.DEFINE_integer("seed", 0, "Of records, noise and labels."),
-    flags.DEFINE_float("temperature", temperature, "Of the labels; near 0 the better always wins."),
-    flags.DEFINE_float("tie_margin", 2.0, "How readily close pairs are ties; 0 is never."),
-    flags.DEFINE_float("guidance_scale", 1.0, "Classifier-free guidance; 1 is none."),
-    flags.DEFINE_integer("num_steps", num_steps, "Denoising steps."),
-    flags.DEFINE_integer("microbatch", microbatch, "Samples of each of a pair sampled at once."),
-    flags.DEFINE_enum("split", "train", splits, "Of the world's records."),
-  ]
-  if eta is not None:
-    holders.append(flags.DEFINE_float("eta", eta, "DDIM's noise, 0 to 1."))
-
-  def main(argv):
-    del argv
-    about = generate_fn(**{holder.name: holder.value for holder in holders})
+  def main(values):
+    settings = inspect.signature(generate_fn).parameters
+    about = generate_fn(**{name: values[name].value for name in settings})
     for name, value in about.items():
       print(f"{name:20}{value}")
 
-  command.run(main)
+  command.run(main, define_flags)

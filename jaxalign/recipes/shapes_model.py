@@ -4,6 +4,7 @@ Draws captioned scenes, fits the autoencoder, then fits the text encoder and the
 its latents; both fits continue where they were stopped. The result is a diffusers folder.
 """
 
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -22,8 +23,9 @@ from jaxalign.worlds.shapes import scene as shapes_scene
 from jaxalign.worlds.shapes import tokenizer as shapes_tokenizer
 
 
-def pretrain(config, workdir: pathlib.Path) -> pathlib.Path:
+def pretrain(config, workdir: str | os.PathLike) -> pathlib.Path:
   """Runs all stages of `configs/pretrain_shapes.py`; returns the folder of the finished model."""
+  workdir = pathlib.Path(workdir)
   tokenizer = workdir / "tokenizer"
   model_configs = {name: section.to_dict() for name, section in config.model.items()}
   model_configs["text_encoder"]["vocab_size"] = shapes_tokenizer.write_tokenizer(

@@ -1,5 +1,6 @@
 """A CLIP of the shapes world, fitted from nothing: what its reward model starts from."""
 
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -19,8 +20,9 @@ from jaxalign.worlds.shapes import scene as shapes_scene
 from jaxalign.worlds.shapes import tokenizer as shapes_tokenizer
 
 
-def warm_start(config, workdir: pathlib.Path) -> clip_dual.CLIP:
+def warm_start(config, workdir: str | os.PathLike) -> clip_dual.CLIP:
   """A CLIP of the shapes world, fitted from nothing to scenes and captions without end."""
+  workdir = pathlib.Path(workdir)
   tokenizer = workdir / "tokenizer"
   model_config = config.model.to_dict()
   model_config["text_config"]["vocab_size"] = shapes_tokenizer.write_tokenizer(

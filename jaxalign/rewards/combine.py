@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxalign import rewards as rewards_lib
 from jaxalign.checks import closest
+from jaxalign.checks.own_code import FAILURES
 from jaxalign.rewards.contract import (
   DeviceReward,
   Record,
@@ -225,7 +226,7 @@ def _encode(reward: DeviceReward, records: Sequence[Record]) -> Any:
     query = jax.tree.map(np.asarray, reward.encode(copy.deepcopy(records)))
   except ValueError as error:
     raise ValueError(f'reward "{reward.name}": {error}') from error
-  except Exception as error:  # the user's code may raise anything
+  except FAILURES as error:  # the user's code may raise anything
     raise ValueError(failed(reward.name, error)) from error
   for leaf in jax.tree.leaves(query):
     if leaf.ndim < 1 or len(leaf) != len(records):

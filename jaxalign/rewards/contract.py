@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.checks import in_one_line
+from jaxalign.checks.own_code import in_words
 
 if TYPE_CHECKING:  # they pull in jax, which a reward on the host does without
   from jaxalign.types import Array, Params
@@ -82,9 +82,9 @@ class RewardError(ValueError):
     self.sample: np.ndarray | None = None
 
 
-def failed(name: str, error: Exception, times: str = "") -> str:
+def failed(name: str, error: BaseException, times: str = "") -> str:
   """What to tell the user of an exception in a reward."""
-  return f'reward "{name}" failed{times}: {in_one_line(error)[:400]}\n--debug shows where'
+  return f'reward "{name}" failed{times}: {in_words(error)[:400]}\n--debug shows where'
 
 
 def check_rewards(name: str, values: Any, batch_size: int) -> np.ndarray:

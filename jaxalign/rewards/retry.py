@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import tqdm
 
 from jaxalign.checks import in_one_line
+from jaxalign.checks.own_code import FAILURES
 from jaxalign.rewards.contract import RewardError, failed
 
 
@@ -35,7 +36,7 @@ class Retry(NamedTuple):
         return function()
       except RewardError:
         raise
-      except Exception as error:  # the user's code may raise anything
+      except FAILURES as error:  # the user's code may raise anything
         pause = self.seconds * 2.0**attempt
         if attempt + 1 < attempts:
           said = f'reward "{name}": attempt {attempt + 1} of {attempts} failed'

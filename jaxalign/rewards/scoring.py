@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.checks.own_code import FAILURES
 from jaxalign.data.records import RecordSet
 from jaxalign.distributed import hosts, placement, sharding
 from jaxalign.modalities.modality import Modality, SampleError
@@ -218,7 +219,7 @@ def _jit_score(
 def _value(reward: DeviceReward, params: Params, samples: jax.Array, query: Any) -> Any:
   try:
     found = reward.value(params, samples.astype(jnp.float32), query)
-  except Exception as error:  # the user's code may raise anything as it is traced
+  except FAILURES as error:  # the user's code may raise anything as it is traced
     raise RewardError(failed(reward.name, error)) from error
   if (shape := jnp.shape(found)) != samples.shape[:1]:
     raise RewardError(

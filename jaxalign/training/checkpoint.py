@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -12,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxalign import checks
+from jaxalign.checks.own_code import FAILURES
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 
@@ -48,8 +50,9 @@ class Manager:
   """
 
   def __init__(
-    self, workdir: pathlib.Path, *, every: int, keep: int, folder: str = CHECKPOINTS
+    self, workdir: str | os.PathLike, *, every: int, keep: int, folder: str = CHECKPOINTS
   ):
+    workdir = pathlib.Path(workdir)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, create=True, enable_async_checkpointing=True
     )
@@ -98,7 +101,7 @@ class Manager:
   def __exit__(self, kind: type[BaseException] | None, *_) -> None:
     if jax.process_count() > 1:
       return  # one that has ended would be waited for for ever
-    if kind is not None and issubclass(kind, Exception) and self._last is not None:
+    if kind is not None and issubclass(kind, FAILURES) and self._last is not None:
       step, state = self._last
       # An update takes the arrays of the state before it: what it leaves is no iteration.
       if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
@@ -145,12 +148,13 @@ def _cannot_write(manager: ocp.CheckpointManager, reason: str) -> str:
 
 
 def read_latest(
-  workdir: pathlib.Path, folder_name: str = CHECKPOINTS, *, step: int | None = None
+  workdir: str | os.PathLike, folder_name: str = CHECKPOINTS, *, step: int | None = None
 ) -> tuple[int, dict[str, Any]]:
   """The newest checkpoint as `(step, nested dict of arrays)`, without a state to shape it by.
 
   With `step`, the one after so many iterations.
   """
+  workdir = pathlib.Path(workdir)
   folder = (workdir / folder_name).absolute()
   if folder.is_dir():
     with ocp.CheckpointManager(folder) as manager:

@@ -1,15 +1,17 @@
 """The curve of a run: what was trained on, and what was evaluated, over its iterations."""
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 
-def save_curve(records: Sequence[Mapping[str, float]], path: pathlib.Path) -> None:
+def save_curve(records: Sequence[Mapping[str, float]], path: str | os.PathLike) -> None:
   """Plots what was trained on, and all that was evaluated on validation records, over iterations.
 
   Each has a panel of its own: their scales have nothing in common, and a proxy that rises while
   another reward falls is seen at once. A method without rewards shows its loss in their place.
   """
+  path = pathlib.Path(path)
   import matplotlib.figure
 
   known = {name for record in records for name in record}

@@ -5,6 +5,7 @@ printed: memory, work against the least that it could be, what crosses devices, 
 is timed, so there are no seconds but the roofline's.
 """
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -42,8 +43,9 @@ class Job(NamedTuple):
   unknown_trips: int = 1
 
 
-def rehearse(config: Any, workdir: pathlib.Path, described: Topology) -> None:
+def rehearse(config: Any, workdir: str | os.PathLike, described: Topology) -> None:
   """Compiles what a config would run on the described devices, and prints what it takes there."""
+  workdir = pathlib.Path(workdir)
   sections = config.to_dict()
   mesh = checks.call_section(sections, "mesh", sharding.make_mesh, devices=described.devices)
   print(report.heading(described, mesh), flush=True)

@@ -1,5 +1,6 @@
 """Fits a network from nothing, or on from a checkpoint: AdamW over batches of one loss."""
 
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ LossFn = Callable[[Params, Any, Key], tuple[Array, dict[str, Array]]]
 
 def fit(
   name: str,
-  workdir: pathlib.Path,
+  workdir: str | os.PathLike,
   params: Params,
   loss_fn: LossFn,
   batches: Callable[[int], Any],
@@ -33,6 +34,7 @@ def fit(
   The loss's key of each step is a child of `key`. Starting it again on the same `workdir` continues
   from `workdir/<name>`'s newest checkpoint.
   """
+  workdir = pathlib.Path(workdir)
   tx = optim.make(decay_steps=num_steps, **optimizer)
 
   @jax.jit

@@ -9,6 +9,7 @@ guard has seen is the best state kept: nothing else counts.
 import hashlib
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,8 +36,9 @@ class Kept(NamedTuple):
   ended: bool
 
 
-def kept(workdir: pathlib.Path) -> Kept | None:
+def kept(workdir: str | os.PathLike) -> Kept | None:
   """None if no guard has looked at the run yet."""
+  workdir = pathlib.Path(workdir)
   path = workdir / RECORD
   if not path.exists():
     return None
@@ -175,7 +177,7 @@ class Watch:
     self,
     guard: Guard | None,
     base: Mapping[str, float | None],
-    workdir: pathlib.Path,
+    workdir: str | os.PathLike,
     start: int,
     settings: Mapping[str, Any],
   ):
@@ -186,6 +188,7 @@ class Watch:
       start: the iterations that are finished.
       settings: all that decides an evaluation's figures but the parameters.
     """
+    workdir = pathlib.Path(workdir)
     self._guard, self._base, self._workdir = guard, base, workdir
     self._evaluations: list[dict[str, Any]] = []
     if guard is not None:

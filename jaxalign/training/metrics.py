@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import uuid
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ class Writer:
   which the killed run wrote after its last checkpoint, are dropped and written again.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, start_step: int, wandb_project: str = ""):
+  def __init__(self, workdir: str | os.PathLike, *, start_step: int, wandb_project: str = ""):
+    workdir = pathlib.Path(workdir)
     import tensorboardX
 
     self._path = workdir / "metrics.jsonl"
@@ -73,9 +75,10 @@ class Silent:
 
 
 def make_writer(
-  workdir: pathlib.Path, *, start_step: int, wandb_project: str = ""
+  workdir: str | os.PathLike, *, start_step: int, wandb_project: str = ""
 ) -> Writer | Silent:
   """The writer of this process."""
+  workdir = pathlib.Path(workdir)
   if not hosts.is_first():
     return Silent()
   return Writer(workdir, start_step=start_step, wandb_project=wandb_project)
@@ -101,8 +104,9 @@ class CompilationCounter:
       self.count += 1
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
   """The records of a run's `metrics.jsonl`, in order; what was null is left out."""
+  workdir = pathlib.Path(workdir)
 
   def known(line: str) -> dict[str, float]:
     return {name: value for name, value in json.loads(line).items() if value is not None}

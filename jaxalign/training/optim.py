@@ -2,6 +2,8 @@
 
 import optax
 
+from jaxalign import checks
+
 
 def make(
   *,
@@ -25,6 +27,14 @@ def make(
     decay_steps: optimizer steps, the warm-up included, after which a cosine decay reaches 0;
       0 keeps the rate constant.
   """
+  least = {"learning_rate": learning_rate, "weight_decay": weight_decay, "epsilon": epsilon}
+  least |= {"warmup_steps": warmup_steps, "decay_steps": decay_steps}
+  for name, value in least.items():
+    checks.check_range(f"config.optim.{name}", value, 0)
+  for name, value in (("b1", b1), ("b2", b2)):
+    checks.check_range(f"config.optim.{name}", value, 0, 1)
+  if not max_grad_norm > 0:
+    raise ValueError(f"config.optim.max_grad_norm: expected more than 0, got {max_grad_norm}")
   if 0 < decay_steps <= warmup_steps:
     raise ValueError(
       f"config.optim.decay_steps: expected 0, or a count above {warmup_steps} (warmup_steps); got "

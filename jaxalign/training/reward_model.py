@@ -5,6 +5,7 @@ from a small one that `recipes.shapes_reward` fits. The result is a folder of `C
 """
 
 import functools
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -31,11 +32,12 @@ WarmStart = Callable[[Any, pathlib.Path], clip_dual.CLIP]
 TRAINED = ("vision_model", "visual_projection", "logit_scale")
 
 
-def fit(config, workdir: pathlib.Path, warm_start: WarmStart) -> pathlib.Path:
+def fit(config, workdir: str | os.PathLike, warm_start: WarmStart) -> pathlib.Path:
   """Runs the stages of `configs/reward_model.py`; returns the folder of the finished model.
 
   Writes `accuracy.json` too if the config names held-out pairs.
   """
+  workdir = pathlib.Path(workdir)
   pairs = load_pairs(**config.data)  # first, because it may be missing
   model = clip_dual.load(config.init_from) if config.init_from else warm_start(config, workdir)
   # CLIP's own scale tells one caption from a thousand; between two images it is far too sure.

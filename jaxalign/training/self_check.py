@@ -6,6 +6,7 @@ all are in self_check.json.
 """
 
 import collections
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ def make(*, action: str) -> str:
 
 def run(
   action: str,
-  workdir: pathlib.Path,
+  workdir: str | os.PathLike,
   sys: System,
   state: TrainState,
   record: Mapping[str, float],
@@ -73,6 +74,7 @@ def run(
   Returns:
     Why the run must not go on, or None.
   """
+  workdir = pathlib.Path(workdir)
   if action == "off":
     return None
   start = sys.policy.params

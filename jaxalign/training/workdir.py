@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
 
 def load(
-  workdir: pathlib.Path,
+  workdir: str | os.PathLike,
   *,
   process: Mapping[str, Any] = MappingProxyType({}),
   guidance: Mapping[str, Any] = MappingProxyType({}),
@@ -67,6 +67,7 @@ def load(
 
   Raises ValueError if there is no run with a checkpoint.
   """
+  workdir = pathlib.Path(workdir)
   checks.check_choice("take", take, ("chosen", "newest", "best"))
   path = workdir / "config.json"
   if not path.is_file():
@@ -101,7 +102,7 @@ def load(
 
 @contextlib.contextmanager
 def prepared(
-  workdir: pathlib.Path, config: config_dict.ConfigDict, corrections: Sequence[str] = ()
+  workdir: str | os.PathLike, config: config_dict.ConfigDict, corrections: Sequence[str] = ()
 ) -> Iterator[None]:
   """A block in which the workdir is this run's alone, with its config.json.
 
@@ -112,6 +113,7 @@ def prepared(
     ValueError: another config's run is there, or one that began with other data, or one that is
       going on.
   """
+  workdir = pathlib.Path(workdir)
   wanted = json.loads(config.to_json())
   digests = data_digests(wanted)
   path = workdir / "config.json"
@@ -141,7 +143,7 @@ def prepared(
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: str | os.PathLike) -> Iterator[None]:
   """A block in which no other process that asks takes the workdir.
 
   Two runs in one folder would go on from each other's checkpoints. The operating system drops the
@@ -149,6 +151,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
   Raises ValueError, which names the host and the process, if another holds it.
   """
+  workdir = pathlib.Path(workdir)
   with (workdir / LOCK).open("a+") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

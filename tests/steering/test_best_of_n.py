@@ -167,7 +167,7 @@ def test_a_reward_that_is_no_number_ranks_last_and_is_not_hidden(worst):
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, True, "4"])
 def test_n_is_a_whole_number_of_at_least_one(n):
-  with pytest.raises(ValueError, match="expected n, a whole number of at least 1, got"):
+  with pytest.raises(ValueError, match=r"n.* a whole number"):
     make("gaussian", ("gaussian_quadratic",), n=n)
 
 

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 from device_jobs import ROOT
 
-from jaxalign import evaluate, export, sample, train
+from jaxalign import evaluate, sample, train
+from jaxalign.cli import command as command_lib
 from jaxalign.evaluation import evaluation as evaluation_lib
 from jaxalign.steering import best_of_n
 
@@ -23,9 +23,7 @@ BOUND = best_of_n.kl_bound(8)
 
 def run_command(command, *arguments):
   """Calls the main function of a command with flags, as from a command line."""
-  with flagsaver.flagsaver():
-    flags.FLAGS(["test", *map(str, arguments)])
-    command.main([])
+  command.main(command_lib.parse(command.define_flags, *arguments))
 
 
 def drawn(tmp_path, *arguments, model="planner", record=PLAN, unit="plans"):
@@ -33,12 +31,6 @@ def drawn(tmp_path, *arguments, model="planner", record=PLAN, unit="plans"):
   given = (f"--model={model}", f"--record={record}", "--guidance_scale=1", *arguments)
   run_command(sample, *given, f"--output={output}", "--output_type=npy")
   return np.load(output / f"{unit}.npy")
-
-
-def test_commands_share_a_process():
-  """Flags of one name are defined once."""
-  assert {"num_steps", "seed", "sampler", "output"} <= set(flags.FLAGS)
-  assert export and evaluate and sample
 
 
 def test_sample_draws_the_best_of_n_and_says_how_far_that_is(tmp_path, capsys):
@@ -167,9 +159,8 @@ def test_an_evaluation_of_a_config_may_have_a_sampler_of_its_own():
   plain = evaluation_lib.make_evaluation(source="planner/test", **section)
   assert made.test.settings["sampler"] == {"name": "best_of_n", "n": 2, "rewards": ["planner"]}
   assert "sampler" not in plain.settings  # as evaluations that were recorded before
-  with flagsaver.flagsaver():
-    flags.FLAGS(["test", "--model=planner", "--guidance_scale=1"])
-    sys, params = sample.load_system()
+  given = ("--model=planner", "--guidance_scale=1")
+  sys, params = sample.load_system(command_lib.parse(sample.define_flags, *given))
   assert plain.steered(sys) is sys
   steered = made.test.steered(sys)
   assert steered.sampler.settings["n"] == 2

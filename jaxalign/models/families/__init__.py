@@ -41,6 +41,22 @@ def open_model(path: str | os.PathLike, **options: Any) -> Model:
   return stable_diffusion.as_model(_call(stable_diffusion.open_model, path, options))
 
 
+def check_options(path: str | os.PathLike, **options: Any) -> None:
+  """Raises ValueError for options that the family of `path` does not take.
+
+  Reads no more than a folder's index; what would have to be fetched is taken for what it mostly is.
+  """
+  name = os.fspath(path)
+  if _is_function(name):
+    checks.check_call(f'model "{name}"', checks.load_function("config.model.path", name), **options)
+    return
+  module = EMBEDDED.get(name)
+  if module is None and pathlib.Path(name).expanduser().is_dir():
+    module = CLASSES.get(_class_name(name))
+  family = importlib.import_module(module or f"{_FAMILIES}.stable_diffusion")
+  checks.check_section("config.model", {"path": path, **options}, family.open_model)
+
+
 def _is_function(name: str) -> bool:
   module, _, function = name.partition(":")
   parts = module.split(".")
@@ -48,7 +64,7 @@ def _is_function(name: str) -> bool:
 
 
 def _call(function: Callable, path: str | os.PathLike, options: dict[str, Any]) -> Any:
-  checks.check_call("config.model", function, path, **options)
+  checks.check_section("config.model", {"path": path, **options}, function)
   return function(path, **options)
 
 

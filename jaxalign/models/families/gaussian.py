@@ -144,7 +144,7 @@ def make_denoise_fn(schedule: str) -> Callable[[Params, Array, Array, Any], jax.
   return denoise
 
 
-def _save(schedule: str, params: Mapping[str, Params], folder: pathlib.Path) -> None:
+def _save(schedule: str, params: Mapping[str, Params], folder: str | os.PathLike) -> None:
   if "denoiser" not in params:
     raise ValueError(f"expected params of the denoiser, found {sorted(params) or 'none'}")
   folder = pathlib.Path(folder)

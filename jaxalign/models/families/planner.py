@@ -115,7 +115,7 @@ def describe(record: Record) -> str:
   return f"({start}) to ({goal})"
 
 
-def make_process(*, num_steps: int, transition: str, **knobs: float) -> transitions.Process:
+def make_process(*, num_steps: int, transition: str, **knobs: Any) -> transitions.Process:
   """`num_steps` steps of equal size on the rectified flow, with any transition."""
   table = schedules.uniform_flow_table(num_steps)
   return transitions.bind(table, transition, PREDICTION, **knobs)
@@ -142,12 +142,12 @@ def param_shapes(config: temporal.TemporalConfig) -> Params:
 
 
 def save(
-  config: temporal.TemporalConfig, params: Mapping[str, Params], folder: pathlib.Path
+  config: temporal.TemporalConfig, params: Mapping[str, Params], folder: str | os.PathLike
 ) -> None:
   """Writes the folder that `open_model` reads; ValueError without params of the denoiser."""
+  folder = pathlib.Path(folder)
   if "denoiser" not in params:
     raise ValueError(f"expected params of the denoiser, found {sorted(params) or 'none'}")
-  folder = pathlib.Path(folder)
   sizes = {name: getattr(config, name) for name in config.__dataclass_fields__}
   safetensors_io.write_component(folder / "denoiser", params["denoiser"], sizes)
   files.write_json(folder / "model_index.json", {"_class_name": CLASS_NAME})

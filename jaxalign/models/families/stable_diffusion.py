@@ -220,8 +220,8 @@ def load(path: str | os.PathLike, **options: Any) -> StableDiffusion:
 def open_model(
   path: str | os.PathLike,
   *,
-  tokenizer: str = "",
-  configs: str = "",
+  tokenizer: str | os.PathLike = "",
+  configs: str | os.PathLike = "",
   image_size: tuple[int, int] | None = None,
   decode_batch: int | None = None,
   decode_tile: int | None = None,
@@ -260,7 +260,10 @@ def open_model(
 
 
 def _open_folder(
-  folder: pathlib.Path, tokenizer: str, configs: str, shapes_only: bool
+  folder: pathlib.Path,
+  tokenizer: str | os.PathLike,
+  configs: str | os.PathLike,
+  shapes_only: bool,
 ) -> StableDiffusion:
   if configs:
     raise ValueError(f"configs: expected none with the folder {folder}, which has its own")
@@ -277,7 +280,9 @@ def _open_folder(
   )
 
 
-def _open_single_file(file: pathlib.Path, tokenizer: str, configs: str) -> StableDiffusion:
+def _open_single_file(
+  file: pathlib.Path, tokenizer: str | os.PathLike, configs: str | os.PathLike
+) -> StableDiffusion:
   checkpoint = single_file.open_checkpoint(file)
   named = folders.read(hub.find_folder(configs), weights=False) if configs else None
   if not (tokenizer or configs):
@@ -324,7 +329,7 @@ def as_model(bundle: StableDiffusion) -> Model:
     images = images / 255.0 if images.dtype == jnp.uint8 else images
     return bundle.encode_images(params["vae"], images, key)
 
-  def write(params: Mapping[str, Params], folder: pathlib.Path) -> None:
+  def write(params: Mapping[str, Params], folder: str | os.PathLike) -> None:
     named = {name: tree for name, tree in params.items() if name != "denoiser"}
     save(bundle.with_params({**named, "unet": params["denoiser"]}), folder)
 

@@ -1,5 +1,6 @@
 """Feeds: what turns a method's data, as a value, into the batches of an iteration."""
 
+import os
 import pathlib
 
 from jaxalign.methods import Records, Rollouts, Stored
@@ -10,8 +11,9 @@ from jaxalign.training.setup import Setup
 __all__ = ["Drawn", "Feed", "Program", "SelectFn", "make", "select_fn"]
 
 
-def make(setup: Setup, workdir: pathlib.Path) -> Feed:
+def make(setup: Setup, workdir: str | os.PathLike) -> Feed:
   """The feed of a run, from the sections of its config that concern it."""
+  workdir = pathlib.Path(workdir)
   data = setup.method.data
   if isinstance(data, Rollouts):
     return online.Online(setup, data, workdir)

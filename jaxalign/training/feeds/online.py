@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,7 +43,8 @@ class Online:
   the devices sample the next one (`rewards.scoring`). Scores are fetched when all are under way.
   """
 
-  def __init__(self, setup: Setup, data: Rollouts, workdir: pathlib.Path):
+  def __init__(self, setup: Setup, data: Rollouts, workdir: str | os.PathLike):
+    workdir = pathlib.Path(workdir)
     if setup.rewards is None:
       raise ValueError("config.reward is missing; a method that samples needs one")
     checks.check_choice("config.method: Rollouts.by", data.by, KINDS)

@@ -1,6 +1,7 @@
 """From the rewards of an iteration to what labels see of them, and what a log says."""
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -64,8 +65,9 @@ def is_flat(group: np.ndarray) -> bool:
 
 
 @contextlib.contextmanager
-def saving_rejected(modality: Modality, workdir: pathlib.Path, step: int) -> Iterator[None]:
+def saving_rejected(modality: Modality, workdir: str | os.PathLike, step: int) -> Iterator[None]:
   """Saves a sample that cannot be used, and names iteration and file, before its error goes on."""
+  workdir = pathlib.Path(workdir)
   try:
     yield
   except RewardError as error:

@@ -1,6 +1,7 @@
 """Stored preferences, encoded as they are drawn: what offline methods learn from."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +27,8 @@ from jaxalign.training.state import TrainState
 class StoredExamples:
   """Samples of a file with their labels, one or several an example (`methods.Stored`)."""
 
-  def __init__(self, setup: Setup, data: Stored, workdir: pathlib.Path):
+  def __init__(self, setup: Setup, data: Stored, workdir: str | os.PathLike):
+    workdir = pathlib.Path(workdir)
     sys = setup.system
     self.examples, self._report, self._dropout = checks.call_section(
       setup.sections, "data", read, examples=data.examples, model=sys.model

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import os
 import pathlib
 from collections.abc import Iterable
 
@@ -11,7 +12,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 
 
-def write_tokenizer(folder: pathlib.Path, words: Iterable[str], *, context_length: int) -> int:
+def write_tokenizer(folder: str | os.PathLike, words: Iterable[str], *, context_length: int) -> int:
   """Writes vocab.json, merges.txt and their two configs, and returns the vocabulary's size.
 
   Every byte is in the vocabulary, as in CLIP's own, so any text can be tokenised; the merges make
@@ -23,6 +24,7 @@ def write_tokenizer(folder: pathlib.Path, words: Iterable[str], *, context_lengt
     words: lower-case words of the prompts.
     context_length: tokens of a prompt, start and end included; also the padded length.
   """
+  folder = pathlib.Path(folder)
   alphabet = _byte_alphabet()
   merges = _merges(words)
   tokens = [*alphabet, *(letter + END_OF_WORD for letter in alphabet)]

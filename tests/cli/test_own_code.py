@@ -50,9 +50,10 @@ def write(tmp_path, monkeypatch):
   ("def __getattr__(name): raise RuntimeError(name)\n", ("RuntimeError: near",)),
   ("near = 3\n", ("expected a function, got int",)),
 ])
-def test_a_module_that_cannot_be_imported(write, text, words):
+def test_a_module_that_cannot_be_imported(write, text, words, monkeypatch):
   """Arguments read on import are those of another program (MemPalace/mempalace#2528)."""
   write(text)
+  monkeypatch.setattr(sys, "argv", ["main.py", "--config=ddpo"])  # of a command
   before = sys.stdin
   with pytest.raises(ValueError) as error:
     checks.load_function("reward", "mine:near")

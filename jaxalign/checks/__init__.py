@@ -10,7 +10,10 @@ from jaxalign.checks import kinds
 from jaxalign.checks.own_code import find_function, load_function
 from jaxalign.checks.text import brief, closest, cut, first, first_line, in_one_line, shown
 
+MOST = 2**24  # of what a config counts; more is a slip of the finger
+
 __all__ = [
+  "MOST",
   "brief",
   "call_section",
   "check_call",

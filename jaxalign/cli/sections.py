@@ -22,8 +22,6 @@ from jaxalign.rewards import combine, scoring
 from jaxalign.training import batching, checkpoint, guard, metrics, optim, self_check
 from jaxalign.training.feeds import exactness, stored
 
-MOST = 2**24  # of what an iteration or a program has several of; more is a slip of the finger
-
 # `check(what, section, sections)` raises ValueError unless the section fits its owner.
 Check = Callable[[str, Any, Mapping[str, Any]], None]
 
@@ -44,7 +42,7 @@ def _counts(check: Check, *counts: str, **least: int) -> Check:
   Their owners are made late, or would first take all memory for as many things as asked for.
   """
   ranges = {name: (low, math.inf) for name, low in least.items()}
-  ranges |= {name: (1, MOST) for name in counts}
+  ranges |= {name: (1, checks.MOST) for name in counts}
 
   def check_fn(what: str, section: Any, sections: Mapping[str, Any]) -> None:
     check(what, section, sections)

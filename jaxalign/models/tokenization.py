@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign import files
+from jaxalign import checks, files
 from jaxalign.types import Record
 
 _FILES = (
@@ -105,7 +105,17 @@ def _load(folder: pathlib.Path):
   import transformers
 
   check_folder(folder)
-  return transformers.CLIPTokenizer.from_pretrained(folder)
+  try:
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+    if not isinstance(tokenizer.model_max_length, int | float):
+      raise ValueError(f"model_max_length {checks.shown(tokenizer.model_max_length)} is no number")
+  except Exception as error:  # of broken files transformers and tokenizers raise nearly anything
+    raise ValueError(
+      f"{folder}: expected the tokenizer of a CLIP, found files that give none: "
+      f"{checks.cut(checks.in_one_line(error), 300)}\n"
+      "take them anew from the model, or give another tokenizer (--tokenizer)"
+    ) from error
+  return tokenizer
 
 
 def _token(tokenizer, number: int) -> str:

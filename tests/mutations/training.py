@@ -96,7 +96,7 @@ TRAINING = [
   ),
   Mutant(
     "pictures are of the raw parameters",
-    "train.py",
+    "evaluation/pictures.py",
     "sys, state.sampling_params, num_samples=self.num_samples",
     "sys, state.params, num_samples=self.num_samples",
     AVERAGE,

@@ -3,10 +3,12 @@
 import dataclasses
 import difflib
 import os
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from jaxalign import checks
+from jaxalign.checks import kinds
 from jaxalign.diffusion import schedulers
 from jaxalign.models.networks import clip, unet, vae
 
@@ -24,6 +26,14 @@ _KNOWN: dict[str, Mapping[str, Any]] = {
   "text_encoder_2": _defaults(clip.CLIPTextConfig),
   "scheduler": schedulers.DEFAULTS,
 }
+# Of those that a network reads, what kind of value they have.
+_KINDS: dict[str, Mapping[str, Any]] = {
+  "unet": typing.get_type_hints(unet.UNetConfig),
+  "vae": typing.get_type_hints(vae.VAEConfig),
+  "text_encoder": typing.get_type_hints(clip.CLIPTextConfig),
+  "text_encoder_2": typing.get_type_hints(clip.CLIPTextConfig),
+  "scheduler": {name: type(default) for name, default in schedulers.DEFAULTS.items()},
+}
 # Components of which every field is known; others have fields that play no part here.
 _COMPLETE = ("unet", "vae")
 # Fields that are written down where a file leaves them out: they used to be the same for all.
@@ -32,11 +42,6 @@ _FILLED = {"vae": ("scaling_factor",)}
 _MISSPELLED = 0.85
 # Null is a word of its own here, for a network without the part.
 _NULL_IS_MEANT = ("norm_num_groups",)
-# Numbers that may be lists, with an entry for each level or side.
-_PER_LEVEL = (
-  *("sample_size", "layers_per_block", "attention_head_dim", "transformer_layers_per_block"),
-  *("cross_attention_dim", *unet.FIXED),
-)
 # Fields that change nothing: how an average of the weights was kept (the state of diffusers'
 # EMAModel). Those that change numbers are in _KNOWN: read, or refused unless they are as here.
 _AVERAGE = frozenset(
@@ -93,19 +98,18 @@ def _check_spelling(component: str, name: str, value: Any, file: str | os.PathLi
 
 
 def _check_kind(component: str, name: str, value: Any, file: str | os.PathLike) -> None:
-  """Raises ValueError for another kind of value than a field has; null is not looked at here."""
-  default = _KNOWN[component].get(name)
-  expected = ""
-  if isinstance(default, tuple) and not isinstance(value, list):
-    expected = "a list"
-  elif isinstance(default, int | float) and value is not None:
-    is_list = isinstance(value, list) and name not in _PER_LEVEL
-    if is_list or isinstance(value, str | Mapping):
-      expected = "true or false" if isinstance(default, bool) else "a number"
-  if expected:
-    raise ValueError(
-      f"{file}: expected {name} to be {expected}, found {checks.shown(value)}\nmend it in the file"
-    )
+  """Raises ValueError for another kind of value than a field has; null is its default."""
+  known = name in _KINDS[component]
+  is_list = isinstance(_KNOWN[component].get(name), tuple)
+  if not known or (value is None and not is_list) or kinds.fits(value, _KINDS[component][name]):
+    return
+  expected = kinds.in_words(_KINDS[component][name])
+  as_json = {"a tuple": "a list", "True or False": "true or false", "None": "null"}
+  for ours, theirs in as_json.items():
+    expected = expected.replace(ours, theirs)
+  raise ValueError(
+    f"{file}: expected {name} to be {expected}, found {checks.shown(value)}\nmend it in the file"
+  )
 
 
 def _value(component: str, name: str, value: Any) -> Any:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxalign import checks
 from jaxalign.models.networks import layers
 from jaxalign.types import Array
 
@@ -28,6 +29,7 @@ def gelu(x: Array) -> Array:
 
 
 _ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+_NO_SIZES = ("eos_token_id",)  # may be 0
 
 # Configs written before transformers 4.32 say 2, whatever the vocabulary's end-of-text id is.
 _LEGACY_EOS_TOKEN_ID = 2
@@ -46,6 +48,10 @@ class EncoderConfig:
 
   def __post_init__(self):
     name = type(self).__name__
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type in (int, "int") and field.name not in _NO_SIZES:
+        checks.check_range(f"{name}: {field.name}", value, 1, checks.MOST)
     if self.hidden_act not in _ACTIVATIONS:
       raise ValueError(
         f"{name}: expected hidden_act in {sorted(_ACTIVATIONS)}, found {self.hidden_act!r}"

@@ -125,10 +125,11 @@ class UNetConfig:
 
   def _check_integers(self):
     integers = ("layers_per_block", "attention_head_dim", "transformer_layers_per_block")
-    for name in (*integers, "norm_num_groups", "cross_attention_dim"):
+    sizes = ("norm_num_groups", "cross_attention_dim", "in_channels", "out_channels")
+    for name in (*integers, *sizes, "block_out_channels"):
       value = getattr(self, name)
-      values = value if name in integers and isinstance(value, tuple) else (value,)
-      if not all(isinstance(v, int) and v > 0 for v in values):
+      values = value if name not in sizes and isinstance(value, tuple) else (value,)
+      if not all(isinstance(v, int) and 0 < v < checks.MOST for v in values):
         kind = "positive integer, or one per level" if name in integers else "positive integer"
         raise ValueError(
           f"unet config: {name}={checks.shown(value)} is not supported; supported: {kind}"

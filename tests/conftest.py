@@ -31,6 +31,12 @@ gc.set_threshold(200_000, 20, 20)
 jaxalign.cli.command.choose_cpu_kernels()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+MOST_WORKERS = 4  # each takes up to 5 GB of memory
+
+
+def pytest_xdist_auto_num_workers(config):
+  """One more than there are cores: some wait for processes that their tests have started."""
+  return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,7 +68,7 @@ def shapes_of_equal_networks():
 def garbage_of_a_file():
   """What a file leaves is freed; what was there before it is looked through now and then only."""
   yield
-  gc.collect(1 if next(_files) % 4 else 2)
+  gc.collect(1 if next(_files) % 2 else 2)
 
 
 _files = itertools.count(1)

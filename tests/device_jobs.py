@@ -190,9 +190,7 @@ def environment(cache, devices=1):
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    "XLA_FLAGS": (
-      f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    ),
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     # Virtual devices that wait for each other must not use up the threads of a small machine.
     "PJRT_NPROC": "32",
   }

@@ -304,7 +304,11 @@ def _build(
   identity.tell(path, found.notes)
   two = "text_encoder_2" in found.configs
   configs: dict[str, Any] = found.configs
-  model = build(**configs, **_tokenizers(tokenizer, two))
+  tokenizers = _tokenizers(tokenizer, two)
+  try:
+    model = build(**configs, **tokenizers)
+  except ValueError as error:  # networks do not know whose configs they are of
+    raise ValueError(f"{path}: {error}") from error
   return dataclasses.replace(model, notes=found.notes)
 
 

@@ -51,7 +51,8 @@ class EncoderConfig:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type in (int, "int") and field.name not in _NO_SIZES:
-        checks.check_range(f"{name}: {field.name}", value, 1, checks.MOST)
+        most = layers.MOST if field.name == "num_hidden_layers" else checks.MOST
+        checks.check_range(f"{name}: {field.name}", value, 1, most)
     if self.hidden_act not in _ACTIVATIONS:
       raise ValueError(
         f"{name}: expected hidden_act in {sorted(_ACTIVATIONS)}, found {self.hidden_act!r}"

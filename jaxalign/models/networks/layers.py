@@ -16,6 +16,8 @@ from jaxalign.models.networks import attention as attention_lib
 from jaxalign.models.networks import products
 from jaxalign.types import Array
 
+MOST = 512  # layers of one kind in a network: each is traced, and many more would take for ever
+
 
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array:
   """A layer's parameter: `module.param(name, init, shape)`, but for what that costs.

@@ -129,7 +129,8 @@ class UNetConfig:
     for name in (*integers, *sizes, "block_out_channels"):
       value = getattr(self, name)
       values = value if name not in sizes and isinstance(value, tuple) else (value,)
-      if not all(isinstance(v, int) and 0 < v < checks.MOST for v in values):
+      most = layers.MOST if "layers" in name else checks.MOST
+      if not all(isinstance(v, int) and 0 < v < most for v in values):
         kind = "positive integer, or one per level" if name in integers else "positive integer"
         raise ValueError(
           f"unet config: {name}={checks.shown(value)} is not supported; supported: {kind}"

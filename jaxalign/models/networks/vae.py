@@ -44,10 +44,11 @@ class VAEConfig:
 
   def __post_init__(self):
     widths = {f"block_out_channels {k}": width for k, width in enumerate(self.block_out_channels)}
-    names = ("in_channels", "out_channels", "layers_per_block", "latent_channels")
-    sizes = {name: getattr(self, name) for name in (*names, "norm_num_groups")}
+    names = ("in_channels", "out_channels", "latent_channels", "norm_num_groups")
+    sizes = {name: getattr(self, name) for name in names}
     for name, size in {**sizes, **widths}.items():
       checks.check_range(f"vae config: {name}", size, 1, checks.MOST)
+    checks.check_range("vae config: layers_per_block", self.layers_per_block, 1, layers.MOST)
     _check_blocks("down_block_types", self.down_block_types, "DownEncoderBlock2D")
     _check_blocks("up_block_types", self.up_block_types, "UpDecoderBlock2D")
     stages = len(self.block_out_channels)

@@ -83,7 +83,10 @@ def recast(rng, tensors, metadata, networks):
 def spoil(rng, tensors, metadata, networks):
   name = rng.choice(list(tensors))
   tensors[name] = np.array(tensors[name])
-  tensors[name].flat[rng.integers(tensors[name].size)] = rng.choice([np.nan, np.inf, 3e38, -np.inf])
+  value = rng.choice([np.nan, np.inf, 3e38, -np.inf])
+  if tensors[name].size and tensors[name].dtype.kind == "f":
+    with np.errstate(over="ignore"):
+      tensors[name].flat[rng.integers(tensors[name].size)] = value
 
 
 def drop(rng, tensors, metadata, networks):

@@ -77,6 +77,8 @@ TEXT, SCHEDULER = "text_encoder/config.json", folders.SCHEDULER
     (UNET, {"transformer_layers_per_block": 5000}, "transformer_layers_per_block=5000 is not sup"),
     (VAE, {"layers_per_block": -1}, "layers_per_block: expected at least 1"),
     (VAE, {"block_out_channels": [4, None]}, "each a whole number, found .4, None"),
+    (UNET, {"sample_size": []}, "sample_size: expected a size, or height and width, got .."),
+    (UNET, {"sample_size": [8, 0]}, "sample_size: expected a size"),
     (SCHEDULER, {"clip_sample": "false"}, "clip_sample to be true or false, found 'false'"),
     (VAE, {"scaling_factor": "0.18215"}, "scaling_factor to be a number, found '0.18215'"),
     (UNET, {"norm_eps": "x" * 999}, "norm_eps to be a number, found 'xxx"),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign import streams
+from jaxalign import checks, streams
 from jaxalign.models.networks import conditioning, lean_decoding, unet, vae
 from jaxalign.types import Array, Key, Params, at_least_float32
 
@@ -172,4 +172,8 @@ def _trained_image_size(
 
 def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
   entries = size if isinstance(size, tuple) else (size,)
+  if len(entries) not in (1, 2) or not all(0 < entry < checks.MOST for entry in entries):
+    raise ValueError(
+      f"sample_size: expected a size, or height and width, got {checks.shown(size)}"
+    )
   return entries[0], entries[-1]

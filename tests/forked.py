@@ -33,13 +33,12 @@ def serve(environment: dict[str, str]) -> None:
 class Command:
   """A command that has been started; of `subprocess.Popen` what tests use.
 
-  Its output goes to files beside `output`. `variables` are of its environment, if they are read
-  only when JAX starts, which it does in the fork.
+  Its output goes to files beside `output`.
   """
 
-  def __init__(self, module: str, flags: tuple[str, ...], *, cwd, output, **variables):
+  def __init__(self, module: str, flags: tuple[str, ...], *, cwd, output):
     self._files = [output.with_suffix(suffix) for suffix in (".out", ".err")]
-    args = (module, flags, cwd, self._files, variables)
+    args = (module, flags, cwd, self._files)
     self._process = _context.Process(target=_run, args=args)
     self._process.start()
 
@@ -67,10 +66,9 @@ class Command:
     return printed, errors
 
 
-def _run(module, flags, cwd, files, variables):
+def _run(module, flags, cwd, files):
   for number, file in zip((1, 2), files, strict=True):
     os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-  os.environ.update(variables)
   os.chdir(cwd)
   sys.path.insert(0, str(cwd))  # as -m does
   sys.argv = [module, *flags]

@@ -75,7 +75,7 @@ def load(
   `optional` are sections that a config may lack and a change may begin. Raises ValueError for a
   name that nothing has, a file that is no config or raises, and a change that does not fit.
   """
-  name, _, variant = _split(name)
+  name, variant = _split(name)
   path = find(name)
   with _shared(own=path.parent == FOLDER):
     config = _call(path, _function(path), variant)
@@ -110,14 +110,14 @@ def find(name: str) -> pathlib.Path:
   return path
 
 
-def _split(name: str) -> tuple[str, str, str | None]:
-  """Name, colon and variant; a folder may have a colon in its name."""
+def _split(name: str) -> tuple[str, str | None]:
+  """Name and variant, None without a colon; a folder may have one in its name."""
   match = re.fullmatch(r"(.*?\.py|[^:]*)(:)?(.*)", name, re.DOTALL)
   assert match is not None  # anything fits
   file, colon, variant = match.groups()
   if variant and not colon:  # what follows .py is no variant
-    return name, "", None
-  return file, colon or "", variant if colon else None
+    return name, None
+  return file, variant if colon else None
 
 
 @contextlib.contextmanager

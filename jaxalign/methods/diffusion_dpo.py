@@ -28,8 +28,12 @@ def make_dpo(pipeline: Pipeline, *, beta: float, time_weight: str, num_draws: in
   With time_weight "half", beta is that of the published code: 2000 to 5000 for Stable Diffusion at
   512 pixels.
   """
-  loss = lambda w, l, p: losses.dpo_loss(w, l, beta=beta, p=p)  # noqa: E731
-  return make(pipeline, loss, time_weight=time_weight, num_draws=num_draws)
+  return make(
+    pipeline,
+    lambda w, l, p: losses.dpo_loss(w, l, beta=beta, p=p),
+    time_weight=time_weight,
+    num_draws=num_draws,
+  )
 
 
 def make_ipo(pipeline: Pipeline, *, tau: float, time_weight: str, num_draws: int) -> Method:
@@ -38,8 +42,12 @@ def make_ipo(pipeline: Pipeline, *, tau: float, time_weight: str, num_draws: int
   The target, 1 / (2 tau) for a plain label, is on the scale of the log-ratio that `time_weight`
   chooses.
   """
-  loss = lambda w, l, p: losses.ipo_loss(w, l, tau=tau, p=p)  # noqa: E731
-  return make(pipeline, loss, time_weight=time_weight, num_draws=num_draws)
+  return make(
+    pipeline,
+    lambda w, l, p: losses.ipo_loss(w, l, tau=tau, p=p),
+    time_weight=time_weight,
+    num_draws=num_draws,
+  )
 
 
 def make(

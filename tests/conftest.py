@@ -1,25 +1,20 @@
 """Shared by all tests: a compilation cache, so that no program is compiled twice."""
 
-import os
-
-# Read when JAX starts. At level 0 a program is made in a third of the time, and computes the same;
-# for what is claimed of its last places there is tests/shipped.py.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-if "PYTEST_XDIST_WORKER" in os.environ:
-  # Workers that each use all cores wait for each other most of the time.
-  os.environ["XLA_FLAGS"] += " --xla_cpu_multi_thread_eigen=false"
-  os.environ["OMP_NUM_THREADS"] = "1"
-
 import functools
 import gc
 import importlib
 import itertools
 import json
+import os
 import pathlib
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+  os.environ["OMP_NUM_THREADS"] = "1"  # read when NumPy is imported
 
 import jax
 import numpy as np
 import pytest
+import shipped
 from PIL import Image
 
 import jaxalign.cli.command
@@ -27,6 +22,11 @@ from jaxalign.models.families.stable_diffusion_networks import Networks
 
 # Traces make objects by the million, which to look through often takes a sixth of their time.
 gc.set_threshold(200_000, 20, 20)
+# Read when JAX is first used.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {shipped.QUICKLY}"
+if "PYTEST_XDIST_WORKER" in os.environ:
+  # Workers that each use all cores wait for each other most of the time.
+  os.environ["XLA_FLAGS"] += " --xla_cpu_multi_thread_eigen=false"
 # What every command does, for what tests run in this process.
 jaxalign.cli.command.choose_cpu_kernels()
 
@@ -37,6 +37,13 @@ MOST_WORKERS = 4  # each takes up to 5 GB of memory
 def pytest_xdist_auto_num_workers(config):
   """One more than there are cores: some wait for processes that their tests have started."""
   return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
+
+
+@pytest.fixture(scope="module")
+def as_shipped():
+  """The programs of a file's systems and runs are compiled with XLA's defaults (`shipped`)."""
+  with shipped.programs():
+    yield
 
 
 @pytest.fixture(scope="session", autouse=True)

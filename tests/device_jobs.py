@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+import shipped
 from PIL import Image
 
 from jaxalign.models.families import stable_diffusion
@@ -61,8 +62,8 @@ ALL_WEIGHTS = ("--config.lora.targets=",)
 CASES = {
   "full weights": ("ddpo.py:quicktest,full", ROLLOUTS),
   "an adapter": ("ddpo.py:quicktest,lora", ROLLOUTS),
-  # Of the model "planner", as is every case whose name starts so.
-  "plans": ("ddpo_planner.py:quicktest", ROLLOUTS),
+  # Of the model "planner", as is every case whose name starts so. Long enough to be killed in.
+  "plans": ("ddpo_planner.py:quicktest", (*ROLLOUTS, "--config.num_iterations=5")),
   "plans, scored on the mesh": ("ddpo_planner.py:quicktest", (*BOTH_REWARDS, *SIZES)),
   "rollout pairs": (
     "d3po.py:quicktest",
@@ -182,15 +183,15 @@ def soft_brightness() -> DeviceReward:
   )
 
 
-def environment(cache, devices=1):
-  """For a process with some virtual CPU devices."""
+def environment(cache, devices=1, flags=shipped.QUICKLY):
+  """For a process with some virtual CPU devices; `flags` are of XLA."""
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
     # Virtual devices that wait for each other must not use up the threads of a small machine.
     "PJRT_NPROC": "32",
   }
@@ -207,7 +208,7 @@ def case_flags(name, workdir, model, *flags):
     f"--config={ROOT}/configs/{config}",
     f"--workdir={workdir}",
     f"--config.model.path={model}",
-    "--config.num_iterations=5",
+    "--config.num_iterations=3",
     "--config.samples.every=100",
     "--config.samples.num_samples=8",
     "--config.evaluation.num_samples=8",
@@ -220,11 +221,12 @@ def case_flags(name, workdir, model, *flags):
   )
 
 
-def start(flags, cache, *, devices=1):
-  """The main command in a process of its own."""
+def start(flags, cache, *, devices=1, as_shipped=False):
+  """The main command in a process of its own; `as_shipped` for claims about last places."""
+  compiled = () if not as_shipped else ("",)
   return subprocess.Popen(
     [sys.executable, "-m", "jaxalign.main", *flags],
-    env=environment(cache, devices),
+    env=environment(cache, devices, *compiled),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

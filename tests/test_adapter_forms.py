@@ -18,7 +18,8 @@ def workdir(small_model, tmp_path_factory, compilation_cache):
   """Of the main command: two iterations of DDPO with two updates each, in float32."""
   folder = tmp_path_factory.mktemp("merged") / "run"
   changes = ("--config.lora.form=merged", "--config.num_iterations=2")
-  finish(start(case_flags("an adapter", folder, small_model, *changes), compilation_cache))
+  flags = case_flags("an adapter", folder, small_model, *changes)
+  finish(start(flags, compilation_cache, as_shipped=True))
   return folder
 
 

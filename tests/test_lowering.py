@@ -192,9 +192,10 @@ def test_float32_in_pieces(least, gpu):
 
 
 def test_what_commands_and_options_run(least, gpu):
-  """Sampling with given noise; images decoded in bfloat16, a few at a time, in tiles."""
+  """Given noise; what rounding alone makes; images decoded in bfloat16, few at a time, in tiles."""
   work = programs.make_work(least)
   assert_fused(lower(programs.sample(work)), backward=False)
+  assert_fused(lower(programs.floor(work)), backward=False)
   lean = dataclasses.replace(least.networks, decode_batch=1, decode_tile=4, vae_dtype="bfloat16")
   work = programs.make_work(dataclasses.replace(least, networks=lean))
   decode = next(one for one in programs.others(work) if one.name == "decode")

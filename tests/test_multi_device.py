@@ -30,7 +30,7 @@ def test_eight_devices_agree_with_one(run_case, name, mesh):
   """One pair in the default suite, the others with `-m slow`."""
   workdirs = run_case(name, ["one device", mesh])
   found, expected = records(workdirs[mesh]), records(workdirs["one device"])
-  assert len(expected) == 5 and expected[0]["grad/norm"] > 0.0
+  assert len(expected) == 3 and expected[0]["grad/norm"] > 0.0
   assert_close(found, expected, TOLERANCE)
   assert_ratio_is_one_at_first(found)
   counts = [record["compile/count"] for record in metrics.read(workdirs[mesh])]

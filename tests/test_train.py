@@ -85,7 +85,7 @@ def test_the_first_ratio_is_exactly_one_with_an_adapter(finished):
   assert_first_ratio_is_one(finished, gap=5e-6)
 
 
-@shipped.programs()
+@shipped.programs("sample_fn", "update")
 @pytest.mark.parametrize("targets", [pytest.param("", marks=pytest.mark.slow), r"attn2/to_k$"])
 def test_on_the_embedded_model_rollout_and_update_agree_to_the_bit(load_config, tmp_path, targets):
   """All of the network's weights are trained, or those of a few layers."""

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shipped
 from device_jobs import records, without_the_last_iteration
 from PIL import Image
 
@@ -27,6 +29,7 @@ ANSWERS = {
 }
 
 
+@shipped.programs()  # hundreds of iterations
 @pytest.mark.parametrize("name", ANSWERS)
 def test_it_reaches_the_tilted_gaussian(name, load_config, tmp_path):
   """The mean within a tenth of its way, the spread within a twentieth: 64 steps are not many."""
@@ -185,6 +188,18 @@ def test_stored_plans_are_learned_from_and_resumed_to_the_bit(
   assert records(tmp_path / "parts") == written
   whole, parts = (checkpoint.read_latest(tmp_path / part)[1] for part in ("whole", "parts"))
   jax.tree.map(np.testing.assert_array_equal, parts, whole)
+
+
+def test_a_dry_run_on_stored_plans_states_memory_and_speed_and_writes_nothing(
+  load_config, plan_pairs_file, tmp_path, capsys
+):
+  config = load_config("kto_planner", "quicktest")
+  config.data.source = str(plan_pairs_file)
+  train.train(config, tmp_path / "run", dry_run=True)
+  printed = capsys.readouterr().out
+  assert "memory per device" in printed and "plans/s" in printed
+  assert re.search(r"largest microbatch: about [1-9]\d*, where the (update|encoding)", printed)
+  assert not (tmp_path / "run").exists()
 
 
 def test_the_main_command_learns_from_stored_plans(command, plan_pairs_file, tmp_path):

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shipped
 from scheduler_configs import SD1
 
 from jaxalign import methods
@@ -67,7 +68,7 @@ PIPELINE = Pipeline(
 def trajectories():
   """Two stacked microbatches of three images, sampled with PARAMS."""
 
-  @jax.jit
+  @shipped.jit
   def sample(key, cond):
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (3, *SHAPE))

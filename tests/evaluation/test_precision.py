@@ -79,7 +79,7 @@ def test_bfloat16_predicts_about_the_same_and_its_gradient_is_float32(small_mode
   assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
 
 
-@shipped.programs()
+@shipped.programs("sample_fn", "update")
 @pytest.mark.parametrize("variant", ["", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_first_importance_ratio_is_exactly_one_in_bfloat16(
   variant, load_config, small_model, tmp_path, capsys

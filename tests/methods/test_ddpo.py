@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import shipped
 from toy_policy import (
   ADVANTAGE,
   ADVANTAGES,
@@ -61,7 +62,7 @@ def loss_and_grad_fn(name, **changes):
 
     return jax.value_and_grad(total, has_aux=True)(params)
 
-  return jax.jit(loss_and_grad)
+  return shipped.jit(loss_and_grad)
 
 
 def loss_and_grad(name, batch, params=PARAMS, **changes):
@@ -179,7 +180,7 @@ def test_collect_stacks_the_microbatches():
   np.testing.assert_allclose(cond.cond["text"][1], second, rtol=1e-6)
 
 
-@jax.jit
+@shipped.jit
 def score(params, batch):
   return KERNEL.log_prob(
     params, batch.x_t, batch.x_s, batch.row, batch.cond, mean_over_latents

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shipped
 import toy_policy
 
 from jaxalign import methods
@@ -29,6 +30,7 @@ from jaxalign.training.feeds import base, online
 from jaxalign.training.state import init_state, jit_end
 from jaxalign.worlds import gaussian
 
+pytestmark = pytest.mark.usefixtures("as_shipped")  # hundreds of iterations
 MEAN, STD = np.array([0.5, -0.3], np.float32), np.array([1.0, 0.7], np.float32)
 REFERENCE = {"mean": jnp.array(MEAN), "log_std": jnp.log(jnp.array(STD))}
 REWARD = gaussian.QuadraticReward(jnp.diag(jnp.array([0.6, 1.0])), jnp.array([0.8, -0.5]))
@@ -123,7 +125,7 @@ def test_policy_gradient_with_the_exact_kl_reaches_the_tilted_distribution(beta)
   estimator = advantages.make("leave_one_out", limit=1e9)
   method = methods.make("ddpo_sf", pipeline, kl_weight=beta, advantage=estimator)
 
-  @jax.jit
+  @shipped.jit
   def sample(params, key):
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (batch, 2))
@@ -202,7 +204,7 @@ def test_d3po_recovers_the_reward_of_trajectories_from_one_start(beta):
   method = methods.make("d3po", pipeline, beta=beta, clip_range=0.999)
   kernel, table = pipeline.kernel, pipeline.table
 
-  @jax.jit
+  @shipped.jit
   def sample(key):
     key_start, key_steps = jax.random.split(key)
     x_T = jax.random.normal(key_start, (batch, 2)).repeat(2, axis=0)

@@ -14,7 +14,7 @@ import small_models
 from jaxalign.models import families
 from jaxalign.models.families import stable_diffusion
 
-COUNT, FAST = 2000, 150
+COUNT, FAST = 2000, 75
 LONGEST = 1500  # characters of an error
 KINDS = ("sd1", "xl")
 VALUES = (

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shipped
 from scipy import stats
 
 from jaxalign import steering, streams, system
@@ -146,7 +147,7 @@ def choose(reward, n=4):
   )
   made = best_of_n.make(pipeline, n=n)
   inputs = steering.Inputs(None, jnp.ones((2, 2)), jnp.arange(2.0))
-  return jax.jit(made.sample)(jax.random.key(3), {}, {}, inputs, pipeline.table)
+  return shipped.jit(made.sample)(jax.random.key(3), {}, {}, inputs, pipeline.table)
 
 
 def test_of_equals_the_first_is_kept():

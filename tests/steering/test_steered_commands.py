@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import shipped
 from absl import flags
 from device_jobs import ROOT
 
@@ -33,6 +34,7 @@ def drawn(tmp_path, *arguments, model="planner", record=PLAN, unit="plans"):
   return np.load(output / f"{unit}.npy")
 
 
+@shipped.programs()
 def test_sample_draws_the_best_of_n_and_says_how_far_that_is(tmp_path, capsys):
   plain = drawn(tmp_path)
   assert "sampler" not in capsys.readouterr().out

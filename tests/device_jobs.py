@@ -183,15 +183,15 @@ def soft_brightness() -> DeviceReward:
   )
 
 
-def environment(cache, devices=1, flags=shipped.QUICKLY):
-  """For a process with some virtual CPU devices; `flags` are of XLA."""
+def environment(cache, devices=1, compiled=shipped.QUICKLY):
+  """For a process with some virtual CPU devices; `compiled` are XLA's flags, "" its defaults."""
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {compiled}",
     # Virtual devices that wait for each other must not use up the threads of a small machine.
     "PJRT_NPROC": "32",
   }
@@ -221,12 +221,11 @@ def case_flags(name, workdir, model, *flags):
   )
 
 
-def start(flags, cache, *, devices=1, as_shipped=False):
-  """The main command in a process of its own; `as_shipped` for claims about last places."""
-  compiled = () if not as_shipped else ("",)
+def start(flags, cache, *, devices=1, compiled=shipped.QUICKLY):
+  """The main command in a process of its own."""
   return subprocess.Popen(
     [sys.executable, "-m", "jaxalign.main", *flags],
-    env=environment(cache, devices, *compiled),
+    env=environment(cache, devices, compiled),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

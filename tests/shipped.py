@@ -32,16 +32,15 @@ def programs(*names: str) -> Iterator[None]:
 
   All of them, or those of these names, each of which must be made.
   """
-  met = set()
+  quickly, met = placement.jit, set()
 
-  def jit(function, *args, **kwargs):
+  def chosen(function, mesh, **kwargs):
     name = getattr(function, "__name__", "")
     met.add(name)
     options = OPTIONS if not names or name in names else None
-    return compiled(function, *args, compiler_options=options, **kwargs)
+    return quickly(function, mesh, compiler_options=options, **kwargs)
 
-  compiled = placement.jit
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(placement, "jit", jit)
+    patch.setattr(placement, "jit", chosen)
     yield
   assert met.issuperset(names), f"no program is called {sorted(set(names) - met)}"

@@ -25,7 +25,7 @@ from jaxalign import methods, steering, system
 from jaxalign.distributed import sharding
 from jaxalign.labels import advantages, pairs
 from jaxalign.models.families import clip_dual
-from jaxalign.models.networks import attention, layers, unet_blocks
+from jaxalign.models.networks import attention, layers, rematerialization
 from jaxalign.recipes import shapes_model, shapes_reward
 from jaxalign.rewards import DEVICE_REWARDS
 from jaxalign.training import reward_model, self_check, state
@@ -167,7 +167,7 @@ def test_other_policies(trained, least, gpu):
   assert_fused(lower(programs.update(programs.make_work(least, trained=trained))), backward=True)
 
 
-@pytest.mark.parametrize("remat", [name for name in unet_blocks.REMAT if name != "none"])
+@pytest.mark.parametrize("remat", [name for name in rematerialization.REMAT if name != "none"])
 def test_blocks_that_are_computed_again(remat, least, gpu):
   model = least.with_compute(dtype="bfloat16", remat=remat, param_dtype="bfloat16")
   assert_fused(lower(programs.update(programs.make_work(model))), backward=True)

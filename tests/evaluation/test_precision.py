@@ -223,7 +223,7 @@ def test_what_is_not_trained_is_stored_in_half_the_memory_but_for_norms(small_mo
 @pytest.mark.parametrize("changes, message", [
   (
     {"param_dtype": "bfloat16"},
-    "model.param_dtype: expected float32, because the UNet computes in float32",
+    "model.param_dtype: expected float32, because the denoiser computes in float32",
   ),
   ({"dtype": "float16"}, "model.dtype: expected one of float32, bfloat16, got 'float16'"),
   ({"remat": "dot"}, 'model.remat: expected one of none, dots, full, got .*mean "dots"'),

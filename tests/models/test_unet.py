@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.models.networks import unet
+from jaxalign.models.networks import embeddings, unet
 
 # Every config overrides this smallest useful network.
 BASE = {
@@ -158,19 +158,19 @@ def test_timestep_embedding_by_hand():
   # dim 4, no shift: w = 10000^(-0/2), 10000^(-1/2) = 1, 0.01. At t = 2: angles 2, 0.02.
   expected = [np.sin(2), np.sin(0.02), np.cos(2), np.cos(0.02)]
   t = jnp.array([2])
-  plain = unet.timestep_embedding(t, 4, flip_sin_to_cos=False, freq_shift=0)
+  plain = embeddings.timestep_embedding(t, 4, flip_sin_to_cos=False, freq_shift=0)
   np.testing.assert_allclose(plain[0], expected, atol=1e-6)
-  flipped = unet.timestep_embedding(t, 4, flip_sin_to_cos=True, freq_shift=0)
+  flipped = embeddings.timestep_embedding(t, 4, flip_sin_to_cos=True, freq_shift=0)
   np.testing.assert_allclose(flipped[0], expected[2:] + expected[:2], atol=1e-6)
   # Shift 1 divides by half - 1 = 1: w = 1, 0.0001.
-  shifted = unet.timestep_embedding(t, 4, flip_sin_to_cos=False, freq_shift=1)
+  shifted = embeddings.timestep_embedding(t, 4, flip_sin_to_cos=False, freq_shift=1)
   np.testing.assert_allclose(shifted[0, 1], np.sin(0.0002), rtol=1e-6)
 
 
 def test_time_is_embedded_in_float32_under_bfloat16():
   # 998 and 999 are one number in bfloat16.
   t = jnp.array([998, 999])
-  embedding = unet.timestep_embedding(t, 8, flip_sin_to_cos=True, freq_shift=0)
+  embedding = embeddings.timestep_embedding(t, 8, flip_sin_to_cos=True, freq_shift=0)
   assert embedding.dtype == jnp.float32
   one_level = {
     "block_out_channels": [8],

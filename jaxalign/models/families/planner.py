@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign import checks, files, streams
+from jaxalign import files, streams
 from jaxalign.diffusion import schedules, transitions
 from jaxalign.modalities import trajectory
-from jaxalign.models.adapters import preparation
+from jaxalign.models.families import compute
 from jaxalign.models.model import Model, ModelFiles
 from jaxalign.models.networks import temporal
 from jaxalign.models.weights import hub, safetensors_io
@@ -45,13 +45,7 @@ def open_model(
   Raises:
     ValueError: no such folder, a size that is missing, weights that do not fit, or another dtype.
   """
-  checks.check_choice("model.dtype", dtype, ("float32", "bfloat16"))
-  checks.check_choice("model.param_dtype", param_dtype, ("float32", "bfloat16"))
-  if param_dtype == "bfloat16" and dtype != "bfloat16":
-    raise ValueError(
-      "model.param_dtype: expected float32, because the network computes in float32 (model.dtype); "
-      "got bfloat16\nset both to bfloat16, or neither"
-    )
+  compute.check(dtype=dtype, param_dtype=param_dtype)
   folder = hub.find_model(path, weights=not shapes_only)
   config = temporal.TemporalConfig.from_dict(files.read_json(folder / "denoiser" / "config.json"))
   params = param_shapes(config)
@@ -70,16 +64,12 @@ def build(
   """The model of a network's sizes and the parameters of its denoiser, see `open_model`."""
   shape = (config.horizon, config.dim)
 
-  def stored_dtypes(variables: Params) -> Params:
-    own = jax.tree.map(lambda leaf: leaf.dtype, variables["params"])
-    return {"params": preparation.map_layers(lambda _: jnp.dtype(param_dtype), own)}
-
   return Model(
     params={"denoiser": params},
     tokenize=tokenize,
     empty={name: np.zeros((1, width), np.float32) for name, width in _WIDTHS.items()},
     condition=lambda params, tokens: {name: jnp.asarray(tokens[name]) for name in _WIDTHS},
-    denoise=make_denoise_fn(config, None if dtype == "float32" else dtype),
+    denoise=make_denoise_fn(config, compute.narrow(dtype)),
     encode=lambda params, samples, key: jnp.asarray(samples),
     decode=lambda params, x_0: x_0,
     describe=describe,
@@ -90,9 +80,9 @@ def build(
     make_process=make_process,
     modality=trajectory.make(planner.OBSTACLES),
     files=ModelFiles(functools.partial(save, config), {}),
-    dtype=None if dtype == "float32" else dtype,
+    dtype=compute.narrow(dtype),
     exact=None if dtype == "float32" else make_denoise_fn(config, None),
-    stored_dtypes=stored_dtypes,
+    stored_dtypes=functools.partial(compute.stored_dtypes, param_dtype=param_dtype),
   )
 
 

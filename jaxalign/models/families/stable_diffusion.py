@@ -12,20 +12,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import checks, files
 from jaxalign.diffusion import schedulers, transitions
 from jaxalign.modalities.image import IMAGES
 from jaxalign.models import tokenization
-from jaxalign.models.adapters import preparation
-from jaxalign.models.families import initialization, model_index, stable_diffusion_networks
+from jaxalign.models.families import (
+  compute,
+  initialization,
+  model_index,
+  stable_diffusion_networks,
+)
 from jaxalign.models.identity import folders, identity
 from jaxalign.models.model import Model, ModelFiles
-from jaxalign.models.networks import unet_blocks, vae
+from jaxalign.models.networks import vae
 from jaxalign.models.weights import hub, safetensors_io, single_file
-from jaxalign.types import Array, Key, Params
+from jaxalign.types import Key, Params
 
 _WEIGHTS = {
   "unet": safetensors_io.WEIGHTS,
@@ -127,12 +130,12 @@ class StableDiffusion:
   ) -> "StableDiffusion":
     """This model with a UNet that computes in `dtype`; its parameters stay what they are.
 
-    `remat` says what its blocks keep for their gradient, a name of `unet_blocks.REMAT`. On devices,
-    weights of the UNet that are not trained are stored in `param_dtype`: in that of the computation
-    they take half the memory, and no result changes. Images are decoded in `vae_dtype`; the
-    autoencoder of an XL only in float32, unless its config says `force_upcast: false`.
+    `remat` says what its blocks keep for their gradient, a name of `rematerialization.REMAT`. On
+    devices, weights of the UNet that are not trained are stored in `param_dtype`: in that of the
+    computation they take half the memory, and no result changes. Images are decoded in `vae_dtype`;
+    the autoencoder of an XL only in float32, unless its config says `force_upcast: false`.
     """
-    checks.check_choice("model.vae_dtype", vae_dtype, ("float32", "bfloat16"))
+    checks.check_choice("model.vae_dtype", vae_dtype, compute.DTYPES)
     needs_float32 = "text_encoder_2" in self.configs and self.configs["vae"].get(
       "force_upcast", True
     )
@@ -141,36 +144,22 @@ class StableDiffusion:
         "model.vae_dtype: expected float32, which the autoencoder of this XL asks for "
         "(force_upcast in vae/config.json is not false); got bfloat16"
       )
-    checks.check_choice("model.dtype", dtype, ("float32", "bfloat16"))
-    checks.check_choice("model.param_dtype", param_dtype, ("float32", "bfloat16"))
-    if param_dtype == "bfloat16" and dtype != "bfloat16":
-      raise ValueError(
-        "model.param_dtype: expected float32, because the UNet computes in float32 (model.dtype); "
-        "got bfloat16\nset both to bfloat16, or neither"
-      )
-    checks.check_choice("model.remat", remat, unet_blocks.REMAT)
+    compute.check(dtype=dtype, param_dtype=param_dtype, remat=remat)
     networks = dataclasses.replace(
       self.networks,
       unet=self.networks.unet.clone(remat=remat),
-      dtype=None if dtype == "float32" else dtype,
+      dtype=compute.narrow(dtype),
       vae_dtype=vae_dtype,
     )
     return dataclasses.replace(self, networks=networks, param_dtype=param_dtype)
 
   def stored_dtypes(self, variables: Params) -> Params:
     """What each frozen array of the UNet is stored in; norms are float32 always."""
-    own = jax.tree.map(lambda leaf: leaf.dtype, variables["params"])
-    return {"params": preparation.map_layers(lambda _: jnp.dtype(self.param_dtype), own)}
+    return compute.stored_dtypes(variables, self.param_dtype)
 
   def with_image_size(self, height: int, width: int) -> "StableDiffusion":
     """This model for images of another size, in pixels; a folder it is saved to keeps the old."""
-    downscale = self.networks.vae.config.downscale
-    if height < downscale or width < downscale or height % downscale or width % downscale:
-      raise ValueError(
-        f"image size: expected multiples of {downscale}, the pixels of a latent one, got "
-        f"{height} x {width}"
-      )
-    networks = dataclasses.replace(self.networks, image_size=(height, width))
+    networks = self.networks.sized(height, width, self.networks.vae.config.downscale)
     return dataclasses.replace(self, networks=networks)
 
 
@@ -329,10 +318,6 @@ def as_model(bundle: StableDiffusion) -> Model:
   others = {name: tree for name, tree in bundle.params.items() if name != "unet"}
   scheduler = bundle.scheduler_config
 
-  def encode(params: Mapping[str, Params], images: Array, key: Key) -> Array:
-    images = images / 255.0 if images.dtype == jnp.uint8 else images
-    return bundle.encode_images(params["vae"], images, key)
-
   def write(params: Mapping[str, Params], folder: str | os.PathLike) -> None:
     named = {name: tree for name, tree in params.items() if name != "denoiser"}
     save(bundle.with_params({**named, "unet": params["denoiser"]}), folder)
@@ -346,7 +331,7 @@ def as_model(bundle: StableDiffusion) -> Model:
     empty=bundle.tokenize([""]),
     condition=bundle.encode_text,
     denoise=bundle.denoise,
-    encode=encode,
+    encode=lambda params, images, key: bundle.networks.encode_samples(params["vae"], images, key),
     decode=lambda params, x_0: bundle.decode(params["vae"], x_0),
     describe=lambda record: record["prompt"],
     latent_shape=bundle.latent_shape,

@@ -7,37 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign import checks, streams
-from jaxalign.models.networks import conditioning, lean_decoding, unet, vae
-from jaxalign.types import Array, Key, Params, at_least_float32
+from jaxalign import streams
+from jaxalign.models.families import autoencoding
+from jaxalign.models.networks import conditioning, unet, vae
+from jaxalign.types import Array, Params, at_least_float32
 
 
-@dataclasses.dataclass(frozen=True)
-class Networks:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Networks(autoencoding.Autoencoding):
   """The networks as pure functions. Holds no arrays, so a jitted closure captures none.
 
-  image_size: `(H, W)` in pixels of the images that are sampled.
-  decode_batch, decode_tile: see `stable_diffusion.open_model`.
   dtype: what the UNet computes in, by name, whatever its parameters are; None is that of `x_t`.
-  vae_dtype: what images are decoded in.
   """
 
   unet: unet.UNet2DConditionModel
-  vae: vae.AutoencoderKL
   text: conditioning.OneTextEncoder | conditioning.TwoTextEncoders
-  image_size: tuple[int, int]
-  decode_batch: int | None = None
-  decode_tile: int | None = None
   dtype: str | None = None
-  vae_dtype: str = "float32"
-
-  @property
-  def latent_shape(self) -> tuple[int, int, int]:
-    """`(h, w, C)` of the latents that decode to `image_size`."""
-    height, width = (pixels // self.vae.config.downscale for pixels in self.image_size)
-    return height, width, self.vae.config.latent_channels
-
-  # The ignores: flax types `apply` as perhaps a pair, which it is only with `mutable`.
 
   def denoise(self, variables: Params, x_t: Array, t: Array, cond: Mapping[str, Array]) -> Array:
     """The UNet's prediction, `[B, h, w, C]`, in float32 whatever it is computed in.
@@ -72,46 +57,6 @@ class Networks:
     `params` holds those of the text encoders by name; other entries are left alone.
     """
     return self.text.encode(params, token_ids, self.image_size)
-
-  # The autoencoder computes in float32 whatever it is given, unless `vae_dtype` says otherwise of
-  # decoding: lower precision costs visible detail, in the one of XL most.
-
-  def vae_moments(self, params: Params, images: Array) -> tuple[Array, Array]:
-    """Images `[B, H, W, 3]` in [-1, 1] to the unscaled `(mean, log_var)`, each `[B, h, w, C]`."""
-    images = images.astype(jnp.float32)
-    return self.vae.apply({"params": params}, images, method="encode")  # type: ignore[return-value]
-
-  def vae_decode(self, params: Params, latents: Array) -> Array:
-    """Unscaled latents `[B, h, w, C]` to images `[B, H, W, 3]`, about [-1, 1]."""
-    decode_fn: lean_decoding.DecodeFn = self._decode_whole
-    if self.decode_tile is not None:
-      decode_fn = lean_decoding.tiled(decode_fn, self.decode_tile, self.vae.config.downscale)
-    if self.decode_batch is not None:
-      decode_fn = lean_decoding.sliced(decode_fn, self.decode_batch)
-    return at_least_float32(decode_fn(params, latents.astype(self.vae_dtype)))
-
-  def _decode_whole(self, params: Params, latents: Array) -> Array:
-    return self.vae.apply({"params": params}, latents, method="decode")  # type: ignore[return-value]
-
-  def encode_images(self, params: Params, images: Array, key: Key | None = None) -> Array:
-    """Images `[B, H, W, 3]` in [0, 1] to `x_0 = (z - shift) * scaling_factor`, `[B, h, w, C]`.
-
-    `z` is the posterior's mean when `key` is None, else a sample.
-    """
-    z, log_var = self.vae_moments(params, 2.0 * images - 1.0)
-    if key is not None:
-      z = z + jnp.exp(0.5 * log_var) * jax.random.normal(key, z.shape, z.dtype)
-    return (z - self._shift) * self.vae.config.scaling_factor
-
-  def decode(self, params: Params, latents: Array) -> Array:
-    """`x_0` `[B, h, w, C]` to images `[B, H, W, 3]`, clipped to [0, 1]."""
-    latents = latents.astype(jnp.float32)
-    images = self.vae_decode(params, latents / self.vae.config.scaling_factor + self._shift)
-    return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
-
-  @property
-  def _shift(self) -> float:
-    return self.vae.config.shift_factor or 0.0
 
   def param_shapes(self) -> dict[str, Params]:
     """The parameter tree of each component, with shapes in place of arrays."""
@@ -151,10 +96,10 @@ def make(configs: Mapping[str, dict[str, Any]]) -> Networks:
       f"{unet_config.cross_attention_dim} and {text.width}"
     )
   return Networks(
-    unet.UNet2DConditionModel(unet_config),
-    vae.AutoencoderKL(vae_config),
-    text,
-    _trained_image_size(unet_config, vae_config),
+    unet=unet.UNet2DConditionModel(unet_config),
+    vae=vae.AutoencoderKL(vae_config),
+    text=text,
+    image_size=_trained_image_size(unet_config, vae_config),
   )
 
 
@@ -164,16 +109,7 @@ def _trained_image_size(
   """`(H, W)` in pixels, by the latents of the UNet or, where it does not say, the autoencoder's."""
   downscale, size = vae_config.downscale, unet_config.sample_size
   if size is None:
-    height, width = _pair(vae_config.sample_size)
+    height, width = autoencoding.image_size("sample_size", vae_config.sample_size)
     return height // downscale * downscale, width // downscale * downscale
-  height, width = _pair(size)
+  height, width = autoencoding.image_size("sample_size", size)
   return height * downscale, width * downscale
-
-
-def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
-  entries = size if isinstance(size, tuple) else (size,)
-  if len(entries) not in (1, 2) or not all(0 < entry < checks.MOST for entry in entries):
-    raise ValueError(
-      f"sample_size: expected a size, or height and width, got {checks.shown(size)}"
-    )
-  return entries[0], entries[-1]

@@ -155,6 +155,14 @@ class GroupNorm(nn.Module):
     return jnp.repeat(group_mean, size, axis=-1)[:, None]
 
 
+def standardized(x: Array, epsilon: float) -> jax.Array:  # [..., D]
+  """Layer normalisation without scale and bias, over the last axis; float32 whatever `x` is."""
+  x_32 = x.astype(jnp.float32)
+  mean = jnp.mean(x_32, axis=-1, keepdims=True)
+  variance = jnp.mean(jnp.square(x_32 - mean), axis=-1, keepdims=True)
+  return (x_32 - mean) * jax.lax.rsqrt(variance + epsilon)
+
+
 class LayerNorm(nn.Module):
   """Layer normalisation over the last axis, statistics in float32."""
 
@@ -164,11 +172,20 @@ class LayerNorm(nn.Module):
   def __call__(self, x: Array) -> Array:  # [..., D]
     scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
     bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
+    return (standardized(x, self.epsilon) * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square normalisation over the last axis, in float32 (arXiv:1910.07467, eq. 4)."""
+
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # [..., D]
+    scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
     x_32 = x.astype(jnp.float32)
-    mean = jnp.mean(x_32, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x_32 - mean), axis=-1, keepdims=True)
-    y = (x_32 - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
-    return y.astype(x.dtype)
+    square = jnp.mean(jnp.square(x_32), axis=-1, keepdims=True)
+    return (x_32 * jax.lax.rsqrt(square + self.epsilon) * scale).astype(x.dtype)
 
 
 class Embed(nn.Module):

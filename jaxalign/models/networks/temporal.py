@@ -13,8 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxalign.models.networks import layers
-from jaxalign.models.networks.unet import EmbeddingMLP, timestep_embedding
+from jaxalign.models.networks import embeddings, layers
 from jaxalign.types import Array
 
 
@@ -63,9 +62,9 @@ class TemporalMixer(nn.Module):
       cond: `[B, C]`, of any width.
     """
     config = self.config
-    raw = timestep_embedding(t, config.width, flip_sin_to_cos=False, freq_shift=0)
+    raw = embeddings.timestep_embedding(t, config.width, flip_sin_to_cos=False, freq_shift=0)
     raw = jnp.concatenate([raw.astype(x_t.dtype), cond.astype(x_t.dtype)], axis=-1)
-    embedding = jax.nn.silu(EmbeddingMLP(config.width, name="embedding")(raw))
+    embedding = jax.nn.silu(embeddings.EmbeddingMLP(config.width, name="embedding")(raw))
     # Each way point sees the condition at once, or the first block would know of none.
     every = jnp.broadcast_to(cond[:, None].astype(x_t.dtype), (*x_t.shape[:2], cond.shape[-1]))
     x = layers.Dense(config.width, name="input")(jnp.concatenate([x_t, every], axis=-1))

@@ -10,10 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxalign import checks
-from jaxalign.models.networks import layers, unet_blocks
+from jaxalign.models.networks import embeddings, layers, unet_blocks
 from jaxalign.types import Array
 
 _DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -197,42 +196,11 @@ def _check_value(name: str, value: Any, supported: tuple) -> None:
     )
 
 
-def timestep_embedding(t: Array, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Array:
-  """Sinusoids of the time, in float32: `[sin(t w), cos(t w)]`, halves swapped when flipped.
-
-  `w_i = 10000 ** (-i / (dim / 2 - freq_shift))` (Vaswani et al. 2017, arXiv:1706.03762, 3.5).
-  In bfloat16 neighbouring timesteps above 256 would be the same number.
-
-  Args:
-    t: `[B]`, integer or float timesteps, usually in [0, 1000).
-    dim: even.
-
-  Returns:
-    `[B, dim]` float32.
-  """
-  half = dim // 2
-  frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - freq_shift))
-  angles = t.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)
-  parts = [jnp.sin(angles), jnp.cos(angles)]
-  return jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=-1)
-
-
-class EmbeddingMLP(nn.Module):
-  """Two linear maps around a SiLU, from a raw embedding to the width of the time embedding."""
-
-  features: int
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:  # [B, D] -> [B, features]
-    x = jax.nn.silu(layers.Dense(self.features, name="linear_1")(x))
-    return layers.Dense(self.features, name="linear_2")(x)
-
-
 class UNet2DConditionModel(nn.Module):
   """Predicts noise, velocity or x_0 (whatever it was trained for) from `x_t`, time and text.
 
   It computes in the dtype of `x_t`; norms, attention logits and the sinusoids are float32. `remat`
-  says what each block keeps for its gradient, a name of `unet_blocks.REMAT`.
+  says what each block keeps for its gradient, a name of `rematerialization.REMAT`.
   """
 
   config: UNetConfig
@@ -283,7 +251,7 @@ class UNet2DConditionModel(nn.Module):
     config = self.config
     features = 4 * config.block_out_channels[0]
     raw = self._sinusoids(t, config.block_out_channels[0])
-    temb = EmbeddingMLP(features, name="time_embedding")(raw.astype(dtype))
+    temb = embeddings.EmbeddingMLP(features, name="time_embedding")(raw.astype(dtype))
     if config.addition_embed_type is None:
       return temb
     if added is None or not {"text_embeds", "time_ids"} <= added.keys():
@@ -302,8 +270,8 @@ class UNet2DConditionModel(nn.Module):
         f"projection_class_embeddings_input_dim={config.projection_class_embeddings_input_dim}, "
         f"got text_embeds {added['text_embeds'].shape} and time_ids {time_ids.shape}"
       )
-    return temb + EmbeddingMLP(features, name="add_embedding")(raw)
+    return temb + embeddings.EmbeddingMLP(features, name="add_embedding")(raw)
 
   def _sinusoids(self, t: Array, dim: int) -> Array:
     flip, shift = self.config.flip_sin_to_cos, self.config.freq_shift
-    return timestep_embedding(t, dim, flip_sin_to_cos=flip, freq_shift=shift)
+    return embeddings.timestep_embedding(t, dim, flip_sin_to_cos=flip, freq_shift=shift)

@@ -5,31 +5,13 @@ Source: Rombach et al. 2022, arXiv:2112.10752; Ho et al. 2020, arXiv:2006.11239,
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxalign.models.networks import layers, transformer_2d
+from jaxalign.models.networks import layers, rematerialization, transformer_2d
 from jaxalign.types import Array
-
-
-def _is_convolution(primitive, *_, **__) -> bool:
-  return primitive is jax.lax.conv_general_dilated_p
-
-
-# What a residual or transformer block keeps for its gradient, by name; the rest of the block is
-# computed again. None is everything. Products with a batch of their own, which "dots" leaves out,
-# are those of attention: its logits are what memory has least room for.
-_policies = jax.checkpoint_policies
-REMAT: dict[str, Any] = {
-  "none": None,
-  "dots": _policies.save_from_both_policies(
-    _policies.dots_with_no_batch_dims_saveable, _is_convolution
-  ),
-  "full": _policies.nothing_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +26,7 @@ class Level:
     num_heads: attention heads; divides `channels`.
     norm_num_groups, norm_eps: of every group normalisation in a residual block.
     use_linear_projection: transformers project with a linear map instead of a 1 x 1 convolution.
-    remat: what each block keeps for its gradient, a name of `REMAT`.
+    remat: what each block keeps for its gradient, a name of `rematerialization.REMAT`.
   """
 
   channels: int
@@ -58,11 +40,12 @@ class Level:
   remat: str = "none"
 
   def resnet(self, index: int, output_scale: float = 1.0) -> "ResnetBlock":
-    kind, name = self._rematerialized(ResnetBlock), f"resnets_{index}"
+    kind = rematerialization.rematerialized(ResnetBlock, self.remat)
+    name = f"resnets_{index}"
     return kind(self.channels, self.norm_num_groups, self.norm_eps, output_scale, name=name)
 
   def transformer(self, index: int) -> transformer_2d.Transformer2D:
-    kind = self._rematerialized(transformer_2d.Transformer2D)
+    kind = rematerialization.rematerialized(transformer_2d.Transformer2D, self.remat)
     return kind(
       self.num_heads,
       self.num_transformer_layers,
@@ -70,9 +53,6 @@ class Level:
       self.use_linear_projection,
       name=f"attentions_{index}",
     )
-
-  def _rematerialized(self, kind: Any) -> Any:
-    return kind if self.remat == "none" else nn.remat(kind, policy=REMAT[self.remat])
 
 
 class ResnetBlock(nn.Module):

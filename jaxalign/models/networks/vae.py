@@ -18,7 +18,7 @@ from jaxalign.models.networks import layers
 from jaxalign.types import Array
 
 _NORM_EPSILON = 1e-6  # the autoencoder's norms differ from the UNet's 1e-5
-_LOG_VAR_RANGE = (-30.0, 20.0)
+LOG_VAR_RANGE = (-30.0, 20.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class AutoencoderKL(nn.Module):
     if self.config.use_quant_conv:
       moments = self.quant_conv(moments)
     mean, log_var = jnp.split(moments, 2, axis=-1)
-    return mean, jnp.clip(log_var, *_LOG_VAR_RANGE)
+    return mean, jnp.clip(log_var, *LOG_VAR_RANGE)
 
   def decode(self, latents: Array) -> Array:
     """Unscaled latents `[B, h, w, C]` to images `[B, H, W, 3]`, about [-1, 1], not clipped."""

@@ -21,14 +21,25 @@ _Array = TypeVar("_Array", np.ndarray, lazy.LazyArray)
 # digit alone do not tell.
 _LISTS = frozenset(
   {
+    "adaLN_modulation",
     "attentions",
+    "block",
+    "cap_embedder",
+    "context_refiner",
     "down_blocks",
     "downsamplers",
+    "img_mod",
+    "layer",
     "layers",
+    "mlp",
     "net",
+    "noise_refiner",
+    "resample",
     "resnets",
+    "single_transformer_blocks",
     "to_out",
     "transformer_blocks",
+    "txt_mod",
     "up_blocks",
     "upsamplers",
   }
@@ -47,6 +58,8 @@ _WRAPPERS = re.compile(
 )
 
 _TEXT_PREFIX = "text_model."
+# Of a T5, whose encoder and decoder share a table, files hold it under one name or under both.
+_TIED = {"encoder.embed_tokens.weight": "shared.weight"}
 _BUFFERS = ("position_ids",)  # constants that older transformers stored with the weights
 
 
@@ -83,7 +96,7 @@ def canonical(
   stored: dict[str, str] = {}
   for name in tensors:
     new = canonical_name(name, expected)
-    if new is None:
+    if new is None or (new != name and new == _TIED.get(name) and new in tensors):
       continue
     if new in stored:
       raise ValueError(f"{where}: expected each weight once, found {stored[new]} and {name}")
@@ -101,6 +114,8 @@ def _known_name(name: str, expected: Collection[str]) -> str | None:
     return None
   if name in expected:
     return name
+  if _TIED.get(name) in expected:
+    return _TIED[name]
   # transformers 5 writes text encoders without the prefix that published files have.
   if _TEXT_PREFIX + name in expected:
     return _TEXT_PREFIX + name

@@ -16,11 +16,14 @@ from jaxalign.types import Record
 _FILES = (
   "vocab.json",
   "merges.txt",
+  "spiece.model",
   "added_tokens.json",
   "special_tokens_map.json",
   "tokenizer_config.json",
   "tokenizer.json",
 )
+# transformers' class of each kind of tokenizer; all but CLIP's are read from tokenizer.json.
+_CLASSES = {"CLIP": "CLIPTokenizer", "T5": "PreTrainedTokenizerFast"}
 
 _truncation_warned = False
 # Each call of a tokenizer switches its padding and truncation on or off for good, so of two threads
@@ -39,17 +42,22 @@ def texts(records: Sequence[Record]) -> list[str]:
 
 
 def tokenize(
-  folder: str | os.PathLike, prompts: Sequence[str], context_length: int, *, num_embeddings: int
+  folder: str | os.PathLike,
+  prompts: Sequence[str],
+  context_length: int,
+  *,
+  num_embeddings: int,
+  kind: str = "CLIP",
 ) -> np.ndarray:  # int32 [B, N]
-  """Token ids of each prompt between start and end, padded with the tokenizer's own padding token.
+  """Token ids of each prompt as its text encoder reads them, padded by the tokenizer's own token.
 
   A longer prompt loses its tail, as it does in diffusers; the first one in a process is reported.
-  Safe to call from threads.
+  Safe to call from threads. `kind` is that of the text encoder, "CLIP" or "T5".
   Raises ValueError if the tokenizer's texts are shorter than `context_length`: the text encoder
   would read another number of tokens in diffusers. And for an id beyond the `num_embeddings` of the
   text encoder, which a program would silently take for the last one.
   """
-  tokenizer, length = _load(pathlib.Path(folder)), context_length
+  tokenizer, length = _load(pathlib.Path(folder), kind), context_length
   if tokenizer.model_max_length < length:
     raise ValueError(
       f"{folder}: expected a tokenizer for texts of {length} tokens, as many as the text encoder "
@@ -78,17 +86,18 @@ def tokenize(
   return ids
 
 
-def check_folder(folder: str | os.PathLike) -> None:
+def check_folder(folder: str | os.PathLike, kind: str = "CLIP") -> None:
   """Raises ValueError unless `folder` holds a tokenizer's vocabulary."""
   folder = pathlib.Path(folder)
-  if not ((folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()):
-    raise ValueError(f"expected the tokenizer's {folder / 'vocab.json'}, found none")
+  names = ["vocab.json", "tokenizer.json"] if kind == "CLIP" else ["tokenizer.json"]
+  if not any((folder / name).is_file() for name in names):
+    raise ValueError(f"expected the tokenizer's {folder / names[0]}, found none")
 
 
-def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+def copy(source: str | os.PathLike, target: str | os.PathLike, kind: str = "CLIP") -> None:
   """Copies the tokenizer's files; copying a folder onto itself does nothing."""
   source, target = pathlib.Path(source), pathlib.Path(target)
-  check_folder(source)
+  check_folder(source, kind)
   target.mkdir(parents=True, exist_ok=True)
   if source.resolve() == target.resolve():
     return
@@ -99,19 +108,19 @@ def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(folder: pathlib.Path):
+def _load(folder: pathlib.Path, kind: str):
   # Tokenizers are all that is used of it; its advice that PyTorch is missing would only alarm.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers
 
-  check_folder(folder)
+  check_folder(folder, kind)
   try:
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+    tokenizer = getattr(transformers, _CLASSES[kind]).from_pretrained(folder)
     if not isinstance(tokenizer.model_max_length, int | float):
       raise ValueError(f"model_max_length {checks.shown(tokenizer.model_max_length)} is no number")
   except Exception as error:  # of broken files transformers and tokenizers raise nearly anything
     raise ValueError(
-      f"{folder}: expected the tokenizer of a CLIP, found files that give none: "
+      f"{folder}: expected the tokenizer of a {kind}, found files that give none: "
       f"{checks.cut(checks.in_one_line(error), 300)}\n"
       "take them anew from the model, or give another tokenizer (--tokenizer)"
     ) from error

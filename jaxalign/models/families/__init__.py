@@ -7,13 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxalign import checks
+from jaxalign.models.identity import classes
 from jaxalign.models.model import Model
 
 # Where the function `open_model` of each family is, by the path of what is embedded and by the
 # class in a folder's model_index.json. What is in neither table is taken for a Stable Diffusion.
 _FAMILIES = "jaxalign.models.families"
 EMBEDDED = {"gaussian": f"{_FAMILIES}.gaussian", "planner": f"{_FAMILIES}.planner"}
-CLASSES = {"GaussianPipeline": EMBEDDED["gaussian"], "PlannerPipeline": EMBEDDED["planner"]}
+CLASSES = {
+  "GaussianPipeline": EMBEDDED["gaussian"],
+  "PlannerPipeline": EMBEDDED["planner"],
+  **dict.fromkeys(classes.SD3_PIPELINES, f"{_FAMILIES}.sd3"),
+}
 
 
 def open_model(path: str | os.PathLike, **options: Any) -> Model:

@@ -45,6 +45,14 @@ PIPELINES: dict[str, tuple[str, ...]] = {
   "StableDiffusionXLPAGInpaintPipeline": (),
   "LEditsPPPipelineStableDiffusionXL": (),
 }
+# Those of Stable Diffusion 3 and 3.5.
+SD3_PIPELINES = (
+  "StableDiffusion3Pipeline",
+  "StableDiffusion3Img2ImgPipeline",
+  "StableDiffusion3InpaintPipeline",
+  "StableDiffusion3PAGPipeline",
+  "StableDiffusion3PAGImg2ImgPipeline",
+)
 
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 COMPONENTS = {
@@ -142,10 +150,15 @@ def check_config(file: pathlib.Path, component: str, config: Mapping[str, Any]) 
 def _check(file: pathlib.Path, component: str, found: str) -> None:
   expected = COMPONENTS.get(component)
   if expected is not None and found not in expected:
-    raise ValueError(
-      f"{file}: expected {component} of class {expected[0]}, found {checks.cut(found, 60)!r}\n"
-      "this component is another network, which is not supported"
-    )
+    raise other_network(file, component, expected[0], found)
+
+
+def other_network(file: pathlib.Path, component: str, expected: str, found: str) -> ValueError:
+  """The error for a component of another class than the network we know."""
+  return ValueError(
+    f"{file}: expected {component} of class {expected}, found {checks.cut(found, 60)!r}\n"
+    "this component is another network, which is not supported"
+  )
 
 
 def check_channels(where: Any, read: int, written: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from jaxalign import checks
 from jaxalign.checks import kinds
 from jaxalign.diffusion import schedulers
-from jaxalign.models.networks import clip, unet, vae
+from jaxalign.models.networks import clip, sd3_transformer, t5, unet, vae
 
 
 def _defaults(config_class: Any) -> dict[str, Any]:
@@ -18,13 +18,16 @@ def _defaults(config_class: Any) -> dict[str, Any]:
   return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
 
 
-# Every field that is known, with diffusers' default.
+# Every field that is known, with diffusers' default, by the kind of the config: a component's name,
+# where only one network has it.
 _KNOWN: dict[str, Mapping[str, Any]] = {
   "unet": {**_defaults(unet.UNetConfig), **{name: of[0] for name, of in unet.FIXED.items()}},
   "vae": {**_defaults(vae.VAEConfig), "latents_mean": None, "latents_std": None},
   "text_encoder": _defaults(clip.CLIPTextConfig),
   "text_encoder_2": _defaults(clip.CLIPTextConfig),
   "scheduler": schedulers.DEFAULTS,
+  "sd3_transformer": _defaults(sd3_transformer.SD3Config),
+  "t5": _defaults(t5.T5Config),
 }
 # Of those that a network reads, what kind of value they have.
 _KINDS: dict[str, Mapping[str, Any]] = {
@@ -33,9 +36,11 @@ _KINDS: dict[str, Mapping[str, Any]] = {
   "text_encoder": typing.get_type_hints(clip.CLIPTextConfig),
   "text_encoder_2": typing.get_type_hints(clip.CLIPTextConfig),
   "scheduler": {name: type(default) for name, default in schedulers.DEFAULTS.items()},
+  "sd3_transformer": typing.get_type_hints(sd3_transformer.SD3Config),
+  "t5": typing.get_type_hints(t5.T5Config),
 }
 # Components of which every field is known; others have fields that play no part here.
-_COMPLETE = ("unet", "vae")
+_COMPLETE = ("unet", "vae", "sd3_transformer")
 # Fields that are written down where a file leaves them out: they used to be the same for all.
 _FILLED = {"vae": ("scaling_factor",)}
 # How like a known name another is that must be a slip, of 1.
@@ -52,7 +57,7 @@ _AVERAGE = frozenset(
 )
 
 
-def clean(component: str, config: Mapping[str, Any], file: str | os.PathLike) -> dict[str, Any]:
+def clean(kind: str, config: Mapping[str, Any], file: str | os.PathLike) -> dict[str, Any]:
   """The config with defaults for nulls, and with no field that is unknown or changes nothing.
 
   Raises ValueError, naming the file and the field, for one that is misspelled or another kind of
@@ -63,33 +68,33 @@ def clean(component: str, config: Mapping[str, Any], file: str | os.PathLike) ->
       f"{file}: expected weights as they are computed with, found quantization_config\n"
       "take the model in float32, half precision or float8"
     )
-  known = _KNOWN[component]
-  found = {name: value for name, value in config.items() if _is_known(component, name)}
-  for name in unknown(component, config):
-    _check_spelling(component, name, config[name], file)
+  known = _KNOWN[kind]
+  found = {name: value for name, value in config.items() if _is_known(kind, name)}
+  for name in unknown(kind, config):
+    _check_spelling(kind, name, config[name], file)
   for name, value in found.items():
-    _check_kind(component, name, value, file)
-  filled = {name: known[name] for name in _FILLED.get(component, ()) if name not in found}
-  return {**{name: _value(component, name, found[name]) for name in found}, **filled}
+    _check_kind(kind, name, value, file)
+  filled = {name: known[name] for name in _FILLED.get(kind, ()) if name not in found}
+  return {**{name: _value(kind, name, found[name]) for name in found}, **filled}
 
 
-def unknown(component: str, config: Mapping[str, Any]) -> list[str]:
+def unknown(kind: str, config: Mapping[str, Any]) -> list[str]:
   """The fields of which nobody here knows what they change; not those that are not set."""
   return [
     name
     for name, value in config.items()
-    if not (_is_known(component, name) or name in _AVERAGE or value is None or value is False)
+    if not (_is_known(kind, name) or name in _AVERAGE or value is None or value is False)
   ]
 
 
-def _is_known(component: str, name: str) -> bool:
-  known = component not in _COMPLETE or name in _KNOWN[component]
+def _is_known(kind: str, name: str) -> bool:
+  known = kind not in _COMPLETE or name in _KNOWN[kind]
   return known or name.startswith("_") or name == "quantization_config"
 
 
-def _check_spelling(component: str, name: str, value: Any, file: str | os.PathLike) -> None:
+def _check_spelling(kind: str, name: str, value: Any, file: str | os.PathLike) -> None:
   """Raises ValueError for a field that is all but one that is known: that one would be missed."""
-  near = difflib.get_close_matches(name, _KNOWN[component], n=1, cutoff=_MISSPELLED)
+  near = difflib.get_close_matches(name, _KNOWN[kind], n=1, cutoff=_MISSPELLED)
   if near:
     raise ValueError(
       f"{file}: unknown field {checks.cut(name, 60)}={checks.shown(value)}; "
@@ -97,13 +102,13 @@ def _check_spelling(component: str, name: str, value: Any, file: str | os.PathLi
     )
 
 
-def _check_kind(component: str, name: str, value: Any, file: str | os.PathLike) -> None:
+def _check_kind(kind: str, name: str, value: Any, file: str | os.PathLike) -> None:
   """Raises ValueError for another kind of value than a field has; null is its default."""
-  known = name in _KINDS[component]
-  is_list = isinstance(_KNOWN[component].get(name), tuple)
-  if not known or (value is None and not is_list) or kinds.fits(value, _KINDS[component][name]):
+  known = name in _KINDS[kind]
+  is_list = isinstance(_KNOWN[kind].get(name), tuple)
+  if not known or (value is None and not is_list) or kinds.fits(value, _KINDS[kind][name]):
     return
-  expected = kinds.in_words(_KINDS[component][name])
+  expected = kinds.in_words(_KINDS[kind][name])
   as_json = {"a tuple": "a list", "True or False": "true or false", "None": "null"}
   for ours, theirs in as_json.items():
     expected = expected.replace(ours, theirs)
@@ -112,11 +117,11 @@ def _check_kind(component: str, name: str, value: Any, file: str | os.PathLike) 
   )
 
 
-def _value(component: str, name: str, value: Any) -> Any:
-  default = _KNOWN[component].get(name)
+def _value(kind: str, name: str, value: Any) -> Any:
+  default = _KNOWN[kind].get(name)
   if value is not None or name in _NULL_IS_MEANT:
     return value
-  if component == "unet" and None in unet.FIXED.get(name, ()):
+  if kind == "unet" and None in unet.FIXED.get(name, ()):
     return None
   if isinstance(default, bool):
     return False  # diffusers asks whether it is true

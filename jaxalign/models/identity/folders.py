@@ -1,6 +1,8 @@
 """What a folder in the diffusers layout holds: its configs, corrected, or why it is not read."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from jaxalign import checks, files
 from jaxalign.diffusion import schedulers
@@ -24,8 +26,7 @@ def read(folder: pathlib.Path, *, weights: bool = True) -> Identity:
   """
   index = classes.read_index(folder)
   components = ["unet", "vae", "text_encoder", *(["text_encoder_2"] if index.two else [])]
-  paths = {name: folder / name / "config.json" for name in components}
-  paths["scheduler"] = folder / SCHEDULER
+  paths = {name: folder / config_file(name) for name in (*components, "scheduler")}
   found = {name: files.read_json(path) for name, path in paths.items()}
   halves = [name for name in components if classes.text_half(found[name]) is not found[name]]
   found = {name: classes.text_half(config) for name, config in found.items()}
@@ -44,15 +45,26 @@ def read(folder: pathlib.Path, *, weights: bool = True) -> Identity:
   )
   notes = [Note(name, "its text_config is read, of both towers") for name in halves]
   for name in paths:
-    unknown = fields.unknown(name, found[name])
-    told = [f"{checks.cut(field, 60)}={checks.shown(found[name][field], 40)}" for field in unknown]
-    if told:
-      notes.append(Note(name, f"unknown {checks.first(told)}: taken to change nothing"))
-    before = {field: value for field, value in found[name].items() if field not in unknown}
-    notes += [Note(name, what) for what in changes(before, configs[name])]
+    notes += told(name, name, found[name], configs[name])
   configs["pipeline"] = index.pipeline
-  notes += _assumptions(index, configs) + (_variants(folder, components) if weights else [])
+  notes += _assumptions(index, configs) + (variants(folder, components) if weights else [])
   return Identity(configs, tuple(notes))
+
+
+def config_file(component: str) -> str:
+  """Where a component's config is in a folder."""
+  return SCHEDULER if component == "scheduler" else f"{component}/config.json"
+
+
+def told(
+  component: str, kind: str, found: Mapping[str, Any], used: Mapping[str, Any]
+) -> list[Note]:
+  """What there is to say of a config, of a kind of `fields`, as it was found and as it is used."""
+  unknown = fields.unknown(kind, found)
+  shown = [f"{checks.cut(field, 60)}={checks.shown(found[field], 40)}" for field in unknown]
+  notes = [Note(component, f"unknown {checks.first(shown)}: taken to change nothing")]
+  before = {field: value for field, value in found.items() if field not in unknown}
+  return (notes if shown else []) + [Note(component, what) for what in changes(before, used)]
 
 
 def _assumptions(index: classes.Index, configs: Configs) -> list[Note]:
@@ -70,10 +82,11 @@ def _assumptions(index: classes.Index, configs: Configs) -> list[Note]:
   return found
 
 
-def _variants(folder: pathlib.Path, components: list[str]) -> list[Note]:
-  variants = {name: tensor_files.find_other_variant(folder / name) for name in components}
+def variants(folder: pathlib.Path, components: list[str]) -> list[Note]:
+  """Which components have only weights of a variant, such as fp16."""
+  found = {name: tensor_files.find_other_variant(folder / name) for name in components}
   return [
     Note(name, f"weights of the variant {variant}, the only ones there")
-    for name, variant in variants.items()
+    for name, variant in found.items()
     if variant
   ]

@@ -11,12 +11,15 @@ from jaxalign.models.weights import tensor_files
 
 _ASSETS = pathlib.Path(__file__).resolve().parents[2] / "worlds" / "assets"
 EMBEDDED = {name: _ASSETS / name for name in ("shapes", "planner")}
-_COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "denoiser")
+_COMPONENTS = (
+  *("unet", "transformer", "denoiser", "vae"),
+  *("text_encoder", "text_encoder_2", "text_encoder_3"),
+)
 # Repositories also hold pickles, other frameworks' weights and single-file copies of everything.
 _SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json"]
 _ADAPTERS = [tensor_files.LORA_WEIGHTS, tensor_files.PEFT_WEIGHTS, tensor_files.PEFT_CONFIG]
-_TOKENIZER_FILES = ["vocab.json", "merges.txt", "*token*.json"]
-_TOKENIZERS = [f"{folder}*" for folder in ("tokenizer/", "tokenizer_2/")]
+_TOKENIZER_FILES = ["vocab.json", "merges.txt", "spiece.model", "*token*.json"]
+_TOKENIZERS = [f"{folder}*" for folder in ("tokenizer/", "tokenizer_2/", "tokenizer_3/")]
 _WEIGHTS = ("{}/*model{}.safetensors", "{}/*model{}-*-of-*.safetensors", "{}/*.index{}.json")
 _VARIANTS = ("", ".fp16", ".bf16")
 

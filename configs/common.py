@@ -71,6 +71,24 @@ def sd15(*, num_iterations: int, learning_rate: float) -> Config:
   return config
 
 
+def sd35(*, num_iterations: int, learning_rate: float) -> Config:
+  """A run that aligns adapters of Stable Diffusion 3.5 medium on GPUs, without its process."""
+  config = sd15(num_iterations=num_iterations, learning_rate=learning_rate)
+  config.model.update({
+    "path": "stabilityai/stable-diffusion-3.5-medium",
+    "image_size": (512, 512),  # pixels
+    "text_length": 256,  # tokens that the T5 reads
+  })
+  config.lora.update({
+    "rank": 32,
+    "alpha": 64.0,
+    "targets": r"attn/(to_[qkv]|to_out_0|add_[qkv]_proj|to_add_out)$",  # of both streams
+  })
+  config.optim.weight_decay = 1e-4
+  config.guidance.scale = 4.5
+  return config
+
+
 def world(
   name: str,
   *,

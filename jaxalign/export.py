@@ -107,7 +107,13 @@ def write_lora(exported: Exported, folder: str | os.PathLike) -> None:
       "--format=lora: expected a run that trains an adapter, with config.lora.rank above 0; this "
       "one has weights of its own\nexport it with --format=diffusers"
     )
-  lora_files.write(folder, exported.variables["lora"])
+  adapted = exported.system.model.files.adapted
+  if "denoiser" not in adapted:
+    raise ValueError(
+      "--format=lora: expected a model that other tools have adapters for, this has none\n"
+      "export it with --format=diffusers"
+    )
+  lora_files.write(folder, adapted["denoiser"], exported.variables["lora"])
 
 
 def write_diffusers(exported: Exported, folder: str | os.PathLike) -> None:

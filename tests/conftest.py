@@ -122,6 +122,14 @@ def small_xl(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_sd3(tmp_path_factory):
+  """The folder of a random Stable Diffusion 3 with a T5."""
+  import small_flows
+
+  return small_flows.write("sd3", tmp_path_factory.mktemp("small_sd3") / "model")
+
+
+@pytest.fixture(scope="session")
 def run_case(small_model, tmp_path_factory, compilation_cache):
   """`run_case(name, meshes, model=small_model)`: finished workdirs of a case by mesh.
 

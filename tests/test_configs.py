@@ -138,6 +138,8 @@ PUBLISHED = {
   "draft_sd15": "small_model",
   "ddpo_sdxl": "small_xl",
   "dpo_sdxl": "small_xl",
+  "flow_grpo_sd35": "small_sd3",
+  "dpo_sd35": "small_sd3",
 }
 
 
@@ -152,7 +154,10 @@ def quick_published(name, load_config, model, folder):
   learned = ({"path": "shapes"},)  # in the place of PickScore's folder
   if "kwargs" in config.evaluation:
     config.evaluation.kwargs = learned
-  if config.method.name == "draft":
+  if "sd35" in name:
+    config.model.update({"image_size": (16, 16), "text_length": 8})
+    config.process.num_steps = 3
+  if config.method.name == "draft" or name == "flow_grpo_sd35":
     config.reward.kwargs = learned
   return config
 

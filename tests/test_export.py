@@ -351,7 +351,7 @@ def test_adapters_of_the_text_encoder_are_applied(small_model, sample, latents, 
 def test_the_commands_take_adapters_and_report_what_fits_no_layer(
   small_model, unet, command, sample, latents, tmp_path
 ):
-  path = lora_files.write(tmp_path, random_adapter(unet))
+  path = lora_files.write(tmp_path, "unet", random_adapter(unet))
   tensors = safetensors.numpy.load_file(path)
   others = [f"text_encoder_2.text_model.encoder.layers.{i}.mlp.fc1.lora_A.weight" for i in (0, 1)]
   safetensors.numpy.save_file({**tensors, **{name: np.zeros((2, 2)) for name in others}}, path)
@@ -376,7 +376,7 @@ def test_a_merged_model_and_its_folder_are_one_export(small_model, unet, to_fold
   """--model with --lora is merged into a whole pipeline; the model itself is left as it was."""
   adapter = random_adapter(unet)
   (tmp_path / "adapter").mkdir()
-  lora_files.write(tmp_path / "adapter", adapter)
+  lora_files.write(tmp_path / "adapter", "unet", adapter)
   shutil.copytree(small_model, tmp_path / "copy")
   flags = (f"--model={tmp_path / 'copy'}", f"--lora={tmp_path / 'adapter'}")
   merged = stable_diffusion.load(to_folder(*flags)).params["unet"]

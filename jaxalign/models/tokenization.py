@@ -53,12 +53,13 @@ def tokenize(
 
   A longer prompt loses its tail, as it does in diffusers; the first one in a process is reported.
   Safe to call from threads. `kind` is that of the text encoder, "CLIP" or "T5".
-  Raises ValueError if the tokenizer's texts are shorter than `context_length`: the text encoder
+  Raises ValueError if a CLIP's tokenizer has shorter texts than `context_length`: the text encoder
   would read another number of tokens in diffusers. And for an id beyond the `num_embeddings` of the
   text encoder, which a program would silently take for the last one.
   """
   tokenizer, length = _load(pathlib.Path(folder), kind), context_length
-  if tokenizer.model_max_length < length:
+  # diffusers goes by the tokenizer of a CLIP, and by what it is asked for of a T5.
+  if kind == "CLIP" and tokenizer.model_max_length < length:
     raise ValueError(
       f"{folder}: expected a tokenizer for texts of {length} tokens, as many as the text encoder "
       f"reads, found model_max_length {tokenizer.model_max_length}\n"

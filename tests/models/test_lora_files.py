@@ -40,7 +40,7 @@ def test_write_and_read_are_bit_exact(shapes, tmp_path, rank):
   zero = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes["unet"], rank=rank, targets=""))
   rng = np.random.default_rng(0)
   adapter = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), zero)
-  path = lora_files.write(tmp_path, adapter)
+  path = lora_files.write(tmp_path, "unet", adapter)
   for source in (path, tmp_path):
     found = lora_files.read(source, shapes)
     assert found.unused == [] and set(found.adapters) == {"unet"}
@@ -54,7 +54,7 @@ def test_layouts_by_hand(tmp_path):
   a[0, 2, 1, 3] = 5.0
   b = np.arange(8, dtype=np.float32).reshape(4, 2)
   tree = {"conv_in": {"a": a, "b": b}, "add": {"a": a[0, 0], "b": b}}
-  found = safetensors.numpy.load_file(lora_files.write(tmp_path, tree))
+  found = safetensors.numpy.load_file(lora_files.write(tmp_path, "unet", tree))
   assert found["unet.conv_in.lora_A.weight"].shape == (4, 2, 3, 3)
   assert found["unet.conv_in.lora_A.weight"][3, 1, 0, 2] == 5.0
   np.testing.assert_array_equal(found["unet.conv_in.lora_B.weight"], b.T[:, :, None, None])

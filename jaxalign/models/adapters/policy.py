@@ -9,6 +9,7 @@ from flax import traverse_util
 from jaxalign.checks import check_choice
 from jaxalign.models.adapters import lora as lora_lib
 from jaxalign.models.adapters import preparation
+from jaxalign.models.networks import layers
 from jaxalign.types import Key, Params
 
 # What a layer with an adapter computes: two paths, or one kernel that holds both.
@@ -69,7 +70,7 @@ def make_policy(
     alpha: the adapter is applied times `alpha / rank` (arXiv:2106.09685, section 4.1); without
       effect at rank 0.
     targets: regular expression, searched for in the slash-joined path of each layer. At rank 0
-      norms are layers too, and "" trains every parameter.
+      norms are layers too, and "" trains every parameter but the constants of the network.
     form: "side", the exact one: a layer adds `(x @ a) @ b`. "merged": rollouts and updates use one
       kernel, `kernel + a @ b` in the dtype of the computation, which is nearly free; in bfloat16 it
       rounds off what an adapter adds below 1 / 256 of a weight. The gradient is the side path's.
@@ -95,11 +96,11 @@ def make_policy(
 
 def _make_full(denoiser: Params, targets: str, dtype: Any) -> Policy:
   leaves = traverse_util.flatten_dict(denoiser)
-  layers = dict.fromkeys("/".join(path[:-1]) for path in leaves)
-  matching = lora_lib.match(list(layers), targets)
+  owners = dict.fromkeys("/".join(path[:-1]) for path in leaves)
+  matching = lora_lib.match(list(owners), targets)
   trained, frozen = {}, {}
   for path, leaf in leaves.items():
-    if "/".join(path[:-1]) in matching:
+    if "/".join(path[:-1]) in matching and path[-1] not in layers.CONSTANTS:
       trained[path] = leaf
     else:
       frozen[path] = leaf

@@ -1,6 +1,7 @@
 """Models by name: the family that a path belongs to, opened as a `Model`."""
 
 import importlib
+import inspect
 import os
 import pathlib
 from collections.abc import Callable
@@ -59,6 +60,7 @@ def check_options(path: str | os.PathLike, **options: Any) -> None:
   if module is None and pathlib.Path(name).expanduser().is_dir():
     module = CLASSES.get(_class_name(name))
   family = importlib.import_module(module or f"{_FAMILIES}.stable_diffusion")
+  options = _given(options, family.open_model)
   checks.check_section("config.model", {"path": path, **options}, family.open_model)
 
 
@@ -69,8 +71,18 @@ def _is_function(name: str) -> bool:
 
 
 def _call(function: Callable, path: str | os.PathLike, options: dict[str, Any]) -> Any:
+  options = _given(options, function)
   checks.check_section("config.model", {"path": path, **options}, function)
   return function(path, **options)
+
+
+def _given(options: dict[str, Any], function: Callable) -> dict[str, Any]:
+  """The options without those that say nothing, "" or None, where a family does not know them.
+
+  A config that suits several families has fields of each.
+  """
+  known = inspect.signature(function).parameters
+  return {k: value for k, value in options.items() if k in known or value not in ("", None)}
 
 
 def _call_foreign(name: str, options: dict[str, Any]) -> Model:

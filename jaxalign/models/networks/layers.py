@@ -16,6 +16,8 @@ from jaxalign.models.networks import attention as attention_lib
 from jaxalign.models.networks import products
 from jaxalign.types import Array
 
+# Leaves of a tree that files hold and that nothing trains: a table of positions.
+CONSTANTS = frozenset({"pos_embed"})
 MOST = 512  # layers of one kind in a network: each is traced, and many more would take for ever
 
 

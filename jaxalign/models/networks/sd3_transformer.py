@@ -24,8 +24,6 @@ from jaxalign.models.networks import (
 )
 from jaxalign.types import Array
 
-_QK_NORMS = (None, "rms_norm")
-
 
 @dataclasses.dataclass(frozen=True)
 class SD3Config:
@@ -61,7 +59,9 @@ class SD3Config:
         f"transformer config: expected num_attention_heads * attention_head_dim to be a multiple "
         f"of 4, for positions on two axes, found {self.width}"
       )
-    checks.check_choice("transformer config: qk_norm", self.qk_norm, _QK_NORMS)
+    if self.qk_norm not in (None, "rms_norm"):
+      found = checks.shown(self.qk_norm)
+      raise ValueError(f"transformer config: qk_norm: expected null or rms_norm, found {found}")
     beyond = [k for k in self.dual_attention_layers if not 0 <= k < self.num_layers]
     if beyond:
       raise ValueError(
@@ -151,7 +151,6 @@ class PatchEmbed(nn.Module):
         f"{x_t.shape[1]} x {x_t.shape[2]}"
       )
     x = layers.Conv(config.width, kernel_size=patch, stride=patch, padding=0, name="proj")(x_t)
-    # Published files hold the table, and it is a constant of theirs: nothing trains it.
     table = layers.parameter(self, "pos_embed", _positions(config), (1, most * most, config.width))
     table = jax.lax.stop_gradient(jnp.asarray(table)).reshape(most, most, -1)
     top, left = (most - rows) // 2, (most - columns) // 2

@@ -65,17 +65,20 @@ class LoRAFile(NamedTuple):
     return applied
 
 
-def write(folder: str | os.PathLike, adapter: Params) -> pathlib.Path:
-  """Writes a UNet's adapter, scale and all, as the file that diffusers reads, and returns its path.
+def write(folder: str | os.PathLike, component: str, adapter: Params) -> pathlib.Path:
+  """Writes a network's adapter, scale and all, as the file that diffusers reads; returns its path.
 
-  `adapter` is what is added to the network as it is, `b` being `alpha / r` times what was trained.
-  Without an alpha in the file every reader applies it as it is, too; many know of no other place
-  for one.
+  Args:
+    folder: holds the file.
+    component: what diffusers calls the network, such as "unet".
+    adapter: what is added to the network as it is, `b` being `alpha / r` times what was trained.
+      Without an alpha in the file every reader applies it as it is, too; many know of no other
+      place for one.
   """
   leaves = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(adapter).items()}
   tensors = {}
   for (*layer, part), array in leaves.items():
-    module = lora_names.module_of_component("unet", layer)
+    module = lora_names.module_of_component(component, layer)
     if part == "a":
       tensors[f"{module}.lora_A.weight"] = names.to_torch(("kernel",), array)
     else:

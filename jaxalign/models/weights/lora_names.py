@@ -53,6 +53,8 @@ _WORDS = {
   "unet": "unet",
   "model.diffusion_model": "unet",
   "diffusion_model": "unet",
+  "transformer": "transformer",
+  "lora_transformer": "transformer",
   "lora_te": "text_encoder",
   "lora_te1": "text_encoder",
   "text_encoder": "text_encoder",
@@ -63,6 +65,7 @@ _WORDS = {
   "text_encoder_2": "text_encoder_2",
   "clip_g": "text_encoder_2",
   "text_encoders.clip_g.transformer": "text_encoder_2",
+  "text_encoder_3": "text_encoder_3",
 }
 _PEFT = r"(?:base_model[._](?:model[._])?)*"
 _LONGEST_FIRST = "|".join(re.escape(word) for word in sorted(_WORDS, key=len, reverse=True))

@@ -19,6 +19,7 @@ from absl import flags
 
 from jaxalign import checks, steering, streams, system
 from jaxalign.cli import command, output, paths, sampling, source
+from jaxalign.diffusion import guidance as guidance_lib
 from jaxalign.distributed import placement
 from jaxalign.modalities.modality import Modality, SampleError
 from jaxalign.types import Array, Key, Params, Record
@@ -31,6 +32,12 @@ def define_flags(values: flags.FlagValues) -> None:
   output.define(values)
   flags.DEFINE_multi_string(
     "prompt", None, "What to draw; repeat it for several images.", flag_values=values
+  )
+  flags.DEFINE_string(
+    "negative_prompt",
+    None,
+    "What to guide away from, of all images; by default from the empty prompt.",
+    flag_values=values,
   )
   flags.DEFINE_multi_string(
     "record",
@@ -80,8 +87,19 @@ def load_system(values: flags.FlagValues) -> tuple[system.System, Params]:
   if source.workdir(values) is not None:
     given = {"process": sampling.process(values), "guidance": sampling.guidance(values)}
     found = source.load_run(values, **given)
-    return found.system, found.params
-  return sampling.load_model(values)
+    sys, params = found.system, found.params
+    guidance = {**found.config["guidance"], **given["guidance"]}
+  else:
+    sys, params = sampling.load_model(values)
+    guidance = sampling.guidance_of_model(values)
+  if values.negative_prompt is None:
+    return sys, params
+  if guidance_lib.count_branches(**guidance) == 1:
+    raise flags.Error("--negative_prompt: expected guidance with it, a --guidance_scale above 1")
+  try:
+    return sys.guided_from({"prompt": values.negative_prompt}), params
+  except ValueError as error:  # of a model that reads other fields than a prompt
+    raise flags.Error(f"--negative_prompt: expected a model of prompts; {error}") from error
 
 
 def draw(

@@ -116,6 +116,19 @@ class System:
     programs: Any = make_sampling(self.model, made, self.policy, self.mesh)
     return dataclasses.replace(self, frozen=frozen, sampler=made, rewards=rewards, **programs)
 
+  def guided_from(self, record: Record) -> "System":
+    """The same model and policy, guided away from what a record says (a negative prompt).
+
+    It takes the place of the empty condition; parameters are shared. Raises ValueError for a record
+    that misses a field.
+    """
+    model = self.model._replace(empty=self.model.tokenize([record]))
+    programs: Any = {
+      **make_sampling(model, self.sampler, self.policy, self.mesh),
+      **make_programs(model, self.pipeline, self.policy, self.mesh),
+    }
+    return dataclasses.replace(self, model=model, **programs)
+
   def sample_all(
     self,
     params: Params,

@@ -62,11 +62,15 @@ def guidance(values: flags.FlagValues) -> dict[str, Any]:
   return {} if values.guidance_scale is None else {"scale": values.guidance_scale}
 
 
+def guidance_of_model(values: flags.FlagValues) -> dict[str, Any]:
+  """The section `guidance` of --model, which has none of its own."""
+  return {"scale": 5.0, **guidance(values)}
+
+
 def load_model(values: flags.FlagValues) -> tuple[system.System, Params]:
   """The system of --model as the flags want it sampled, and the parameters to sample with."""
   defaults = {"num_steps": 20, "eta": 0.0, "transition": "ddim"}
-  guided = {"scale": 5.0, **guidance(values)}
-  return source.load_model(values, {**defaults, **process(values)}, guided)
+  return source.load_model(values, {**defaults, **process(values)}, guidance_of_model(values))
 
 
 def sampler(values: flags.FlagValues) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from jaxalign.distributed import placement, sharding
 from jaxalign.evaluation import precision
 from jaxalign.labels.base import Scores
 from jaxalign.models.families import stable_diffusion
+from jaxalign.models.model import Model
 from jaxalign.rewards import combine, scoring
 from jaxalign.training import batching
 from jaxalign.training.feeds import Program, base, online
@@ -134,6 +135,7 @@ def make_work(model, method="ddpo_sf", trained="side", mesh=None) -> workload.Wo
     config.reward.names = (f"{device_jobs.__name__}:soft_brightness",)
   elif "reward" in config:
     del config["reward"]  # on the host
+  model = model if isinstance(model, Model) else stable_diffusion.as_model(model)
   return workload.make(config, model, mesh)
 
 

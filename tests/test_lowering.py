@@ -11,6 +11,7 @@ import functools
 import pathlib
 import re
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,14 @@ import numpy as np
 import optax
 import programs
 import pytest
+import small_flows
 import small_models
 import toy_policy
 
 from jaxalign import methods, steering, system
 from jaxalign.distributed import sharding
 from jaxalign.labels import advantages, pairs
+from jaxalign.models import families
 from jaxalign.models.families import clip_dual
 from jaxalign.models.networks import attention, layers, rematerialization
 from jaxalign.recipes import shapes_model, shapes_reward
@@ -141,6 +144,19 @@ def test_every_program_of_every_family(kind, model_of, gpu):
   assert_fused(found["update"], backward=True)
   assert_fused(found["sample_fn"], backward=False)
   assert_fused(found["kl_fn"], backward=False)
+
+
+@pytest.mark.parametrize("kind", small_flows.KINDS)
+def test_every_program_of_a_flow_transformer(kind, gpu, tmp_path):
+  """15 tokens of an image, 8 of each CLIP's and T5's text: together an odd number."""
+  folder = small_flows.write(kind, tmp_path / "model")
+  options = {"image_size": (20, 12), "text_length": 8, "dtype": "bfloat16", "shapes_only": True}
+  with warnings.catch_warnings(action="ignore"):
+    model = families.open_model(folder, **options)
+  work = programs.make_work(model)
+  found = {one.name: lower(one) for one in [programs.update(work), *programs.others(work)]}
+  assert_fused(found["update"], backward=True)
+  assert_fused(found["sample_fn"], backward=False)
 
 
 def lower_with_image(model):

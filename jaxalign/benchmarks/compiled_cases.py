@@ -13,6 +13,7 @@ from jaxalign.benchmarks import gpu, measure, models, workload
 from jaxalign.distributed import sharding
 from jaxalign.methods import Finished, Inputs, Rollouts, Stored
 from jaxalign.models.adapters import lora
+from jaxalign.models.families import stable_diffusion
 from jaxalign.models.networks import clip_vision
 from jaxalign.rewards import DeviceReward
 from jaxalign.training import least_work
@@ -131,7 +132,8 @@ def make_config(case: Case, changes: Mapping[str, Any]) -> Any:
 
 def make_work(case: Case, config: Any, mesh: jax.sharding.Mesh) -> workload.Workload:
   """The parts of a case, of which the arrays are shapes on described devices."""
-  return workload.make(config, shape_model(case.model, config), mesh)
+  model = stable_diffusion.as_model(shape_model(case.model, config))
+  return workload.make(config, model, mesh)
 
 
 def shape_model(name: str, config: Any) -> Any:

@@ -103,7 +103,7 @@ def ddpo_calls(
 ) -> measure.Calls:
   """Iterations of the config: sampling, rewards, and every update."""
   folder = pathlib.Path(folder)
-  work = workload.make(config, model)
+  work = workload.make(config, stable_diffusion.as_model(model))
   feed = feeds.make(work.setup, folder)
   state, step = work.state, 0
 

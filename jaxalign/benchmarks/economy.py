@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxalign.aot import flops
 from jaxalign.benchmarks import models, workload
+from jaxalign.models.families import stable_diffusion
 from jaxalign.training import least_work
 from jaxalign.training.batching import Selection
 from jaxalign.training.feeds import online
@@ -109,7 +110,7 @@ def _workload(name: str, variant: str, model_name: str) -> workload.Workload:
   config.lora.update({"rank": 4} if variant == "lora" else {"rank": 0, "targets": ""})
   config.process.num_steps = 4
   config.guidance.scale = 5.0
-  return workload.make(config, models.build(model_name))
+  return workload.make(config, stable_diffusion.as_model(models.build(model_name)))
 
 
 def _networks(work: workload.Workload) -> least_work.Networks:

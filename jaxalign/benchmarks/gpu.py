@@ -129,7 +129,7 @@ class _Updates:
     if variant != self._variant:
       self._work = self._state = None  # freed before the next one is made
       config = workload.load_config("dpo_sdxl", variant)
-      self._work = workload.make(config, self._model)
+      self._work = workload.make(config, stable_diffusion.as_model(self._model))
       self._state, self._variant = self._work.state, variant
     data, selection = workload.pairs(self._work, count)
     args = (self._work.frozen, data, selection, 0, 0, 0)

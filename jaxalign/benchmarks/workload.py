@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign import methods, streams, system
 from jaxalign.cli import configs
-from jaxalign.models.families import stable_diffusion
+from jaxalign.models.model import Model
 from jaxalign.rewards import combine
 from jaxalign.training import feeds, state
 from jaxalign.training import setup as setup_lib
@@ -56,11 +56,8 @@ def load_config(name: str, variant: str = "") -> Any:
   return config
 
 
-def make(
-  config: Any, bundle: stable_diffusion.StableDiffusion, mesh: jax.sharding.Mesh | None = None
-) -> Workload:
+def make(config: Any, model: Model, mesh: jax.sharding.Mesh | None = None) -> Workload:
   """The workload of a config, on one device unless there is a mesh, which may be described only."""
-  model = stable_diffusion.as_model(bundle)
   setup = setup_lib.assemble(config.to_dict(), mesh, model=model)
   fresh = setup.init_state()
   update_fn = setup.jit_update(fresh, feeds.select_fn(setup.method.data))

@@ -4,6 +4,7 @@ import itertools
 import shutil
 
 import pytest
+import small_flows
 from device_jobs import CASES, MESHES, assert_close, case_flags, finish, records, start
 
 from jaxalign.training import metrics
@@ -75,6 +76,40 @@ def test_xl_on_eight_devices_agrees_with_one(
   assert len(expected) == 2 and all(record["grad/norm"] > 0.0 for record in expected)
   assert_close(found, expected, tolerance)
   assert_ratio_is_one_at_first(found)
+
+
+# Wide enough that its arrays are cut.
+SD3 = {
+  "attention_head_dim": 16,
+  "num_attention_heads": 8,
+  "caption_projection_dim": 128,
+  "sample_size": 8,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, tolerance", [("float32", TOLERANCE), ("bfloat16", 0.05)])
+@pytest.mark.parametrize("name", ["full weights", "an adapter"])
+def test_a_flow_transformer_on_eight_devices_agrees_with_one(
+  name, dtype, tolerance, tmp_path, compilation_cache
+):
+  folder = small_flows.write("sd3", tmp_path / "model", transformer=SD3)
+  more = ("--config.num_iterations=2", f"--config.model.dtype={dtype}")
+  more += ("--config.model.text_length=8", "--config.evaluation.num_samples=8")
+  for mesh, (devices, flags_of_mesh) in MESHES.items():
+    flags = case_flags(name, tmp_path / mesh, folder, *flags_of_mesh, *more)
+    finish(start(flags, compilation_cache, devices=devices))
+  expected = without_floors(records(tmp_path / "one device"))
+  assert len(expected) == 2 and all(record["grad/norm"] > 0.0 for record in expected)
+  for mesh in ("data 8", "data 2 x fsdp 4"):
+    found = without_floors(records(tmp_path / mesh))
+    assert_close(found, expected, tolerance)
+    assert_ratio_is_one_at_first(found)
+
+
+def without_floors(found):
+  """Rounding errors as they were measured are another mesh's own."""
+  return [{k: v for k, v in record.items() if not k.startswith("floor/")} for record in found]
 
 
 def test_a_checkpoint_of_eight_devices_continues_on_one(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import small_flows
 
 from jaxalign import files
@@ -162,6 +163,19 @@ def test_folders_that_do_not_fit_are_refused(folder, what, tmp_path):
   with pytest.raises(ValueError, match=words) as error:
     open_quietly(model)
   assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_t5_whose_table_has_two_names_or_the_other_one(small_sd3, both, tmp_path):
+  """FLUX.1's folder has both; transformers writes one (it ties them)."""
+  model = shutil.copytree(small_sd3, tmp_path / "model")
+  file = model / "text_encoder_3" / "model.safetensors"
+  tensors = safetensors.numpy.load_file(file)
+  table = tensors["shared.weight"] if both else tensors.pop("shared.weight")
+  tensors["encoder.embed_tokens.weight"] = table
+  safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+  found = read(open_quietly(model))["text_encoder_3"]["shared"]["embedding"]
+  np.testing.assert_array_equal(found, table)
 
 
 def test_options_that_do_not_fit_are_refused(folder):

@@ -8,6 +8,7 @@ line here keeps its mistake up to date, and whoever writes a feed adds the mista
 
 from mutations.data import DATA
 from mutations.feeds import FEEDS
+from mutations.flows import FLOWS
 from mutations.labels import LABELS
 from mutations.reviewed import REVIEWED
 from mutations.rewards import REWARDS
@@ -15,6 +16,6 @@ from mutations.sampling import SAMPLING
 from mutations.steering import STEERING
 from mutations.training import TRAINING
 
-MUTANTS = [*REVIEWED, *FEEDS, *TRAINING, *SAMPLING, *REWARDS, *LABELS, *STEERING, *DATA]
+MUTANTS = [*REVIEWED, *FEEDS, *TRAINING, *SAMPLING, *REWARDS, *LABELS, *STEERING, *DATA, *FLOWS]
 
 __all__ = ["MUTANTS", "REVIEWED"]

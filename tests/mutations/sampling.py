@@ -83,8 +83,8 @@ SAMPLING = [
   Mutant(
     "sample draws with the base model",
     "sample.py",
-    "return found.system, found.params",
-    "return found.system, found.system.policy.params",
+    "sys, params = found.system, found.params",
+    "sys, params = found.system, found.system.policy.params",
     AVERAGE,
   ),
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jaxalign import losses
 from jaxalign.diffusion.schedules import StepTable
 from jaxalign.types import Array
 
@@ -77,3 +78,13 @@ def for_both(tree: Any) -> Any:
 def winner_and_loser(values: Array) -> tuple[Array, Array]:  # [2B] -> [B], [B]
   """The inverse of `unpair` on one value per sample."""
   return values[0::2], values[1::2]
+
+
+def preference_metrics(log_ratio_w: Array, log_ratio_l: Array, p: Array) -> dict[str, Array]:
+  """What is logged of the log-ratios of pairs, each `[B]`; `p` counts in the accuracy alone."""
+  return {
+    "preference/accuracy": losses.implicit_accuracy(log_ratio_w, log_ratio_l, p=p),
+    "preference/margin": log_ratio_w - log_ratio_l,
+    "preference/log_ratio_w": log_ratio_w,
+    "preference/log_ratio_l": log_ratio_l,
+  }

@@ -12,8 +12,13 @@ from jaxalign.diffusion import kernel as kernel_lib
 from jaxalign.diffusion import log_ratios
 from jaxalign.labels.pairs import best_and_worst
 from jaxalign.methods.base import Method, Rollouts
-from jaxalign.methods.batches import Steps, for_both, unpair, winner_and_loser
-from jaxalign.methods.diffusion_dpo import preference_metrics
+from jaxalign.methods.batches import (
+  Steps,
+  for_both,
+  preference_metrics,
+  unpair,
+  winner_and_loser,
+)
 from jaxalign.pipeline import Pipeline
 
 

@@ -14,7 +14,13 @@ from jaxalign import losses
 from jaxalign.data import examples
 from jaxalign.diffusion import forward, log_ratios
 from jaxalign.methods.base import Method, Stored
-from jaxalign.methods.batches import Finished, for_both, unpair, winner_and_loser
+from jaxalign.methods.batches import (
+  Finished,
+  for_both,
+  preference_metrics,
+  unpair,
+  winner_and_loser,
+)
 from jaxalign.pipeline import Pipeline
 from jaxalign.types import Array
 
@@ -96,13 +102,3 @@ def make(
     return preference_loss(log_ratio_w, log_ratio_l, p), values
 
   return Method(loss, Stored(examples.pairs))
-
-
-def preference_metrics(log_ratio_w: Array, log_ratio_l: Array, p: Array) -> dict[str, Array]:
-  """What is logged of the log-ratios of pairs, each `[B]`; `p` counts in the accuracy alone."""
-  return {
-    "preference/accuracy": losses.implicit_accuracy(log_ratio_w, log_ratio_l, p=p),
-    "preference/margin": log_ratio_w - log_ratio_l,
-    "preference/log_ratio_w": log_ratio_w,
-    "preference/log_ratio_l": log_ratio_l,
-  }

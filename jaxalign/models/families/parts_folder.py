@@ -19,18 +19,21 @@ def here(component: str) -> str:
   return "denoiser" if component == _DENOISER else component
 
 
-def open_params(folder: pathlib.Path, shapes: Mapping[str, Params]) -> dict[str, Params]:
+def open_params(
+  folder: str | os.PathLike, shapes: Mapping[str, Params]
+) -> dict[str, Params]:
   """The parameters of each component, by its name in the folder; lazy until they are placed."""
-  return {
-    name: safetensors_io.open_component(folder / name, tree, others=name.startswith("text_encoder"))
-    for name, tree in shapes.items()
-  }
+  found = {}
+  for name, tree in shapes.items():
+    path, others = pathlib.Path(folder) / name, name.startswith("text_encoder")
+    found[name] = safetensors_io.open_component(path, tree, others=others)
+  return found
 
 
 def save(
   kind: parts.Kind,
   configs: Mapping[str, Mapping[str, Any]],
-  source: pathlib.Path,
+  source: str | os.PathLike,
   params: Mapping[str, Params],
   folder: str | os.PathLike,
 ) -> None:
@@ -38,7 +41,7 @@ def save(
 
   Raises ValueError for a component without parameters.
   """
-  folder = pathlib.Path(folder)
+  source, folder = pathlib.Path(source), pathlib.Path(folder)
   components = [name for name in kind.parts if name in configs and name != "scheduler"]
   missing = sorted(name for name in components if here(name) not in params)
   if missing:

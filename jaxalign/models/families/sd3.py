@@ -40,7 +40,9 @@ KIND = Kind(
     "text_encoder_3": Part(("T5EncoderModel",), "t5", "transformers", optional=True),
     "tokenizer": Part(_CLIP_TOKENIZER, TOKENIZER, "transformers"),
     "tokenizer_2": Part(_CLIP_TOKENIZER, TOKENIZER, "transformers"),
-    "tokenizer_3": Part(("T5TokenizerFast", "T5Tokenizer"), TOKENIZER, "transformers", True),
+    "tokenizer_3": Part(
+      ("T5TokenizerFast", "T5Tokenizer"), TOKENIZER, "transformers", optional=True
+    ),
     "scheduler": Part(("FlowMatchEulerDiscreteScheduler",), "scheduler"),
   },
 )
@@ -165,7 +167,7 @@ def as_model(
   networks: Networks,
   params: Mapping[str, Params],
   found: identity.Identity,
-  folder: pathlib.Path,
+  folder: str | os.PathLike,
   param_dtype: str = "float32",
 ) -> Model:
   """The networks and their parameters as every family of models is seen from above.
@@ -210,10 +212,12 @@ def as_model(
 
 
 def tokens(
-  text: sd3_conditioning.SD3TextEncoders, folder: pathlib.Path, records: Sequence[Record]
+  text: sd3_conditioning.SD3TextEncoders,
+  folder: str | os.PathLike,
+  records: Sequence[Record],
 ) -> dict[str, np.ndarray]:
   """The token ids of prompts by each text encoder, as `SD3TextEncoders.encode` takes them."""
-  prompts = tokenization.texts(records)
+  folder, prompts = pathlib.Path(folder), tokenization.texts(records)
   clips = [text.text_encoder.config, text.text_encoder_2.config]
   of_clip = [
     tokenization.tokenize(

@@ -51,8 +51,8 @@ def test_a_saved_folder_is_read_to_the_bit(folder, tmp_path):
   assert jax.tree.map(np.shape, dict(shapes)) == jax.tree.map(np.shape, read(model))
 
 
-def test_the_table_of_positions_is_not_trained(folder):
-  shapes = open_quietly(folder, shapes_only=True).params["denoiser"]
+def test_the_table_of_positions_is_not_trained(small_sd3):
+  shapes = open_quietly(small_sd3, shapes_only=True).params["denoiser"]
   make = {"rank": 0, "alpha": 1.0, "targets": ""}
   found = policy.make_policy(shapes, jax.random.key(0), **make)
   assert list(found.base["params"]["pos_embed"]) == ["pos_embed"]
@@ -156,9 +156,9 @@ ODD = {
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_folders_that_do_not_fit_are_refused(folder, what, tmp_path):
+def test_folders_that_do_not_fit_are_refused(small_sd3, what, tmp_path):
   name, change, words = ODD[what]
-  model = shutil.copytree(folder, tmp_path / "model")
+  model = shutil.copytree(small_sd3, tmp_path / "model")
   files.write_json(model / name, {**files.read_json(model / name), **change})
   with pytest.raises(ValueError, match=words) as error:
     open_quietly(model)
@@ -178,25 +178,25 @@ def test_a_t5_whose_table_has_two_names_or_the_other_one(small_sd3, both, tmp_pa
   np.testing.assert_array_equal(found, table)
 
 
-def test_options_that_do_not_fit_are_refused(folder):
+def test_options_that_do_not_fit_are_refused(small_sd3):
   with pytest.raises(ValueError, match=r"image size: expected multiples of 4.*got 8 x 6"):
-    open_quietly(folder, image_size=(8, 6))
+    open_quietly(small_sd3, image_size=(8, 6))
   with pytest.raises(ValueError, match="text_length: expected at least 1"):
-    open_quietly(folder, text_length=0)
+    open_quietly(small_sd3, text_length=0)
   with pytest.raises(ValueError, match="vae_dtype"):
-    open_quietly(folder, vae_dtype="float16")
+    open_quietly(small_sd3, vae_dtype="float16")
   with pytest.raises(ValueError, match=r"param_dtype: expected float32"):
-    open_quietly(folder, param_dtype="bfloat16")
+    open_quietly(small_sd3, param_dtype="bfloat16")
 
 
-def test_bfloat16_is_near_float32_and_frozen_weights_are_stored_in_it(folder):
-  full = open_quietly(folder)
-  half = open_quietly(folder, dtype="bfloat16", param_dtype="bfloat16")
+def test_bfloat16_is_near_float32_and_frozen_weights_are_stored_in_it(small_sd3):
+  full = open_quietly(small_sd3)
+  half = open_quietly(small_sd3, dtype="bfloat16", param_dtype="bfloat16")
   assert (full.dtype, half.dtype) == (None, "bfloat16") and full.exact is None
   params = read(full)
   variables = {"params": params["denoiser"]}
   x_t = np.random.default_rng(0).standard_normal((1, *full.latent_shape), np.float32)
-  cond = full.condition(params, full.tokenize([{"prompt": "a cat"}]))
+  cond = jax.jit(full.condition)(params, full.tokenize([{"prompt": "a cat"}]))
   t = np.array([700.0], np.float32)
   expected, found, exact = (
     np.asarray(jax.jit(denoise)(variables, x_t, t, cond))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.models.families import initialization
 from jaxalign.models.networks import sd3_transformer
 
 BASE = {
@@ -87,9 +88,9 @@ def test_the_table_of_positions_that_a_new_network_starts_with():
   source = source_config({})
   theirs = diffusers.SD3Transformer2DModel.from_config(source).pos_embed.pos_embed.numpy()
   config = sd3_transformer.SD3Config.from_dict(source)
-  network = sd3_transformer.SD3Transformer2DModel(config)
-  params = network.init(jax.random.key(0), *make_inputs(config, (4, 4)))["params"]
-  np.testing.assert_allclose(params["pos_embed"]["pos_embed"], theirs, atol=1e-6)
+  network = sd3_transformer.PatchEmbed(config)
+  params = network.init(jax.random.key(0), make_inputs(config, (4, 4))[0])["params"]
+  np.testing.assert_allclose(params["pos_embed"], theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -124,10 +125,12 @@ def test_published_sizes_have_the_tensors_of_diffusers(name):
 
 
 def test_bfloat16_is_near_float32_and_blocks_may_be_computed_again():
-  config = sd3_transformer.SD3Config.from_dict(source_config({"dual_attention_layers": [1]}))
+  source = source_config({"num_layers": 2, "dual_attention_layers": [0]})
+  config = sd3_transformer.SD3Config.from_dict(source)
   network = sd3_transformer.SD3Transformer2DModel(config)
   x_t, t, text, pooled = make_inputs(config, (4, 6))
-  params = network.init(jax.random.key(0), x_t, t, text, pooled)["params"]
+  shapes = jax.eval_shape(network.init, jax.random.key(0), x_t, t, text, pooled)["params"]
+  params = initialization.random_params(jax.random.key(0), shapes)
   full = jax.jit(network.apply)({"params": params}, x_t, t, text, pooled)
   half = jax.jit(network.apply)({"params": params}, x_t.astype(jnp.bfloat16), t, text, pooled)
   assert half.dtype == jnp.bfloat16 and full.dtype == jnp.float32

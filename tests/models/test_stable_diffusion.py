@@ -201,7 +201,7 @@ def test_with_image_size(model, folder):
   assert other.params is model.params and other.configs is model.configs
   assert stable_diffusion.load(folder, image_size=(16, 8)).networks == other.networks
   assert other.with_scaling_factor(2.0).image_size == (16, 8)
-  with pytest.raises(ValueError, match=r"multiples of 2, .* got 16 x 7"):
+  with pytest.raises(ValueError, match=r"multiples of 2 pixels, got 16 x 7"):
     model.with_image_size(16, 7)
 
 

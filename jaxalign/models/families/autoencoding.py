@@ -85,8 +85,7 @@ class Autoencoding:
     """
     if min(height, width) < multiple or height % multiple or width % multiple:
       raise ValueError(
-        f"image size: expected multiples of {multiple}, the pixels of a latent one, got "
-        f"{height} x {width}"
+        f"image size: expected multiples of {multiple} pixels, got {height} x {width}"
       )
     return dataclasses.replace(self, image_size=(height, width))
 

@@ -117,7 +117,7 @@ class System:
     return dataclasses.replace(self, frozen=frozen, sampler=made, rewards=rewards, **programs)
 
   def guided_from(self, record: Record) -> "System":
-    """The same model and policy, guided away from what a record says (a negative prompt).
+    """The same model and policy, guided away from what a record says: a negative condition.
 
     It takes the place of the empty condition; parameters are shared. Raises ValueError for a record
     that misses a field.

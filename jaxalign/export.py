@@ -73,7 +73,8 @@ def load(values: flags.FlagValues) -> Exported:
   # How it would be sampled plays no part in what is written.
   process = {"transition": "ddim", "num_steps": 1, "eta": 0.0}
   sys, params = source.load_model(values, process, {"scale": 1.0})
-  return Exported(sys, params, {"model": {"path": values.model}})
+  variables = sys.policy.variables(params, sys.policy.base)
+  return Exported(sys, variables, {"model": {"path": values.model}})
 
 
 def of_run(found: workdir_lib.Run, *, strength: float = 1.0) -> Exported:

@@ -133,7 +133,13 @@ def test_an_adapter_of_peft_is_read(small_sd3, noise, tmp_path):
     pipeline.transformer.disable_adapters()
     base = pipeline.transformer(x_t, *arguments).sample.permute(0, 2, 3, 1)
   cond = {"text": text, "pooled": pooled}
-  actual = jax.jit(sys.model.denoise)({"params": params["params"]}, noise, t, cond)
+  variables = sys.policy.variables(params, sys.policy.base)
+  actual = jax.jit(sys.model.denoise)(variables, noise, t, cond)
   scale = float(expected.abs().max())
   assert float((expected - base).abs().max()) > 0.05 * scale
   np.testing.assert_allclose(actual, expected, atol=1e-4 * scale)
+  flags = (f"--model={small_sd3}", f"--lora={tmp_path}", f"--output={tmp_path / 'merged'}")
+  export.main(command.parse(export.define_flags, *flags))
+  merged = families.open_model(tmp_path / "merged", text_length=LENGTH).params["denoiser"]
+  again = jax.jit(sys.model.denoise)({"params": jax.tree.map(np.asarray, merged)}, noise, t, cond)
+  np.testing.assert_allclose(again, expected, atol=1e-4 * scale)

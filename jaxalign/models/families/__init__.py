@@ -20,6 +20,8 @@ CLASSES = {
   "PlannerPipeline": EMBEDDED["planner"],
   **dict.fromkeys(classes.SD3_PIPELINES, f"{_FAMILIES}.sd3"),
 }
+_STABLE_DIFFUSION = f"{_FAMILIES}.stable_diffusion"
+_ON_THE_HUB = (f"{_FAMILIES}.sd3",)  # beside it
 
 
 def open_model(path: str | os.PathLike, **options: Any) -> Model:
@@ -50,18 +52,32 @@ def open_model(path: str | os.PathLike, **options: Any) -> Model:
 def check_options(path: str | os.PathLike, **options: Any) -> None:
   """Raises ValueError for options that the family of `path` does not take.
 
-  Reads no more than a folder's index; what would have to be fetched is taken for what it mostly is.
+  Reads no more than a folder's index. What would have to be fetched may be of any family that has
+  folders on the hub, so that one which takes the options will do.
   """
   name = os.fspath(path)
   if _is_function(name):
     checks.check_call(f'model "{name}"', checks.load_function("config.model.path", name), **options)
     return
   module = EMBEDDED.get(name)
-  if module is None and pathlib.Path(name).expanduser().is_dir():
+  here = pathlib.Path(name).expanduser()
+  if module is None and here.is_dir():
     module = CLASSES.get(_class_name(name))
-  family = importlib.import_module(module or f"{_FAMILIES}.stable_diffusion")
-  options = _given(options, family.open_model)
-  checks.check_section("config.model", {"path": path, **options}, family.open_model)
+  fetched = module is None and not here.exists()
+  modules = [module or _STABLE_DIFFUSION, *(_ON_THE_HUB if fetched else ())]
+  errors = [error for error in (_misfit(one, path, options) for one in modules) if error]
+  if len(errors) == len(modules):
+    raise errors[0]
+
+
+def _misfit(module: str, path: str | os.PathLike, options: dict[str, Any]) -> ValueError | None:
+  """Why a family does not take the options."""
+  function = importlib.import_module(module).open_model
+  try:
+    checks.check_section("config.model", {"path": path, **_given(options, function)}, function)
+  except ValueError as error:
+    return error
+  return None
 
 
 def _is_function(name: str) -> bool:

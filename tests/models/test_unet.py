@@ -93,26 +93,6 @@ def torch_unet(config):
   return model
 
 
-def to_tree(state_dict):
-  """The naming rule, written out: list indices join their list, layouts become JAX's."""
-  tree = {}
-  for name, tensor in state_dict.items():
-    value, path = tensor.detach().numpy(), []
-    for part in name.split("."):
-      if part.isdigit():
-        path[-1] += f"_{part}"
-      else:
-        path.append(part)
-    if path[-1] == "weight":
-      path[-1] = "scale" if value.ndim == 1 else "kernel"
-      value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    node = tree
-    for part in path[:-1]:
-      node = node.setdefault(part, {})
-    node[path[-1]] = value
-  return tree
-
-
 def random_inputs(config, size, batch=2):
   rng = np.random.default_rng(1)
   x_t = rng.normal(size=(batch, *size, config.in_channels)).astype(np.float32)
@@ -129,12 +109,14 @@ def random_inputs(config, size, batch=2):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_matches_diffusers(name):
   torch = pytest.importorskip("torch")
+  import torch_trees
+
   overrides, size = NETWORKS[name]
   source = {**BASE, **overrides}
   model = torch_unet(source)
   # What diffusers would write to config.json, with every field of its signature present.
   config = unet.UNetConfig.from_dict(json.loads(model.to_json_string()))
-  params = to_tree(model.state_dict())
+  params = torch_trees.to_tree(model.state_dict())
   x_t, t, text, added = random_inputs(config, size)
   with torch.no_grad():
     expected = model(

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxalign import checks
 from jaxalign.models.networks import (
+  config_fields,
   embeddings,
   feed_forward,
   flux1_transformer,
@@ -77,13 +78,7 @@ class Flux2Config:
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> "Flux2Config":
     """Reads the parsed `transformer/config.json`; other entries are left alone."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    found: dict[str, Any] = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in config.items()
-      if name in names
-    }
-    return cls(**found)
+    return cls(**config_fields.of(cls, config))
 
 
 class Flux2Transformer2DModel(nn.Module):

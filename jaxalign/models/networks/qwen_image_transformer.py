@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxalign import checks
 from jaxalign.models.networks import (
+  config_fields,
   embeddings,
   feed_forward,
   joint_attention,
@@ -70,12 +71,7 @@ class QwenImageConfig:
         raise ValueError(
           f"transformer config: expected {name} false, found {checks.shown(config[name])}"
         )
-    names = {field.name for field in dataclasses.fields(cls)}
-    found: dict[str, Any] = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in config.items()
-      if name in names
-    }
+    found = config_fields.of(cls, config)
     if found.get("out_channels", 0) is None:
       found["out_channels"] = found.get("in_channels", cls.in_channels)
     return cls(**found)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxalign import checks
 from jaxalign.models.networks import (
+  config_fields,
   embeddings,
   feed_forward,
   joint_attention,
@@ -77,12 +78,7 @@ class SD3Config:
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> "SD3Config":
     """Reads the parsed `transformer/config.json`; other entries are left alone."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    found: dict[str, Any] = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in config.items()
-      if name in names
-    }
+    found = config_fields.of(cls, config)
     if found.get("out_channels", 0) is None:
       found["out_channels"] = found.get("in_channels", cls.in_channels)
     return cls(**found)

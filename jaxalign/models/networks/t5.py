@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import checks
-from jaxalign.models.networks import layers
+from jaxalign.models.networks import config_fields, layers
 from jaxalign.types import Array
 
 
@@ -56,8 +56,7 @@ class T5Config:
     Raises ValueError for a relative of T5 (UMT5 has a position bias in each layer).
     """
     checks.check_choice("T5Config: model_type", config.get("model_type", "t5"), ("t5",))
-    names = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{name: value for name, value in config.items() if name in names})
+    return cls(**config_fields.of(cls, config))
 
 
 class T5EncoderModel(nn.Module):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import checks
-from jaxalign.models.networks import layers
+from jaxalign.models.networks import config_fields, layers
 from jaxalign.types import Array
 
 _NORM_EPSILON = 1e-6  # the autoencoder's norms differ from the UNet's 1e-5
@@ -75,13 +75,7 @@ class VAEConfig:
     for name in ("latents_mean", "latents_std"):
       if config.get(name) is not None:
         raise ValueError(f"vae config: expected {name} null, found {checks.shown(config[name])}")
-    names = {field.name for field in dataclasses.fields(cls)}
-    found: dict[str, Any] = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in config.items()
-      if name in names
-    }
-    return cls(**found)
+    return cls(**config_fields.of(cls, config))
 
   @property
   def downscale(self) -> int:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import checks
-from jaxalign.models.networks import layers, packing, vae
+from jaxalign.models.networks import config_fields, layers, packing, vae
 from jaxalign.types import Array
 
 _PATCH, _ORDER = 2, "c_dy_dx"  # the only size that diffusers' pipelines pack by
@@ -63,13 +63,7 @@ class Flux2VAEConfig:
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> "Flux2VAEConfig":
     """Reads the parsed `vae/config.json`; entries that no field is named after are left alone."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    found: dict[str, Any] = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in config.items()
-      if name in names
-    }
-    return cls(**found)
+    return cls(**config_fields.of(cls, config))
 
   @property
   def encoder(self) -> vae.VAEConfig:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import checks
-from jaxalign.models.networks import layers, vae
+from jaxalign.models.networks import config_fields, layers, vae
 from jaxalign.types import Array
 
 _SMALLEST_NORM = 1e-12
@@ -74,13 +74,7 @@ class QwenVAEConfig:
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> "QwenVAEConfig":
     """Reads the parsed `vae/config.json`; other entries, among them time's, are left alone."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    found: dict[str, Any] = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in config.items()
-      if name in names
-    }
-    return cls(**found)
+    return cls(**config_fields.of(cls, config))
 
   @property
   def downscale(self) -> int:

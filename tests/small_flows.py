@@ -8,7 +8,7 @@ import numpy as np
 import small_models
 import tokenizers
 
-from jaxalign.models.families import initialization, parts_folder, sd3
+from jaxalign.models.families import initialization, sd3
 from jaxalign.models.identity.identity import Identity
 
 CLIP = {
@@ -119,8 +119,3 @@ def write(kind, folder, **changes):
   model = sd3.as_model(networks, random_params(networks), Identity(configs, ()), folder)
   model.files.save(model.params, folder)
   return folder
-
-
-def folder_name(component):
-  """What a folder calls a component of `Model.params`."""
-  return next((name for name in SD3 if parts_folder.here(name) == component), component)

@@ -57,7 +57,7 @@ def read_json(file: str | os.PathLike) -> dict[str, Any]:
     content = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise ValueError(f"expected the file {file}, found none") from None
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+  except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
     raise ValueError(f"{file} is not valid JSON: {error}") from None
   if not isinstance(content, dict):
     raise ValueError(f"{file}: expected a JSON object, found a {type(content).__name__}")

@@ -43,6 +43,8 @@ def fits(value: Any, annotation: Any) -> bool:
   if kind is typing.Literal:
     return value in args
   if kind is float:
+    if isinstance(value, int):
+      return not isinstance(value, bool) and abs(value) < 2**1023  # what a float holds
     return _is_number(value, numbers.Real) and not math.isnan(value)
   if kind is int:  # what no array of integers holds is no size of anything
     return _is_number(value, numbers.Integral) and abs(value) < 2**63

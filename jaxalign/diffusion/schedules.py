@@ -276,7 +276,7 @@ def flow_table(
   if mu is not None:
     shift = math.exp(mu) if time_shift_type == "exponential" else mu
   sigma = _shift(sigma, shift)
-  if shift_terminal:
+  if shift_terminal and sigma[-1] < 1:  # of one step there is one level, and none to stretch
     sigma = 1 - (1 - sigma) * (1 - shift_terminal) / (1 - sigma[-1])
   sigma_t = sigma.astype(np.float32)
   sigma_s = np.append(sigma_t[1:], np.float32(0))

@@ -147,6 +147,11 @@ def test_flow_table_of_the_flux_pipeline():
   np.testing.assert_allclose(table.sigma_t, scheduler.sigmas.numpy()[:-1], rtol=2e-7)
 
 
+def test_one_step_has_nothing_to_stretch():
+  table = schedules.flow_table(1, shift=3.0, shift_terminal=0.02)
+  assert (table.sigma_t[0], table.sigma_s[0], table.t[0]) == (1.0, 0.0, 1000.0)
+
+
 def test_flow_shift_by_hand():
   # Without shift, two steps from 1 to 1/2; shift 3 takes 1/2 to 1.5 / 2 = 3/4.
   table = schedules.flow_table(2, shift=3.0, sigma_min=0.5)

@@ -134,10 +134,10 @@ OF_BYTES = (truncate, flip, replace_words)
 
 
 def mutated(rng, sound, networks, path):
-  """Writes a file with one to three changes at `path`."""
+  """Writes a file with one or two changes at `path`."""
   tensors, metadata = sound[rng.integers(len(sound))]
   tensors, metadata = dict(tensors), dict(metadata)
-  for _ in range(rng.integers(1, 4)):
+  for _ in range(rng.integers(1, 3)):
     if tensors:
       OF_TENSORS[rng.integers(len(OF_TENSORS))](rng, tensors, metadata, networks)
   store(path, tensors, metadata)

@@ -132,7 +132,7 @@ def test_kohya_alphas_and_convolutions(shapes, tmp_path):
     f"{KOHYA}_to_q.alpha": np.float16(1.0),
     "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight": draw(2, 8, 3, 3),
     "lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight": draw(8, 2, 1, 1),
-    "lora_unet_down_blocks_0_resnets_0_conv1.alpha": np.float32([6.0]),
+    "lora_unet_down_blocks_0_resnets_0_conv1.alpha": np.int64(6),
     # A 1 x 1 convolution stored as a matrix, and a matrix as a 1 x 1 convolution.
     "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": draw(1, 16),
     "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": draw(16, 1),

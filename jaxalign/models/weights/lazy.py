@@ -53,6 +53,11 @@ class LazyArray:
     if any(stop <= start for start, stop in bounds):  # which safetensors cannot read
       return np.zeros([max(0, stop - start) for start, stop in bounds], np.float32)
     part = self.read(tuple(slice(start, stop) for start, stop in bounds))
+    if part.dtype.kind in "iub" and self.ndim:  # a scalar may be an adapter's alpha
+      raise ValueError(
+        f"{self.name}: expected weights in float32, half precision or float8, found {part.dtype}\n"
+        "take another variant of the file; quantised ones are not supported"
+      )
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is refused below
       part = np.asarray(part, np.float32, order="C")  # np.ascontiguousarray gives a scalar an axis
     checks.check_finite(self.name, part, _DIVERGED)
@@ -80,6 +85,21 @@ class LazyArray:
       return self.read((slice(start + first.start, start + first.stop), *rest))
 
     return LazyArray((stop - start, *self.shape[1:]), read, self.name)
+
+  def concatenate(self, other: "LazyArray") -> "LazyArray":
+    """These rows, then those of another array, not read yet; all axes but the first are equal."""
+    if self.shape[1:] != other.shape[1:]:
+      raise ValueError(f"{other.name}: expected {('any', *self.shape[1:])}, found {other.shape}")
+    count = self.shape[0]
+
+    def read(index):
+      first, *rest = index
+      of_self = slice(first.start, min(first.stop, count))
+      of_other = slice(max(first.start - count, 0), first.stop - count)
+      parts = [(self, of_self), (other, of_other)]
+      return np.concatenate([a.read((own, *rest)) for a, own in parts if own.start < own.stop])
+
+    return LazyArray((count + other.shape[0], *self.shape[1:]), read, self.name)
 
   def reshape_units(self, shape: Sequence[int]) -> "LazyArray":
     """The array with trailing axes of size 1 added or left out; ValueError for any other shape."""

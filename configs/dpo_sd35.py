@@ -21,7 +21,7 @@ from configs import common
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = common.sd35(num_iterations=2000, learning_rate=1e-4)
+  config = common.flow(common.SD35, num_iterations=2000, learning_rate=1e-4)
   config.process = {"transition": "euler", "num_steps": 28}
   common.stored_pairs(config, "pairs.parquet", num_examples=128, microbatch=8)
   config.data.resize = "crop"

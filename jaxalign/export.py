@@ -72,7 +72,7 @@ def load(values: flags.FlagValues) -> Exported:
     return of_run(source.load_run(values), strength=values.strength)
   # How it would be sampled plays no part in what is written.
   process = {"transition": "ddim", "num_steps": 1, "eta": 0.0}
-  sys, params = source.load_model(values, process, {"scale": 1.0})
+  sys, params = source.load_model(values, process, {})
   variables = sys.policy.variables(params, sys.policy.base)
   return Exported(sys, variables, {"model": {"path": values.model}})
 

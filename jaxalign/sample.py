@@ -88,13 +88,11 @@ def load_system(values: flags.FlagValues) -> tuple[system.System, Params]:
     given = {"process": sampling.process(values), "guidance": sampling.guidance(values)}
     found = source.load_run(values, **given)
     sys, params = found.system, found.params
-    guidance = {**found.config["guidance"], **given["guidance"]}
   else:
     sys, params = sampling.load_model(values)
-    guidance = sampling.guidance_of_model(values)
   if values.negative_prompt is None:
     return sys, params
-  if guidance_lib.count_branches(**guidance) == 1:
+  if guidance_lib.count_branches(**sys.guidance) == 1:
     raise flags.Error("--negative_prompt: expected guidance with it, a --guidance_scale above 1")
   try:
     return sys.guided_from({"prompt": values.negative_prompt}), params

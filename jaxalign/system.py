@@ -44,6 +44,7 @@ class System:
   Attributes:
     mesh: the devices; batches are cut over them and parameters lie there by rule (`sharding`).
     model: what is sampled, as it was opened.
+    guidance: the section of the config, with what the model says where it says nothing.
     pipeline: what methods compose.
     policy: the trained parameters as initialised, and how they enter the network.
     frozen: `{"base", "reference"}`, the model's components but for the denoiser and, if the sampler
@@ -66,6 +67,7 @@ class System:
 
   mesh: jax.sharding.Mesh
   model: Model
+  guidance: Mapping[str, Any]
   pipeline: Pipeline
   policy: policy_lib.Policy
   frozen: Mapping[str, Params]
@@ -220,6 +222,7 @@ def from_model(
 ) -> System:
   """As `make_system`, of a model that is already in memory."""
   mesh = mesh or sharding.one_device()
+  guidance = guidance_lib.settled(guidance, model.guidance)
   sections = {"lora": lora, "process": process, "guidance": guidance}
   section = functools.partial(checks.call_section, sections)
   if model.empty is None and guidance_lib.count_branches(**guidance) == 2:
@@ -237,9 +240,10 @@ def from_model(
   policy = place_policy(policy, model, mesh)
   steps = section("process", model.make_process)
   guided = section("guidance", guidance_lib.make, denoise_fn=model.denoise)
+  without = guidance_lib.told(model.denoise, **guidance)
   pipeline = Pipeline(
     kernel=Kernel(guided, steps.transition),
-    conditional=Kernel(model.denoise, steps.transition),
+    conditional=Kernel(without, steps.transition),
     table=steps.table,
     levels=model.levels,
     prediction_type=model.prediction_type,
@@ -261,7 +265,7 @@ def from_model(
     **make_sampling(model, bound, policy, mesh),
     **make_programs(model, pipeline, policy, mesh),
   }
-  return System(mesh, model, pipeline, policy, frozen, bound, rewards, **programs)
+  return System(mesh, model, guidance, pipeline, policy, frozen, bound, rewards, **programs)
 
 
 def make_sampling(

@@ -70,7 +70,7 @@ def train(config, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
     draw = section("samples", pictures.Samples, **shown)
     last, every = config.num_iterations, sections["evaluation"].get("every", 0)
     check_fn = make_self_check(sections, sys, evaluations.shown, workdir)
-    floor = measure_floor(sys, evaluations.shown, sections["guidance"]) if start == 0 else None
+    floor = measure_floor(sys, evaluations.shown) if start == 0 else None
     base = validation.run(sys, sys.policy.params).means("eval/") if bounds else {}
     settings = {name: sections[name] for name in ("process", "guidance")} | (
       validation.settings if validation else {}
@@ -194,11 +194,11 @@ def make_self_check(sections, sys, evaluation, workdir):
   return check
 
 
-def measure_floor(sys, evaluation, guidance) -> precision.Floor | None:
+def measure_floor(sys, evaluation) -> precision.Floor | None:
   """What rounding makes log-ratios and KLs read, on the evaluation's first records; says it too."""
   ids = np.resize(evaluation.ids, evaluation.microbatch)
   tokens = sys.model.tokenize(evaluation.records[ids])
-  floor = precision.measure(sys, tokens, guidance=guidance, seed=evaluation.seed)
+  floor = precision.measure(sys, tokens, seed=evaluation.seed)
   if floor is not None:
     print(f"{sys.model.dtype}: {floor}", flush=True)
   return floor

@@ -1,6 +1,5 @@
 """Shared by all tests: a compilation cache, so that no program is compiled twice."""
 
-import functools
 import gc
 import importlib
 import itertools
@@ -18,6 +17,7 @@ import shipped
 from PIL import Image
 
 import jaxalign.cli.command
+from jaxalign.models.families import flow
 from jaxalign.models.families.stable_diffusion_networks import Networks
 
 # Traces make objects by the million, which to look through often takes a sixth of their time.
@@ -61,14 +61,28 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def shapes_of_equal_networks():
   """Networks that are equal have the same parameters, and a worker traces them once."""
-  traced = functools.cache(Networks.param_shapes)
+  with pytest.MonkeyPatch.context() as patch:
+    trace_once(patch, Networks, lambda networks: networks)
+    trace_once(patch, flow.Networks, modules_of_flow)
+    yield
+
+
+def trace_once(patch, networks_class, key_of):
+  """Its `param_shapes` for equal keys is traced once; everyone gets dictionaries of their own."""
+  trace, known = networks_class.param_shapes, {}
 
   def param_shapes(networks):
-    return jax.tree.map(lambda leaf: leaf, traced(networks))  # dictionaries of one's own
+    key = key_of(networks)
+    if key not in known:
+      known[key] = trace(networks)
+    return jax.tree.map(lambda leaf: leaf, known[key])
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Networks, "param_shapes", param_shapes)
-    yield
+  patch.setattr(networks_class, "param_shapes", param_shapes)
+
+
+def modules_of_flow(networks):
+  texts = tuple(networks.text.modules.items())
+  return type(networks), networks.transformer, networks.vae, texts
 
 
 def pytest_collection_finish(session):

@@ -163,9 +163,7 @@ def others(work: workload.Workload, batch: int = 2) -> list[Program]:
 
 def floor(work: workload.Workload, batch: int = 2) -> Program:
   """What rounding alone makes of a KL and a log-ratio, measured once by a run in bfloat16."""
-  measure = precision.make_measure_fn(
-    work.system, {"scale": work.sections["guidance"]["scale"]}
-  )
+  measure = precision.make_measure_fn(work.system)
   args = (work.state.params, work.frozen, _sampled(work, batch), streams.key_shape())
   return Program("floor", measure, args)
 

@@ -1,5 +1,6 @@
 """docs/extending.md: each part of one's own alone in a folder, run by the command beside it."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -203,7 +204,8 @@ def test_how_often_a_guidance_of_ones_own_asks_the_network_is_not_known(extend):
   tokens = setup.system.tokenize([{"start": [0.0, 0.0], "goal": [0.9, 0.1]}])
   least = least_work.Programs(setup.system, sections, tokens)
   assert least.rollout(2) is None and least.update(2) is None
-  known = least_work.Programs(setup.system, {**sections, "guidance": {"scale": 3.0}}, tokens)
+  guided = dataclasses.replace(setup.system, guidance={"scale": 3.0})
+  known = least_work.Programs(guided, sections, tokens)
   assert known.rollout(2) > 0 and known.update(2) > 0
 
 

@@ -26,8 +26,8 @@ import toy_policy
 from jaxalign import methods, steering, system
 from jaxalign.distributed import sharding
 from jaxalign.labels import advantages, pairs
-from jaxalign.models import families
-from jaxalign.models.families import clip_dual
+from jaxalign.models import encoding, families
+from jaxalign.models.families import clip_dual, stable_diffusion
 from jaxalign.models.networks import attention, layers, rematerialization
 from jaxalign.recipes import shapes_model, shapes_reward
 from jaxalign.rewards import DEVICE_REWARDS
@@ -41,6 +41,7 @@ FORWARD, BACKWARD = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("
 JITTED = {
   "distributed/placement.py": 1,  # the one that all others with a mesh go through
   "evaluation/precision.py": 1,
+  "models/encoding.py": 1,
   "recipes/shapes_model.py": 1,
   "rewards/learned.py": 1,
   "rewards/scoring.py": 1,
@@ -157,6 +158,9 @@ def test_every_program_of_a_flow_transformer(kind, gpu, tmp_path):
   found = {one.name: lower(one) for one in [programs.update(work), *programs.others(work)]}
   assert_fused(found["update"], backward=True)
   assert_fused(found["sample_fn"], backward=False)
+  encoders = {name: tree for name, tree in model.params.items() if name.startswith("text")}
+  narrow = jax.tree.map(lambda leaf: array(*leaf.shape, dtype=jnp.bfloat16), encoders)
+  lower(jitted("encode once", encoding.narrow(model.condition), narrow, model.empty))
 
 
 def lower_with_image(model):
@@ -333,6 +337,7 @@ def test_what_makes_the_packaged_models(least, gpu, load_config):
   images = array(2, *least.image_size, 3, dtype=np.uint8)
   ids = array(2, *least.networks.text.ids_shape, dtype=np.int32)
   x_0 = array(2, *least.latent_shape)
+  model = stable_diffusion.as_model(least)
   clip = clip_dual.load(PACKAGE / "worlds" / "assets" / "shapes_reward", shapes_only=True)
   seen = array(2, 64, 64, 3, dtype=np.uint8)
   captions = array(2, clip.tokenize([""]).shape[-1], dtype=np.int32)
@@ -340,11 +345,13 @@ def test_what_makes_the_packaged_models(least, gpu, load_config):
   config = load_config("reward_model")
   losses = {
     "autoencoder": (
-      shapes_model.make_autoencoder_loss(least, kl_weight=1e-6), least.params["vae"], images
+      shapes_model.make_autoencoder_loss(least.networks, kl_weight=1e-6),
+      least.params["vae"],
+      images,
     ),
     "denoiser": (
-      shapes_model.make_denoising_loss(least, logit_mean=0.0, logit_std=1.0),
-      least.params,
+      shapes_model.make_denoising_loss(model, logit_mean=0.0, logit_std=1.0),
+      model.params,
       (x_0, ids),
     ),
     "warm start": (

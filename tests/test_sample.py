@@ -58,7 +58,10 @@ def test_the_embedded_model_gives_the_same_image_in_diffusers(
   ("arguments", "words"),
   [
     (("--model=shapes", "--prompt=a ring", "--guidance_scale=1"), "a --guidance_scale above 1"),
-    (("--model=planner", "--record={}"), 'a model of prompts; record 0: expected a "start"'),
+    (
+      ("--model=planner", "--record={}", "--guidance_scale=2"),
+      'a model of prompts; record 0: expected a "start"',
+    ),
   ],
 )
 def test_a_negative_prompt_that_changes_nothing_is_refused(arguments, words):

@@ -21,7 +21,8 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_float(
     "guidance_scale",
     None,
-    "Classifier-free guidance; 1 is none. 5, or that of the run.",
+    "As the model's own pipeline means it; of classifier-free guidance 1 is none. What its makers "
+    "take, or that of the run.",
     flag_values=values,
   )
   flags.DEFINE_float(
@@ -62,15 +63,10 @@ def guidance(values: flags.FlagValues) -> dict[str, Any]:
   return {} if values.guidance_scale is None else {"scale": values.guidance_scale}
 
 
-def guidance_of_model(values: flags.FlagValues) -> dict[str, Any]:
-  """The section `guidance` of --model, which has none of its own."""
-  return {"scale": 5.0, **guidance(values)}
-
-
 def load_model(values: flags.FlagValues) -> tuple[system.System, Params]:
   """The system of --model as the flags want it sampled, and the parameters to sample with."""
   defaults = {"num_steps": 20, "eta": 0.0, "transition": "ddim"}
-  return source.load_model(values, {**defaults, **process(values)}, guidance_of_model(values))
+  return source.load_model(values, {**defaults, **process(values)}, guidance(values))
 
 
 def sampler(values: flags.FlagValues) -> dict[str, Any] | None:

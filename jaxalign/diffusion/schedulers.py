@@ -1,7 +1,8 @@
 """diffusers' scheduler_config.json: the step table, prediction type and clipping that it means."""
 
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxalign import checks
@@ -9,6 +10,7 @@ from jaxalign.diffusion import predictions, schedules
 from jaxalign.diffusion.schedules import StepTable
 
 _FLOW = "FlowMatchEulerDiscreteScheduler"
+_MOST_TIMESTEPS = 10**6  # a table has a row for each
 
 _DIFFUSION_FIELDS = {  # with the defaults diffusers gives to a missing key
   "num_train_timesteps": 1000,
@@ -55,8 +57,24 @@ _DIFFUSION_CLASSES = {
 # These limit the predicted x_0 unless a config says otherwise; the others never do.
 _CLIPPING = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
 
-# The numbers and the yes or no of a config, with the defaults of DDIM.
-DEFAULTS = {**_DDIM_FIELDS, "clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
+_FLOW_FIELDS = {
+  "shift": 1.0,
+  "use_dynamic_shifting": False,
+  "base_shift": 0.5,
+  "max_shift": 1.15,
+  "base_image_seq_len": 256,
+  "max_image_seq_len": 4096,
+  "time_shift_type": "exponential",
+}
+# The fields of a config by their kinds of values, with the defaults of DDIM and of flows.
+DEFAULTS = {
+  **_DDIM_FIELDS,
+  **_FLOW_FIELDS,
+  **{"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False},
+}
+# What kind of value each has, with one that has no default.
+KINDS = {name: type(default) for name, default in DEFAULTS.items()}
+KINDS["shift_terminal"] = float | None
 
 # Fields that would change the numbers in a way this file does not implement.
 _SUPPORTED_VALUES = {
@@ -88,11 +106,38 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
     value = scheduler_config.get(field, supported[0])
     if value not in supported and not (name in _DIFFUSION_CLASSES and field in _SOLVER_SPACING):
       raise ValueError(f"{name}.{field}: expected {supported[0]!r}; got {checks.shown(value)}")
+  T = scheduler_config.get("num_train_timesteps", 1000)
+  checks.check_range(f"{name}.num_train_timesteps", T, 1, _MOST_TIMESTEPS)
+  if name == _FLOW:
+    _check_flow(scheduler_config)
   return name == _FLOW
 
 
+def _check_flow(config: Mapping[str, Any]) -> None:
+  """Raises ValueError, naming the field, for levels that do not run from 1 to 0."""
+  found = {name: config.get(name, default) for name, default in _FLOW_FIELDS.items()}
+  checks.check_range(f"{_FLOW}.shift", found["shift"], 1e-6, 1e6)
+  for name in ("base_shift", "max_shift"):
+    checks.check_range(f"{_FLOW}.{name}", found[name], -100.0, 100.0)
+  checks.check_choice(
+    f"{_FLOW}.time_shift_type", found["time_shift_type"], ("exponential", "linear")
+  )
+  lengths = found["base_image_seq_len"], found["max_image_seq_len"]
+  if lengths[0] == lengths[1]:
+    raise ValueError(
+      f"{_FLOW}: expected base_image_seq_len and max_image_seq_len to differ, found {lengths[0]}"
+    )
+  if config.get("shift_terminal"):
+    checks.check_range(f"{_FLOW}.shift_terminal", config["shift_terminal"], 0.0, 1.0)
+
+
 def from_config(
-  scheduler_config: Mapping[str, Any], num_steps: int, *, image_seq_len: int | None = None
+  scheduler_config: Mapping[str, Any],
+  num_steps: int,
+  *,
+  image_seq_len: int | None = None,
+  even: bool = False,
+  mu: Callable[[int, int], float] | None = None,
 ) -> StepTable:
   """The step table of a diffusers scheduler_config.json, read as a dict.
 
@@ -100,11 +145,20 @@ def from_config(
   solvers of the same diffusion (PNDM, Euler, DPM-Solver, ...) have no transition with a density;
   they become what DDIMScheduler.from_config makes of them, on their own noise levels, with a
   warning, printed once. A missing key has the default of the diffusers class that is used; those of
-  the noise levels are the scheduler's own. `image_seq_len` (tokens per image) is needed when the
-  config uses dynamic shifting.
+  the noise levels are the scheduler's own.
+
+  Pipelines of flow models give their scheduler more than a number of steps:
+
+  Args:
+    scheduler_config: as a dict.
+    num_steps: S.
+    image_seq_len: tokens of an image, which dynamic shifting goes by.
+    even: the levels before any shift are even from 1 to 1 / S, as FLUX, Qwen-Image and Z-Image ask
+      for, and not the scheduler's own.
+    mu: `(image_seq_len, num_steps) -> mu` of dynamic shifting, in the place of a straight line.
   """
   if is_flow(scheduler_config):
-    return _flow_from_config(scheduler_config, num_steps, image_seq_len)
+    return _flow_from_config(scheduler_config, num_steps, image_seq_len, even, mu)
   name = scheduler_config["_class_name"]
   if name in _ALL_SOLVERS:
     spacing = scheduler_config.get("timestep_spacing", _DDIM_FIELDS["timestep_spacing"])
@@ -123,7 +177,11 @@ def _diffusion_from_config(config: Mapping[str, Any], num_steps: int) -> StepTab
 
 
 def _flow_from_config(
-  config: Mapping[str, Any], num_steps: int, image_seq_len: int | None
+  config: Mapping[str, Any],
+  num_steps: int,
+  image_seq_len: int | None,
+  even: bool,
+  mu_of: Callable[[int, int], float] | None,
 ) -> StepTable:
   mu = None
   if config.get("use_dynamic_shifting", False):
@@ -132,19 +190,21 @@ def _flow_from_config(
         f"{_FLOW}.use_dynamic_shifting: expected image_seq_len, the number of tokens of an image; "
         "got None"
       )
-    mu = schedules.resolution_mu(
-      image_seq_len,
+    straight = functools.partial(
+      schedules.resolution_mu,
       base_seq_len=config.get("base_image_seq_len", 256),
       max_seq_len=config.get("max_image_seq_len", 4096),
       base_shift=config.get("base_shift", 0.5),
       max_shift=config.get("max_shift", 1.15),
     )
+    mu = mu_of(image_seq_len, num_steps) if mu_of else straight(image_seq_len)
   return schedules.flow_table(
     num_steps,
     shift=config.get("shift", 1.0),
     mu=mu,
     time_shift_type=config.get("time_shift_type", "exponential"),
     shift_terminal=config.get("shift_terminal"),
+    sigma_min=1.0 / num_steps if even else None,
     num_train_timesteps=config.get("num_train_timesteps", 1000),
   )
 

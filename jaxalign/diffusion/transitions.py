@@ -188,14 +188,16 @@ def make_process(
   num_steps: int,
   transition: str = "ddim",
   image_seq_len: int | None = None,
+  even: bool = False,
+  mu: Callable[[int, int], float] | None = None,
   **knobs: Any,
 ) -> Process:
   """The process of a diffusers scheduler_config.json, sampled in `num_steps` steps.
 
   `knobs` is the one noise hyper-parameter of the transition: `eta` for ddim and dance_sde,
-  `noise_level` for flow_sde and cps, none for ddpm and euler. `image_seq_len` as in
-  `schedulers.from_config`. The prediction type and the clipping of x_0 come from the config; a
-  transition of one's own, see `bind`, clips for itself.
+  `noise_level` for flow_sde and cps, none for ddpm and euler. `image_seq_len`, `even` and `mu` are
+  as in `schedulers.from_config`. The prediction type and the clipping of x_0 come from the config;
+  a transition of one's own, see `bind`, clips for itself.
   """
   kind = find_kind(transition, knobs)
   if kind.needs_flow and not schedulers.is_flow(scheduler_config):
@@ -203,7 +205,9 @@ def make_process(
       f"transition {transition!r}: expected a FlowMatchEulerDiscreteScheduler; got "
       f"{scheduler_config['_class_name']}; use ddim, ddpm or cps"
     )
-  table = schedulers.from_config(scheduler_config, num_steps, image_seq_len=image_seq_len)
+  table = schedulers.from_config(
+    scheduler_config, num_steps, image_seq_len=image_seq_len, even=even, mu=mu
+  )
   prediction_type = schedulers.network_prediction_type(scheduler_config)
   if transition in ("ddim", "ddpm") and schedulers.clips(scheduler_config):
     clip_x_0 = scheduler_config.get("clip_sample_range", 1.0)

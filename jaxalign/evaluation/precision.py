@@ -8,7 +8,7 @@ their weights differ at all, so a figure of a run that is not well above this fl
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +45,10 @@ class Floor(NamedTuple):
     return f"rounding alone makes log-ratios of about {self.log_ratio:.1e}{kl}"
 
 
-def measure(
-  sys: System, tokens: Tokens, *, guidance: Mapping[str, Any], seed: int
-) -> Floor | None:
+def measure(sys: System, tokens: Tokens, *, seed: int) -> Floor | None:
   """The floor on one microbatch of records, for three times the cost of sampling it.
 
-  None where the network computes in float32. `guidance` is the section of the config.
+  None where the network computes in float32.
   """
   if sys.model.exact is None:
     return None
@@ -58,7 +56,7 @@ def measure(
     sys = sys.with_sampler(CHAIN)
   noise = (seed, streams.number("evaluation"), 0, 0, None, sys.pipeline.table)
   sampled = sys.sample_fn(sys.policy.params, sys.frozen, tokens, *noise)
-  measure_fn = make_measure_fn(sys, guidance)
+  measure_fn = make_measure_fn(sys)
   kl, log_ratio = measure_fn(sys.policy.params, sys.frozen, sampled, streams.stream(seed, "floor"))
   log_ratio = float(np.sqrt(np.mean(np.square(log_ratio))))
   return Floor(float(np.mean(kl)) if sys.process.noisy_steps() else None, log_ratio)
@@ -71,10 +69,11 @@ def recorded_kl(workdir: str | os.PathLike) -> float | None:
   return logged[0].get(KL) if logged else None
 
 
-def make_measure_fn(sys: System, guidance: Mapping[str, Any]) -> Callable[..., tuple]:
+def make_measure_fn(sys: System) -> Callable[..., tuple]:
   """Jitted `(params, frozen, sampled, key) -> (kl [B], log_ratio [B])`."""
   exact = sys.model.exact or sys.model.denoise
-  guided = guidance_lib.make(exact, **guidance)
+  guided = guidance_lib.make(exact, **sys.guidance)
+  exact = guidance_lib.told(exact, **sys.guidance)
 
   def measure(
     params: Params, frozen: Mapping[str, Params], sampled: Sampled, key: Key

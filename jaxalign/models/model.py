@@ -2,8 +2,10 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jaxalign.diffusion import guidance
 from jaxalign.diffusion.schedules import StepTable
 from jaxalign.diffusion.transitions import Process
 from jaxalign.modalities.modality import Modality
@@ -45,6 +47,8 @@ class Model(NamedTuple):
   make_process: `(**section) -> Process`: the section `process` of a config; a family knows its
     schedule, its shift and the length of its sequences.
   modality: what its samples are.
+  guidance: the section `guidance` of a config that says nothing: which of `diffusion.guidance` is
+    meant, and the scale that the model's makers take.
   dtype: what the denoiser computes in, by name; None is the dtype of its parameters.
   exact: `denoise`, computed in float32 from the same parameters; None where it is that already.
   stored_dtypes: `(variables) -> dtypes`: what each frozen array of the denoiser is stored in.
@@ -67,6 +71,7 @@ class Model(NamedTuple):
   make_process: Callable[..., Process]
   modality: Modality
   files: ModelFiles
+  guidance: Mapping[str, Any] = MappingProxyType({"name": guidance.DEFAULT, "scale": 1.0})
   dtype: str | None = None
   exact: DenoiseFn | None = None
   stored_dtypes: Callable[[Params], Params] | None = None

@@ -7,6 +7,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +22,26 @@ _FILES = (
   "special_tokens_map.json",
   "tokenizer_config.json",
   "tokenizer.json",
+  "chat_template.jinja",
+  "chat_template.json",
+  "processor_config.json",
+  "preprocessor_config.json",
 )
-# transformers' class of each kind of tokenizer; all but CLIP's are read from tokenizer.json.
-_CLASSES = {"CLIP": "CLIPTokenizer", "T5": "PreTrainedTokenizerFast"}
+LANGUAGE_MODEL = "language model"  # a kind of tokenizer, of what is spoken to in a template
+# transformers' class of each kind of tokenizer.
+_CLASSES = {
+  "CLIP": "CLIPTokenizer",
+  "T5": "PreTrainedTokenizerFast",
+  LANGUAGE_MODEL: "AutoTokenizer",
+}
+# What files any one of which is a vocabulary.
+_VOCABULARIES = {
+  "CLIP": ("vocab.json", "tokenizer.json"),
+  "T5": ("tokenizer.json",),
+  LANGUAGE_MODEL: ("tokenizer.json", "vocab.json"),
+}
 
-_truncation_warned = False
+_truncation_warned: set[int] = set()  # lengths
 # Each call of a tokenizer switches its padding and truncation on or off for good, so of two threads
 # in it one would get the rows that the other asked for.
 _calls = threading.Lock()
@@ -52,10 +68,29 @@ def tokenize(
   """Token ids of each prompt as its text encoder reads them, padded by the tokenizer's own token.
 
   A longer prompt loses its tail, as it does in diffusers; the first one in a process is reported.
-  Safe to call from threads. `kind` is that of the text encoder, "CLIP" or "T5".
+  Safe to call from threads. `kind` is that of the text encoder: "CLIP", "T5" or
+  `LANGUAGE_MODEL`.
   Raises ValueError if a CLIP's tokenizer has shorter texts than `context_length`: the text encoder
   would read another number of tokens in diffusers. And for an id beyond the `num_embeddings` of the
   text encoder, which a program would silently take for the last one.
+  """
+  return tokenize_with_mask(
+    folder, prompts, context_length, num_embeddings=num_embeddings, kind=kind
+  )[0]
+
+
+def tokenize_with_mask(
+  folder: str | os.PathLike,
+  prompts: Sequence[str],
+  context_length: int,
+  *,
+  num_embeddings: int,
+  kind: str,
+  padding_side: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # int32 [B, N], bool [B, N]
+  """`tokenize`, and which tokens are none of padding.
+
+  Padding is "left" or "right" of the tokens, or where the tokenizer has it.
   """
   tokenizer, length = _load(pathlib.Path(folder), kind), context_length
   # diffusers goes by the tokenizer of a CLIP, and by what it is asked for of a T5.
@@ -67,10 +102,21 @@ def tokenize(
     )
   rows = list(prompts)
   if not rows:
-    return np.zeros((0, length), np.int32)
+    return np.zeros((0, length), np.int32), np.zeros((0, length), bool)
+  # A template writes the token of a beginning itself, where there is one.
+  start = tokenizer.bos_token if kind == LANGUAGE_MODEL else None
+  begun = bool(start) and all(row.startswith(start) for row in rows)
   with _calls:
-    longest = max(len(ids) for ids in tokenizer(rows, verbose=False)["input_ids"])
-    encoded = tokenizer(rows, padding="max_length", max_length=length, truncation=True)
+    unpadded = tokenizer(rows, verbose=False, add_special_tokens=not begun)
+    longest = max(len(ids) for ids in unpadded["input_ids"])
+    encoded = tokenizer(
+      rows,
+      padding="max_length",
+      max_length=length,
+      truncation=True,
+      padding_side=padding_side or tokenizer.padding_side,
+      add_special_tokens=not begun,
+    )
   if longest > length:
     _warn_truncated(longest, length)
   ids = np.asarray(encoded["input_ids"], np.int32)
@@ -84,13 +130,51 @@ def tokenize(
       f"name the tokenizer that it was trained with instead of {folder} (config.model.tokenizer, "
       "--tokenizer), or resize the embeddings in transformers (resize_token_embeddings)"
     )
-  return ids
+  return ids, np.asarray(encoded["attention_mask"], bool)
+
+
+def rendered(
+  folder: str | os.PathLike, conversations: Sequence[Sequence[dict[str, Any]]], **options: Any
+) -> list[str]:
+  """Each conversation as the text that a language model reads, by its tokenizer's own template.
+
+  Args:
+    folder: of the tokenizer.
+    conversations: messages `{"role": ..., "content": ...}`.
+    **options: variables of the template, and `add_generation_prompt`.
+
+  Raises ValueError if the tokenizer has no template, or one that fails.
+  """
+  tokenizer = _load(pathlib.Path(folder), LANGUAGE_MODEL)
+  if not tokenizer.chat_template:
+    raise ValueError(
+      f"{folder}: expected a tokenizer with its chat template (chat_template.jinja, or "
+      "chat_template in tokenizer_config.json), found none\ntake the tokenizer anew from the model"
+    )
+  try:
+    found = [
+      tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+      for messages in conversations
+    ]
+  except Exception as error:  # of a template, which is a program, nearly anything
+    raise ValueError(
+      f"{folder}: expected a chat template for a user's message, found one that fails: "
+      f"{checks.cut(checks.in_one_line(error), 300)}\ntake the tokenizer anew from the model"
+    ) from error
+  for messages, row in zip(conversations, found, strict=True):
+    content = messages[-1]["content"]
+    text = content if isinstance(content, str) else content[-1]["text"]
+    if text.strip() not in row:
+      raise ValueError(
+        f"{folder}: expected a chat template that holds what the user says, {checks.shown(text)}, "
+        f"found {checks.shown(row)}\ntake the tokenizer anew from the model"
+      )
+  return found
 
 
 def check_folder(folder: str | os.PathLike, kind: str = "CLIP") -> None:
   """Raises ValueError unless `folder` holds a tokenizer's vocabulary."""
-  folder = pathlib.Path(folder)
-  names = ["vocab.json", "tokenizer.json"] if kind == "CLIP" else ["tokenizer.json"]
+  folder, names = pathlib.Path(folder), _VOCABULARIES[kind]
   if not any((folder / name).is_file() for name in names):
     raise ValueError(f"expected the tokenizer's {folder / names[0]}, found none")
 
@@ -116,9 +200,13 @@ def _load(folder: pathlib.Path, kind: str):
 
   check_folder(folder, kind)
   try:
-    tokenizer = getattr(transformers, _CLASSES[kind]).from_pretrained(folder)
+    # A tokenizer may name code of its own in its config, which is not run, and nobody is asked.
+    own_code = {"trust_remote_code": False} if kind == LANGUAGE_MODEL else {}
+    tokenizer = getattr(transformers, _CLASSES[kind]).from_pretrained(folder, **own_code)
     if not isinstance(tokenizer.model_max_length, int | float):
       raise ValueError(f"model_max_length {checks.shown(tokenizer.model_max_length)} is no number")
+    if tokenizer.pad_token is None:
+      raise ValueError("no pad_token in tokenizer_config.json, to fill shorter prompts with")
   except Exception as error:  # of broken files transformers and tokenizers raise nearly anything
     raise ValueError(
       f"{folder}: expected the tokenizer of a {kind}, found files that give none: "
@@ -129,14 +217,13 @@ def _load(folder: pathlib.Path, kind: str):
 
 
 def _token(tokenizer, number: int) -> str:
-  token = repr(tokenizer.convert_ids_to_tokens(number))
+  token = checks.shown(tokenizer.convert_ids_to_tokens(number))
   return f"{token} for padding" if number == tokenizer.pad_token_id else token
 
 
 def _warn_truncated(longest: int, length: int) -> None:
-  global _truncation_warned
-  if not _truncation_warned:
-    _truncation_warned = True
+  if length not in _truncation_warned:
+    _truncation_warned.add(length)
     warnings.warn(
       f"a prompt has {longest} tokens, the text encoder reads {length}: the rest is cut off "
       f"(reported once)",

@@ -31,6 +31,15 @@ def _autoencoder(*, num_images: int, batches: Any, kl_weight: float, fit: Any):
   """Of that config, what its autoencoder is fitted with."""
 
 
+def _taken(*, path: str):
+  """Of that config, the model whose autoencoder is taken."""
+
+
+def _check_autoencoder(what: str, section: Any, sections: Mapping[str, Any]) -> None:
+  taken = isinstance(section, Mapping) and "path" in section
+  owned_by(_taken if taken else _autoencoder)(what, section, sections)
+
+
 def _denoiser(*, batches: Any, timesteps: Any, fit: Any):
   """Of that config, what text encoder and denoiser are fitted with."""
 
@@ -62,12 +71,12 @@ OWNERS: dict[str, dict[str, Check]] = {
   "pretrain": {
     "": owned_by(_pretrain),
     "data": owned_by(shapes_model.draw_dataset, "seed"),
-    "autoencoder": owned_by(_autoencoder),
+    "autoencoder": _check_autoencoder,
     "autoencoder.batches": owned_by(shapes_model.image_batches, "images", "seed"),
     "autoencoder.fit": _fit,
     "denoiser": owned_by(_denoiser),
     "denoiser.batches": owned_by(
-      shapes_model.caption_batches, "latents", "token_ids", "empty_ids", "seed"
+      shapes_model.caption_batches, "latents", "tokens", "empty", "seed"
     ),
     "denoiser.timesteps": owned_by(shapes_model.make_denoising_loss, "model"),
     "denoiser.fit": _fit,
@@ -91,6 +100,8 @@ def check(sections: Mapping[str, Any]) -> None:
   for name, check_fn in OWNERS[sections["flow"]].items():
     section: Any = sections
     for part in filter(None, name.split(".")):
-      section = section[part]
+      section = section.get(part)
+    if section is None:
+      continue  # of an autoencoder that is taken from another model
     check_fn(f"config.{name}" if name else "config", section, sections)
   checks.check_seed("config.seed", sections["seed"])

@@ -24,7 +24,7 @@ class Programs:
   def __init__(self, sys: system.System, sections: Mapping[str, Any], tokens: Tokens):
     self.networks = Networks(sys, sections["lora"]["rank"], tokens)
     self._steps = sys.process.table.num_steps
-    self._branches = guidance.count_branches(**sections["guidance"])
+    self._branches = guidance.count_branches(**sys.guidance)
     self._options = dict(sections["method"])
     self._name = self._options.pop("name")
 

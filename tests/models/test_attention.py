@@ -39,9 +39,14 @@ def draw(B, T, N, H, D, dtype=jnp.float32):
   return [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes]
 
 
-def draw_mask(T, N):
-  mask = np.random.default_rng(1).random((1, 1, T, N)) < 0.5
-  mask[..., 0] = True
+def draw_mask(kind, T, N):
+  """None, of queries and keys, or of each example's keys alone, as padding is."""
+  rng = np.random.default_rng(1)
+  shapes = {"none": None, "both": (1, 1, T, N), "keys": (2, 1, 1, N)}
+  if shapes[kind] is None:
+    return None
+  mask = rng.random(shapes[kind]) < 0.5
+  mask[..., N // 2] = True
   return mask
 
 
@@ -65,18 +70,18 @@ def test_values_and_gradients_are_those_of_the_plain_form(function, shape, piece
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", ["none", "both", "keys"])
 @pytest.mark.parametrize("T, N", [(5, 3), (150, 151)])
-def test_the_chosen_form_is_softmax_attention(T, N, masked):
+def test_the_chosen_form_is_softmax_attention(T, N, masked, pieces):
   query, key, value, _ = draw(2, T, N, 2, 8)
-  mask = draw_mask(T, N)
+  mask = draw_mask(masked, T, N)
   logits = np.einsum("bthd,bnhd->bhtn", query, key) / np.sqrt(8.0)
-  if masked:
+  if mask is not None:
     logits = np.where(mask, logits, -np.inf)
   weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
   weights /= weights.sum(axis=-1, keepdims=True)
   expected = np.einsum("bhtn,bnhd->bthd", weights, value).reshape(2, T, 16)
-  actual = jax.jit(layers.attention)(query, key, value, mask if masked else None)
+  actual = jax.jit(layers.attention)(query, key, value, mask)
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -107,9 +112,9 @@ def test_a_cpu_never_holds_the_logits_of_all_heads():
   assert temporary(attention.plain) > logits > 1.5 * temporary(attention.on_cpu)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", ["none", "both", "keys"])
 @pytest.mark.parametrize("T, N", [(6, 4), (6, 7), (5, 4), (5, 7)])
-def test_odd_lengths_are_padded_for_cudnn_and_change_nothing(T, N, masked, monkeypatch):
+def test_odd_lengths_and_masks_of_keys_are_lengths_for_cudnn(T, N, masked, monkeypatch):
   """By XLA's form in place of cuDNN's, which takes the same arguments."""
   asked = []
 
@@ -119,7 +124,7 @@ def test_odd_lengths_are_padded_for_cudnn_and_change_nothing(T, N, masked, monke
 
   original = jax.nn.dot_product_attention
   query, key, value, weight = draw(2, T, N, 2, 8)
-  mask = draw_mask(T, N) if masked else None
+  mask = draw_mask(masked, T, N)
   plain = functools.partial(attention.plain, mask=mask)
   expected, expected_grads = value_and_grads(plain, query, key, value, weight)
   monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)

@@ -167,7 +167,8 @@ def outcomes(seeds, sound, tmp_path):
   """How many were opened; AssertionError for one that is neither opened nor refused in words."""
   opened = 0
   for seed in seeds:
-    rng, folder = np.random.default_rng(seed), tmp_path / "model"
+    rng = np.random.default_rng(seed)
+    folder = tmp_path / str(seed) / "model"  # tokenizers are kept by path
     shutil.copytree(pick(rng, sound), folder)
     mutate(rng, folder)
     before = digests(folder)
@@ -186,7 +187,7 @@ def outcomes(seeds, sound, tmp_path):
     for one in told:
       assert len(str(one.message)) <= LONGEST, (seed, str(one.message))
     assert digests(folder) == before, seed
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.parent)
   return opened
 
 

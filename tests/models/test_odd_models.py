@@ -90,7 +90,7 @@ TEXT, SCHEDULER = "text_encoder/config.json", folders.SCHEDULER
     (INDEX, {"controlnet": ["diffusers", "ControlNetModel"]}, "with controlnet"),
     (INDEX, {f"part_{i}": ["a", "B"] for i in range(500)}, "with part_0, .* and 495 more"),
     (INDEX, {"_class_name": "StableDiffusionXLPipeline"}, "without text_encoder_2, tokenizer_2"),
-    (INDEX, {"_class_name": "X" * 5000, "unet": None}, "found XXX.* without unet"),
+    (INDEX, {"_class_name": "X" * 5000, "unet": None}, "found XXX"),
   ],
 )
 def test_what_is_not_known_is_refused_by_name(model, file, fields, words):

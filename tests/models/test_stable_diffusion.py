@@ -163,7 +163,7 @@ def test_tokens_by_hand(model, tmp_path):
 
 
 def test_truncation_is_reported_once(model, monkeypatch):
-  monkeypatch.setattr(tokenization, "_truncation_warned", False)
+  monkeypatch.setattr(tokenization, "_truncation_warned", set())
   with pytest.warns(UserWarning, match="a prompt has 11 tokens, the text encoder reads 8"):
     found = model.tokenize(["cat " * 9, "dog"])
   np.testing.assert_array_equal(found[0], [58, 55, 55, 55, 55, 55, 55, 59])

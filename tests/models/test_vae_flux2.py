@@ -95,13 +95,12 @@ def pair(request):
 
 def test_encode_matches_diffusers(pair):
   model, params, oracle, height, width = pair
-  epsilon = model.config.batch_norm_eps
 
   @jax.jit
   def encode(params, images):
     mean, log_var = model.apply({"params": params}, images, method="encode")
-    packed = vae_flux2.patchify(mean)
-    return mean, log_var, vae_flux2.normalize(packed, params["bn"], epsilon)
+    x_0 = model.apply({"params": params}, mean, method="normalize")
+    return mean, log_var, vae_flux2.patchify(x_0)
 
   images = images_of(height, width)
   mean, log_var, x_0 = encode(params, images)
@@ -111,7 +110,7 @@ def test_encode_matches_diffusers(pair):
     expected = oracle.bn(torch.nn.functional.pixel_unshuffle(posterior.mode(), 2))
   downscale = model.config.downscale
   assert x_0.shape == (
-    2, height // downscale, width // downscale, model.config.packed_channels
+    2, height // downscale // 2, width // downscale // 2, model.config.packed_channels
   )
   assert_near(to_torch(mean), posterior.mean)
   assert_near(to_torch(log_var), posterior.logvar)
@@ -124,10 +123,12 @@ def test_decode_matches_diffusers(pair):
 
   @jax.jit
   def decode(params, x_0):
-    packed = vae_flux2.denormalize(x_0, params["bn"], config.batch_norm_eps)
-    return model.apply({"params": params}, vae_flux2.unpatchify(packed), method="decode")
+    latents = vae_flux2.unpatchify(x_0)
+    latents = model.apply({"params": params}, latents, method="denormalize")
+    return model.apply({"params": params}, latents, method="decode")
 
-  shape = (2, height // config.downscale, width // config.downscale, config.packed_channels)
+  side = 2 * config.downscale
+  shape = (2, height // side, width // side, config.packed_channels)
   x_0 = np.random.default_rng(2).normal(size=shape).astype(np.float32)
   images = decode(params, x_0)
   with torch.no_grad():
@@ -207,7 +208,7 @@ def test_config_defaults_are_those_of_diffusers():
     config = dict(diffusers.AutoencoderKLFlux2().config)
   assert vae_flux2.Flux2VAEConfig.from_dict(config) == vae_flux2.Flux2VAEConfig()
   assert hash(vae_flux2.Flux2VAEConfig.from_dict(config)) == hash(vae_flux2.Flux2VAEConfig())
-  assert vae_flux2.Flux2VAEConfig().downscale == 16
+  assert vae_flux2.Flux2VAEConfig().downscale == 8
   assert vae_flux2.Flux2VAEConfig().packed_channels == 128
 
 

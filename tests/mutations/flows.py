@@ -3,6 +3,7 @@
 from mutations.mutant import Mutant
 
 TRANSFORMER, FAMILY = "models/test_sd3_transformer.py", "models/test_sd3_family.py"
+PIPELINES = "models/test_flow_models.py"
 NETWORKS = "models/networks"
 
 FLOWS = [
@@ -71,16 +72,16 @@ FLOWS = [
   ),
   Mutant(
     "one tokenizer for both CLIPs",
-    "models/families/sd3.py",
+    f"{NETWORKS}/sd3_conditioning.py",
     'zip(("tokenizer", "tokenizer_2"), clips, strict=True)',
     'zip(("tokenizer", "tokenizer"), clips, strict=True)',
     (FAMILY,),
   ),
   Mutant(
     "latents without their shift",
-    "models/families/autoencoding.py",
-    "    return (z - self._shift) * self.vae.config.scaling_factor",
-    "    return z * self.vae.config.scaling_factor",
+    f"{NETWORKS}/vae.py",
+    "    return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor",
+    "    return latents * self.config.scaling_factor",
     ("models/test_stable_diffusion.py",),
   ),
   Mutant(
@@ -89,5 +90,89 @@ FLOWS = [
     "model = self.model._replace(empty=self.model.tokenize([record]))",
     "model = self.model",
     ("test_sample.py",),
+  ),
+  Mutant(
+    "the last hidden state where the last but one is read",
+    "models/families/z_image.py",
+    'language_model.make_network(configs["text_encoder"], (-2,), config.cap_feat_dim)',
+    'language_model.make_network(configs["text_encoder"], (-1,), config.cap_feat_dim)',
+    (PIPELINES,),
+  ),
+  Mutant(
+    "a velocity towards noise",
+    "models/families/z_image.py",
+    "    return -prediction",
+    "    return prediction",
+    (PIPELINES,),
+  ),
+  Mutant(
+    "the scale of the paper taken for diffusers'",
+    "diffusion/guidance.py",
+    "  return classifier_free(denoise_fn, scale + 1.0)",
+    "  return classifier_free(denoise_fn, scale)",
+    (PIPELINES,),
+  ),
+  Mutant(
+    "the template's own words told to the transformer",
+    "models/families/qwen_image.py",
+    "_DROPPED = 34",
+    "_DROPPED = 33",
+    (PIPELINES,),
+  ),
+  Mutant(
+    "guidance that lets the norm grow",
+    "diffusion/guidance.py",
+    "    return guided * (_token_norms(cond) / _token_norms(guided))",
+    "    return guided",
+    (PIPELINES,),
+  ),
+  Mutant(
+    "hidden states in another order",
+    "models/families/flux2.py",
+    "jnp.concatenate(self.states(params, tokens), axis=-1)",
+    "jnp.concatenate(self.states(params, tokens)[::-1], axis=-1)",
+    (PIPELINES,),
+  ),
+  Mutant(
+    "a shift that forgets the number of steps",
+    "models/families/flux2.py",
+    "  return at_200 + slope * (num_steps - 200.0)",
+    "  return at_200",
+    (PIPELINES,),
+  ),
+  Mutant(
+    "noise levels of the scheduler where the pipeline has its own",
+    "models/families/flux1.py",
+    '    grid={"even": True},',
+    "    grid={},",
+    (PIPELINES,),
+  ),
+  Mutant(
+    "a distilled network that is not told its scale where it is not guided",
+    "diffusion/guidance.py",
+    '  if name != "embedded":\n    return denoise_fn\n',
+    '  if name != "none":\n    return denoise_fn\n',
+    (PIPELINES,),
+  ),
+  Mutant(
+    "keys that are padding in front",
+    f"{NETWORKS}/attention.py",
+    "  order = jnp.argsort(~mask, axis=1, stable=True)",
+    "  order = jnp.argsort(mask, axis=1, stable=True)",
+    ("models/test_attention.py",),
+  ),
+  Mutant(
+    "a text taken for another that was encoded before",
+    "models/encoding.py",
+    "    digest.update(np.ascontiguousarray(leaf).tobytes())",
+    "    digest.update(np.ascontiguousarray(leaf)[:1].tobytes())",
+    ("models/test_encoding.py",),
+  ),
+  Mutant(
+    "a tower that is saved without what was not read of it",
+    "models/families/flux2.py",
+    '      "transformers",\n      own=language_model.own_tensors,\n      copied=True,',
+    '      "transformers",\n      own=language_model.own_tensors,',
+    (PIPELINES,),
   ),
 ]

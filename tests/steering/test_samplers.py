@@ -161,9 +161,7 @@ def test_any_number_of_records_is_sampled_with_their_own_queries():
 def test_the_floor_of_rounding_is_measured_on_chains():
   exact = toy_model.make(exact=toy_model.denoise)
   floors = [
-    precision.measure(
-      made, made.model.tokenize(RECORDS), guidance={"scale": 2.0}, seed=0
-    )
+    precision.measure(made, made.model.tokenize(RECORDS), seed=0)
     for made in (make(system.CHAIN, exact), make(named("best_of_n"), exact, rewards()))
   ]
   assert floors[0] == floors[1]

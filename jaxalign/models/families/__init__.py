@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxalign import checks
+from jaxalign.models import encoding
 from jaxalign.models.identity import classes
 from jaxalign.models.model import Model
 
@@ -18,19 +19,22 @@ EMBEDDED = {"gaussian": f"{_FAMILIES}.gaussian", "planner": f"{_FAMILIES}.planne
 CLASSES = {
   "GaussianPipeline": EMBEDDED["gaussian"],
   "PlannerPipeline": EMBEDDED["planner"],
-  **dict.fromkeys(classes.SD3_PIPELINES, f"{_FAMILIES}.sd3"),
+  **{name: f"{_FAMILIES}.{family}" for family, names in classes.FLOWS.items() for name in names},
 }
 _STABLE_DIFFUSION = f"{_FAMILIES}.stable_diffusion"
-_ON_THE_HUB = (f"{_FAMILIES}.sd3",)  # beside it
+_ON_THE_HUB = tuple(f"{_FAMILIES}.{family}" for family in classes.FLOWS)  # beside it
 
 
-def open_model(path: str | os.PathLike, **options: Any) -> Model:
+def open_model(
+  path: str | os.PathLike, *, encode_once: bool = False, **options: Any
+) -> Model:
   """Opens a model of any family; parameters are lazy until placed.
 
   Args:
     path: "gaussian", "planner", or "shapes", which are embedded; a folder, whose model_index.json
       names the class of its pipeline; a single .safetensors file or a hub id; or a family of
       another package as "package.module:function", which is called with the options alone.
+    encode_once: texts are encoded when they are tokenized, see `models.encoding`.
     **options: what the family's own `open_model` takes, such as `dtype`. `shapes_only` reaches a
       family of another package only where it is true.
 
@@ -38,6 +42,11 @@ def open_model(path: str | os.PathLike, **options: Any) -> Model:
     ValueError: an option that the family does not have (with the near miss), a path where there is
       nothing, or a function of another package that returns something else.
   """
+  model = _open(path, options)
+  return encoding.once(model) if encode_once else model
+
+
+def _open(path: str | os.PathLike, options: dict[str, Any]) -> Model:
   name = os.fspath(path)
   if _is_function(name):
     return _call_foreign(name, options)
@@ -49,12 +58,15 @@ def open_model(path: str | os.PathLike, **options: Any) -> Model:
   return stable_diffusion.as_model(_call(stable_diffusion.open_model, path, options))
 
 
-def check_options(path: str | os.PathLike, **options: Any) -> None:
+def check_options(
+  path: str | os.PathLike, *, encode_once: bool = False, **options: Any
+) -> None:
   """Raises ValueError for options that the family of `path` does not take.
 
   Reads no more than a folder's index. What would have to be fetched may be of any family that has
   folders on the hub, so that one which takes the options will do.
   """
+  del encode_once  # is of all families
   name = os.fspath(path)
   if _is_function(name):
     checks.check_call(f'model "{name}"', checks.load_function("config.model.path", name), **options)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import checks
-from jaxalign.models.networks import lean_decoding, vae
+from jaxalign.models.networks import lean_decoding
 from jaxalign.types import Array, Key, Params, at_least_float32
 
 
@@ -15,12 +15,14 @@ from jaxalign.types import Array, Key, Params, at_least_float32
 class Autoencoding:
   """What latents have to do with images. Holds no arrays, so a jitted closure captures none.
 
+  vae: its `encode` and `decode` know latents as it makes them, its `normalize` and `denormalize`
+    what a denoiser sees of them; its config has `downscale` and `latent_channels`.
   image_size: `(H, W)` in pixels of the images that are sampled.
   decode_batch, decode_tile: see `stable_diffusion.open_model`.
   vae_dtype: what images are decoded in.
   """
 
-  vae: vae.AutoencoderKL
+  vae: Any
   image_size: tuple[int, int]
   decode_batch: int | None = None
   decode_tile: int | None = None
@@ -54,16 +56,16 @@ class Autoencoding:
     return self.vae.apply({"params": params}, latents, method="decode")  # type: ignore[return-value]
 
   def encode_images(self, params: Params, images: Array, key: Key | None = None) -> Array:
-    """Images `[B, H, W, 3]` in [0, 1] to `x_0 = (z - shift) * scaling_factor`, `[B, h, w, C]`.
+    """Images `[B, H, W, 3]` in [0, 1] to `x_0`, the normalised latents `z`, `[B, h, w, C]`.
 
     `z` is the posterior's mean when `key` is None, else a sample.
     """
     z, log_var = self.vae_moments(params, 2.0 * images - 1.0)
     if key is not None:
       z = z + jnp.exp(0.5 * log_var) * jax.random.normal(key, z.shape, z.dtype)
-    return (z - self._shift) * self.vae.config.scaling_factor
+    return self.vae.apply({"params": params}, z, method="normalize")  # type: ignore[return-value]
 
-  def encode_samples(self, params: Params, images: Array, key: Key) -> Array:
+  def encode_samples(self, params: Params, images: Array, key: Key | None) -> Array:
     """`encode_images` of samples as `models.model.Model.encode` takes them: bytes are 0 to 255."""
     images = images / 255.0 if images.dtype == jnp.uint8 else images
     return self.encode_images(params, images, key)
@@ -71,12 +73,8 @@ class Autoencoding:
   def decode(self, params: Params, latents: Array) -> Array:
     """`x_0` `[B, h, w, C]` to images `[B, H, W, 3]`, clipped to [0, 1]."""
     latents = latents.astype(jnp.float32)
-    images = self.vae_decode(params, latents / self.vae.config.scaling_factor + self._shift)
-    return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
-
-  @property
-  def _shift(self) -> float:
-    return self.vae.config.shift_factor or 0.0
+    z: Any = self.vae.apply({"params": params}, latents, method="denormalize")
+    return jnp.clip(0.5 * self.vae_decode(params, z) + 0.5, 0.0, 1.0)
 
   def sized(self, height: int, width: int, multiple: int) -> Any:
     """This value for images of another size, whose sides are multiples of `multiple` pixels.

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxalign import checks, files
-from jaxalign.diffusion import schedulers, transitions
+from jaxalign.diffusion import guidance, schedulers, transitions
 from jaxalign.modalities.image import IMAGES
 from jaxalign.models import tokenization
 from jaxalign.models.families import (
@@ -340,6 +340,7 @@ def as_model(bundle: StableDiffusion) -> Model:
     levels=schedulers.training_table(scheduler),
     make_process=functools.partial(transitions.make_process, scheduler),
     modality=IMAGES,
+    guidance={"name": guidance.DEFAULT, "scale": 5.0},
     files=ModelFiles(write, {"denoiser": "unet", **{name: name for name in text_encoders}}),
     dtype=bundle.networks.dtype,
     exact=exact,

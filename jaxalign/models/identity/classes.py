@@ -45,14 +45,20 @@ PIPELINES: dict[str, tuple[str, ...]] = {
   "StableDiffusionXLPAGInpaintPipeline": (),
   "LEditsPPPipelineStableDiffusionXL": (),
 }
-# Those of Stable Diffusion 3 and 3.5.
-SD3_PIPELINES = (
-  "StableDiffusion3Pipeline",
-  "StableDiffusion3Img2ImgPipeline",
-  "StableDiffusion3InpaintPipeline",
-  "StableDiffusion3PAGPipeline",
-  "StableDiffusion3PAGImg2ImgPipeline",
-)
+# Those of flow transformers that sample from text, by family.
+FLOWS = {
+  "sd3": (
+    "StableDiffusion3Pipeline",
+    "StableDiffusion3Img2ImgPipeline",
+    "StableDiffusion3InpaintPipeline",
+    "StableDiffusion3PAGPipeline",
+    "StableDiffusion3PAGImg2ImgPipeline",
+  ),
+  "flux1": ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
+  "flux2": ("Flux2Pipeline", "Flux2KleinPipeline"),
+  "z_image": ("ZImagePipeline", "ZImageImg2ImgPipeline"),
+  "qwen_image": ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
+}
 
 _CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 COMPONENTS = {
@@ -112,6 +118,12 @@ def read_index(folder: pathlib.Path) -> Index:
   needed = (*ALWAYS, *(SECOND if two else ()))
   missing = sorted(set(needed) - entries.keys())
   foreign = sorted(entries.keys() - {*needed, *_WITHOUT_PART})
+  if not known and "unet" not in entries:
+    raise ValueError(
+      f"{file}: expected a pipeline that is supported, found {checks.cut(found, 60)}\n"
+      "supported, from text: Stable Diffusion 1.x, 2.x, XL and 3, FLUX.1, FLUX.2, Z-Image and "
+      "Qwen-Image; their versions that edit, fill or control are not"
+    )
   if missing or foreign:
     raise ValueError(
       f"{file}: expected a Stable Diffusion 1.x, 2.x or XL pipeline, found {checks.cut(found, 60)}"
@@ -132,9 +144,10 @@ def read_index(folder: pathlib.Path) -> Index:
 
 
 def text_half(config: dict[str, Any]) -> dict[str, Any]:
-  """The text encoder's own config, where a file has that of a whole CLIP; others as they are."""
+  """The text encoder's own config, where a file has that of images too; others as they are."""
   half = config.get("text_config")
-  return half if config.get("model_type") == "clip" and isinstance(half, dict) else config
+  both = config.get("model_type") in ("clip", "mistral3", "qwen2_5_vl")
+  return half if both and isinstance(half, dict) else config
 
 
 def check_config(file: pathlib.Path, component: str, config: Mapping[str, Any]) -> None:

@@ -32,7 +32,8 @@ def read(folder: pathlib.Path, *, weights: bool = True) -> Identity:
   found = {name: classes.text_half(config) for name, config in found.items()}
   for name in components:
     classes.check_config(paths[name], name, found[name])
-  configs = {name: fields.clean(name, found[name], paths[name]) for name in paths}
+  known = fields.COMPONENTS
+  configs = {name: fields.clean(known[name], found[name], paths[name]) for name in paths}
   # Of two names it is that of the index which diffusers loads.
   configs["scheduler"]["_class_name"] = index.scheduler
   try:
@@ -45,7 +46,7 @@ def read(folder: pathlib.Path, *, weights: bool = True) -> Identity:
   )
   notes = [Note(name, "its text_config is read, of both towers") for name in halves]
   for name in paths:
-    notes += told(name, name, found[name], configs[name])
+    notes += told(name, known[name], found[name], configs[name])
   configs["pipeline"] = index.pipeline
   notes += _assumptions(index, configs) + (variants(folder, components) if weights else [])
   return Identity(configs, tuple(notes))
@@ -57,10 +58,10 @@ def config_file(component: str) -> str:
 
 
 def told(
-  component: str, kind: str, found: Mapping[str, Any], used: Mapping[str, Any]
+  component: str, known: fields.Fields, found: Mapping[str, Any], used: Mapping[str, Any]
 ) -> list[Note]:
-  """What there is to say of a config, of a kind of `fields`, as it was found and as it is used."""
-  unknown = fields.unknown(kind, found)
+  """What there is to say of a config, as it was found and as it is used."""
+  unknown = fields.unknown(known, found)
   shown = [f"{checks.cut(field, 60)}={checks.shown(found[field], 40)}" for field in unknown]
   notes = [Note(component, f"unknown {checks.first(shown)}: taken to change nothing")]
   before = {field: value for field, value in found.items() if field not in unknown}

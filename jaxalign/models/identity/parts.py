@@ -8,8 +8,12 @@ from jaxalign import checks, files
 from jaxalign.diffusion import schedulers
 from jaxalign.models.identity import classes, fields, folders
 from jaxalign.models.identity.identity import Identity, Note
+from jaxalign.models.weights import safetensors_io
 
-TOKENIZER = None  # in the place of a kind of config, see `Part`
+# Of model_index.json: how many tokens of a prompt were read in training. Our own; diffusers passes
+# over names that begin so.
+LENGTH = "_max_sequence_length"
+TOKENIZER = None  # in the place of a config's fields, see `Part`
 # Present in some folders, and without a part in sampling from text.
 _WITHOUT_PART = ("feature_extractor", "image_encoder", "safety_checker")
 
@@ -18,29 +22,37 @@ class Part(NamedTuple):
   """A component of a pipeline.
 
   classes: that it may have in model_index.json, the first one when it is written.
-  kind: of its config, a name of `fields`; `TOKENIZER` for a tokenizer's folder.
+  fields: of its config; `TOKENIZER` for a tokenizer's folder.
   library: that the classes are of.
   optional: whether the model is whole without it.
+  own: see `safetensors_io.open_component`.
+  copied: it is never changed, and written as it was found.
   """
 
   classes: tuple[str, ...]
-  kind: str | None
+  fields: fields.Fields | None
   library: str = "diffusers"
   optional: bool = False
+  own: safetensors_io.OwnTensors | None = None
+  copied: bool = False
 
 
 class Kind(NamedTuple):
-  """A kind of pipeline: what it is called, diffusers' classes of it, and its parts by name."""
+  """A kind of pipeline: what it is called, diffusers' classes of it, and its parts by name.
+
+  unused: what diffusers' class has beside them, and does without.
+  """
 
   name: str
   pipelines: tuple[str, ...]
   parts: Mapping[str, Part]
+  unused: tuple[str, ...] = ()
 
 
 def read(folder: pathlib.Path, kind: Kind, *, weights: bool = True) -> Identity:
   """The configs of a folder of this kind; without `weights` these play no part.
 
-  `configs["pipeline"]` holds the class and the settings of model_index.json.
+  `configs["pipeline"]` holds the classes and the settings of model_index.json.
 
   Raises ValueError, naming the file, for parts, classes and fields that are not known.
   """
@@ -50,13 +62,16 @@ def read(folder: pathlib.Path, kind: Kind, *, weights: bool = True) -> Identity:
   configs: dict[str, dict[str, Any]] = {}
   notes: list[Note] = []
   for name, part in kind.parts.items():
-    if name not in entries or part.kind is TOKENIZER:
+    if name not in entries or part.fields is TOKENIZER:
       continue
     path = folder / folders.config_file(name)
-    found = classes.text_half(files.read_json(path))
+    whole = files.read_json(path)
+    found = classes.text_half(whole)
+    if whole.get("quantization_config"):  # it is beside text_config
+      found = {**found, "quantization_config": whole["quantization_config"]}
     _check_class(path, name, part, found)
-    configs[name] = fields.clean(part.kind, found, path)
-    notes += folders.told(name, part.kind, found, configs[name])
+    configs[name] = fields.clean(part.fields, found, path)
+    notes += folders.told(name, part.fields, found, configs[name])
   configs["scheduler"]["_class_name"] = entries["scheduler"]
   if not _is_flow(folder, configs["scheduler"]):
     raise ValueError(
@@ -66,9 +81,10 @@ def read(folder: pathlib.Path, kind: Kind, *, weights: bool = True) -> Identity:
   settings = {
     name: value
     for name, value in index.items()
-    if not isinstance(value, list) and not name.startswith("_")
+    if (name in kind.parts or not isinstance(value, list)) and not name.startswith("_")
   }
-  configs["pipeline"] = {**settings, "_class_name": kind.pipelines[0]}
+  own = {LENGTH: index[LENGTH]} if LENGTH in index else {}
+  configs["pipeline"] = {**settings, **own, "_class_name": folders.class_name(folder)}
   absent = [name for name, part in kind.parts.items() if part.optional and name not in entries]
   notes += [Note("pipeline", f"no {checks.first(absent)}")] if absent else []
   return Identity(configs, (*notes, *(folders.variants(folder, list(configs)) if weights else ())))
@@ -99,8 +115,9 @@ def _check_class(
   path: pathlib.Path, name: str, part: Part, config: Mapping[str, Any]
 ) -> None:
   """Raises ValueError if a config names another class than its part has."""
-  architectures = config.get("architectures") or [""]
-  for found in (config.get("_class_name", ""), str(architectures[0])):
+  architectures = config.get("architectures")
+  first = architectures[0] if isinstance(architectures, list) and architectures else ""
+  for found in (config.get("_class_name", ""), str(first)):
     found = classes.plain_name(found)
     # Of CLIP's own names a file has now this one, now that one.
     both_clip = found.startswith("CLIP") and part.classes[0].startswith("CLIP")
@@ -122,7 +139,7 @@ def index(kind: Kind, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     for name, part in kind.parts.items()
   }
   entries["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
-  entries |= {name: [None, None] for name in _WITHOUT_PART[:2]}
+  entries |= {name: [None, None] for name in kind.unused}
   return dict(sorted({**entries, **configs["pipeline"], "_diffusers_version": "0.30.0"}.items()))
 
 

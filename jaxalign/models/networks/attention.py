@@ -29,22 +29,39 @@ def cudnn(query: Array, key: Array, value: Array, mask: Array | None = None) -> 
 
   JAX refuses the gradient for odd lengths, which texts of 77 tokens have (and, to be safe, rollout
   and update are the same function), so both lengths are made even by a row that nothing attends to.
+  A mask of keys alone becomes their number, or it would be read as one of T x N.
   """
   (B, T), N = query.shape[:2], key.shape[1]
   odd = T % 2 or N % 2
-  lengths = {}
+  count = None
+  if mask is not None and mask.shape[2] == 1:
+    key, value, count = attended_first(key, value, mask)
+    mask = None
+  elif odd and mask is None:
+    count = jnp.full(B, N, jnp.int32)
   if odd:
     query, key, value = (_pad_axis(x, 1, x.shape[1] % 2) for x in (query, key, value))
-    if mask is None:
-      lengths["query_seq_lengths"] = jnp.full(B, T, jnp.int32)
-      lengths["key_value_seq_lengths"] = jnp.full(B, N, jnp.int32)
-    else:
+    if mask is not None:
       mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, N))
       mask = _pad_axis(_pad_axis(mask, 2, T % 2), 3, N % 2)
+  lengths = {}
+  if count is not None:
+    lengths = {"query_seq_lengths": jnp.full(B, T, jnp.int32), "key_value_seq_lengths": count}
   out = jax.nn.dot_product_attention(
     query, key, value, mask=mask, implementation="cudnn", **lengths
   )
   return out[:, :T] if odd else out
+
+
+def attended_first(key: Array, value: Array, mask: Array) -> tuple[Array, Array, Array]:
+  """Keys and values with those that are attended to in front, and how many these are, `[B]` int32.
+
+  Attention does not depend on their order. `mask` is `[B or 1, 1, 1, N]`.
+  """
+  mask = jnp.broadcast_to(mask[:, 0, 0], key.shape[:2])
+  order = jnp.argsort(~mask, axis=1, stable=True)[:, :, None, None]
+  key, value = (jnp.take_along_axis(x, order, axis=1) for x in (key, value))
+  return key, value, jnp.sum(mask, axis=1, dtype=jnp.int32)
 
 
 def _pad_axis(x: Array, axis: int, count: int) -> jax.Array:
@@ -135,16 +152,21 @@ def _transposed_product(x: jax.Array, y: jax.Array) -> jax.Array:
   return barrier(barrier(y.T) @ x).T
 
 
-def in_pieces(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """`plain`, on some of the queries at a time where all would take more than 256 MiB of logits."""
+def in_pieces(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: Array | None = None
+) -> jax.Array:
+  """`plain`, on some of the queries at a time where all would take more than 256 MiB of logits.
+
+  `mask` is one of keys alone, `[B, H, 1, N]`.
+  """
   (B, T, H, _), N = query.shape, key.shape[1]
   rows_at_once = MAX_LOGITS // (B * H * N)
   if rows_at_once >= T:
-    return plain(query, key, value)
+    return plain(query, key, value, mask)
 
   @jax.checkpoint  # or all logits would be kept for the gradient
   def attend(rows):  # [t, B, H, D]
-    return plain(rows.swapaxes(0, 1), key, value).swapaxes(0, 1)
+    return plain(rows.swapaxes(0, 1), key, value, mask).swapaxes(0, 1)
 
   return _map_rows(attend, query.swapaxes(0, 1), rows_at_once).swapaxes(0, 1)
 

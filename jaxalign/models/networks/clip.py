@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import checks
-from jaxalign.models.networks import layers
+from jaxalign.models.networks import config_fields, layers
 from jaxalign.types import Array
 
 
@@ -53,9 +53,12 @@ class EncoderConfig:
       if field.type in (int, "int") and field.name not in _NO_SIZES:
         most = layers.MOST if field.name == "num_hidden_layers" else checks.MOST
         checks.check_range(f"{name}: {field.name}", value, 1, most)
+    checks.check_range(f"{name}: layer_norm_eps", self.layer_norm_eps, 0.0, 1.0)
+    checks.check_range(f"{name}: eos_token_id", getattr(self, "eos_token_id", 0), 0, checks.MOST)
     if self.hidden_act not in _ACTIVATIONS:
       raise ValueError(
-        f"{name}: expected hidden_act in {sorted(_ACTIVATIONS)}, found {self.hidden_act!r}"
+        f"{name}: expected hidden_act in {sorted(_ACTIVATIONS)}, found "
+        f"{checks.shown(self.hidden_act)}"
       )
     if self.hidden_size % self.num_attention_heads:
       raise ValueError(
@@ -66,8 +69,7 @@ class EncoderConfig:
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> Self:
     """Reads the tower's parsed config; other entries are left alone."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{name: value for name, value in config.items() if name in names})
+    return cls(**config_fields.of(cls, config))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import checks
+from jaxalign.checks import kinds
 from jaxalign.models.networks import layers, rope
 from jaxalign.types import Array
 
@@ -95,6 +96,7 @@ class DecoderConfig:
         most = layers.MOST if field.name == "num_hidden_layers" else checks.MOST
         checks.check_range(f"DecoderConfig: {field.name}", getattr(self, field.name), 1, most)
     checks.check_range("DecoderConfig: rope_theta", self.rope_theta, 1)
+    checks.check_range("DecoderConfig: rms_norm_eps", self.rms_norm_eps, 0.0, 1.0)
     if self.head_dim % 2:
       raise ValueError(
         f"DecoderConfig: head_dim: expected an even number, to turn channels in pairs, found "
@@ -113,10 +115,15 @@ class DecoderConfig:
     Raises ValueError for a field that asks for another network; other entries are left alone.
     """
     config = config.get("text_config") or config
-    checks.check_choice("DecoderConfig: model_type", config.get("model_type"), _DEFAULTS)
-    model_type = config["model_type"]
+    if not isinstance(config, Mapping):
+      _refuse("text_config", {}, config)
+    model_type = config.get("model_type")
+    checks.check_choice("DecoderConfig: model_type", model_type, list(_DEFAULTS))
     _check_fixed(config)
     found = {name: config.get(name, value) for name, value in _DEFAULTS[model_type].items()}
+    for name, default in _DEFAULTS[model_type].items():
+      if found[name] is None and name not in ("head_dim", "num_key_value_heads"):
+        found[name] = default
     if found["num_key_value_heads"] is None:
       found["num_key_value_heads"] = found["num_attention_heads"]
     if found["head_dim"] is None:
@@ -134,7 +141,10 @@ def _check_fixed(config: Mapping[str, Any]) -> None:
   # Qwen's configs have a window that use_sliding_window switches off; Mistral's are used.
   if config["model_type"] == "mistral" and config.get("sliding_window", 4096) is not None:
     _refuse("sliding_window", None, config.get("sliding_window", "no such field, which means 4096"))
-  for kind in config.get("layer_types") or ():
+  kinds_of_layers = config.get("layer_types") or ()
+  if not isinstance(kinds_of_layers, list | tuple):
+    _refuse("layer_types", ["full_attention"], kinds_of_layers)
+  for kind in kinds_of_layers:
     if kind != "full_attention":
       _refuse("layer_types", "full_attention", kind)
 
@@ -146,13 +156,19 @@ def _rope_theta(config: Mapping[str, Any], default: float) -> float:
   """
   name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
   found = config.get(name) or {}
+  if not isinstance(found, Mapping):
+    _refuse(name, {}, found)
   kind = found.get("rope_type", found.get("type", _ROPE_TYPES[0]))
   if kind not in _ROPE_TYPES:
     _refuse(f"{name}.rope_type", _ROPE_TYPES[0], kind)
   for field in sorted(found.keys() - set(_ROPE_FIELDS)):
     if found[field] is not None:
       _refuse(f"{name}.{checks.cut(field, 60)}", None, found[field])
-  return found.get("rope_theta", config.get("rope_theta", default))
+  values = (found.get("rope_theta"), config.get("rope_theta"), default)
+  theta = next(value for value in values if value is not None)
+  if not kinds.fits(theta, float):
+    raise ValueError(f"DecoderConfig: rope_theta: expected a number, found {checks.shown(theta)}")
+  return theta
 
 
 def _refuse(name: str, expected: Any, found: Any) -> None:

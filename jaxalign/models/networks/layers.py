@@ -211,13 +211,14 @@ def attention(query: Array, key: Array, value: Array, mask: Array | None = None)
   - On a CPU `attention.on_cpu`, some heads at a time.
   - Elsewhere `attention.in_pieces`: in float32, and in the autoencoder with its one head of 512.
 
-  Softmax is float32. Masks come with texts, which are short: but for cuDNN, with a mask it is the
-  plain form.
+  Softmax is float32. Masks of T x N come with texts, which are short: but for cuDNN, with such a
+  mask it is the plain form. A mask of keys alone (padding) is `in_pieces`, on a CPU too.
 
   Args:
     query: `[B, T, H, D]`.
     key, value: `[B, N, H, D]`.
-    mask: bool, broadcastable to `[B, H, T, N]`; True where attention is allowed.
+    mask: bool, broadcastable to `[B, H, T, N]`, of rank 4; True where attention is allowed. With
+      one row for all T, it is one of keys; each example has some that are attended to.
 
   Returns:
     `[B, T, H * D]`.
@@ -226,7 +227,9 @@ def attention(query: Array, key: Array, value: Array, mask: Array | None = None)
   query, key, value = (placement.cut(jnp.asarray(x)) for x in (query, key, value))
   platforms = {"cpu": attention_lib.on_cpu, "default": attention_lib.in_pieces}
   if mask is not None:
-    platforms = {"default": functools.partial(attention_lib.plain, mask=mask)}
+    of_keys = mask.shape[2] == 1
+    masked = attention_lib.in_pieces if of_keys else attention_lib.plain
+    platforms = {"default": functools.partial(masked, mask=mask)}
   # JAX asks for cuDNN while it traces, so that elsewhere this branch must not be there at all.
   if placement.platform() == "gpu" and attention_lib.cudnn_takes(query):
     platforms["cuda"] = functools.partial(attention_lib.cudnn, mask=mask)

@@ -30,7 +30,7 @@ from jaxalign.types import Array
 
 _THETA = 10000.0  # of the rotations
 # Fields that we do not have: those of guidance-distilled and of layered versions.
-_UNSUPPORTED = ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope")
+FIXED = dict.fromkeys(("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"), (False,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class QwenImageConfig:
 
     Raises ValueError where one of those would change the network.
     """
-    for name in _UNSUPPORTED:
+    for name in FIXED:
       if config.get(name):
         raise ValueError(
           f"transformer config: expected {name} false, found {checks.shown(config[name])}"

@@ -4,12 +4,16 @@ Esser et al. 2024, arXiv:2403.03206, section 4 and figure 2.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
+from jaxalign.models import tokenization
 from jaxalign.models.networks import clip, t5
 from jaxalign.types import Array, Params
 
@@ -36,6 +40,27 @@ class SD3TextEncoders:
       "text_encoder_2": self.text_encoder_2,
     }
     return found if self.text_encoder_3 is None else found | {"text_encoder_3": self.text_encoder_3}
+
+  def tokens(self, folder: str | os.PathLike, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """The token ids of prompts by each tokenizer of a model's folder, as `encode` takes them."""
+    folder = pathlib.Path(folder)
+    clips = [self.text_encoder.config, self.text_encoder_2.config]
+    of_clip = [
+      tokenization.tokenize(
+        folder / name, prompts, config.max_position_embeddings, num_embeddings=config.vocab_size
+      )
+      for name, config in zip(("tokenizer", "tokenizer_2"), clips, strict=True)
+    ]
+    found = {"clip": np.stack(of_clip, axis=1)}
+    if self.text_encoder_3 is not None:
+      found["t5"] = tokenization.tokenize(
+        folder / "tokenizer_3",
+        prompts,
+        self.t5_length,
+        num_embeddings=self.text_encoder_3.config.vocab_size,
+        kind="T5",
+      )
+    return found
 
   def encode(self, params: Mapping[str, Params], tokens: Mapping[str, Array]) -> dict[str, Array]:
     """Tokens to what the transformer is told.

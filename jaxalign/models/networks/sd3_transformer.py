@@ -5,7 +5,7 @@ those of the fields.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -147,15 +147,15 @@ class PatchEmbed(nn.Module):
         f"{x_t.shape[1]} x {x_t.shape[2]}"
       )
     x = layers.Conv(config.width, kernel_size=patch, stride=patch, padding=0, name="proj")(x_t)
-    table = layers.parameter(self, "pos_embed", _positions(config), (1, most * most, config.width))
+    table = layers.parameter(self, "pos_embed", positions(config), (1, most * most, config.width))
     table = jax.lax.stop_gradient(jnp.asarray(table)).reshape(most, most, -1)
     top, left = (most - rows) // 2, (most - columns) // 2
     table = table[top : top + rows, left : left + columns]
     return (x + table).astype(x.dtype).reshape(x.shape[0], rows * columns, -1)
 
 
-def _positions(config: SD3Config):
-  """What the table is where there is no file: sines and cosines of column, then of row.
+def positions(config: SD3Config) -> Callable[..., Array]:
+  """Initialises the table as it is in files: sines and cosines of column, then of row.
 
   Positions count from 0 to `sample_size / patch_size`, which the longest side spans.
   """

@@ -47,6 +47,7 @@ class T5Config:
       self.relative_attention_max_distance,
       self.relative_attention_num_buckets // 4 + 1,
     )
+    checks.check_range("T5Config: layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
     checks.check_choice("T5Config: feed_forward_proj", self.feed_forward_proj, ("gated-gelu",))
 
   @classmethod

@@ -46,6 +46,10 @@ class VAEConfig:
     widths = {f"block_out_channels {k}": width for k, width in enumerate(self.block_out_channels)}
     names = ("in_channels", "out_channels", "latent_channels", "norm_num_groups")
     sizes = {name: getattr(self, name) for name in names}
+    if self.norm_num_groups is None:
+      raise ValueError("vae config: norm_num_groups: expected a whole number, found null")
+    if not self.scaling_factor:
+      raise ValueError("vae config: scaling_factor: expected another than 0, found 0")
     for name, size in {**sizes, **widths}.items():
       checks.check_range(f"vae config: {name}", size, 1, checks.MOST)
     checks.check_range("vae config: layers_per_block", self.layers_per_block, 1, layers.MOST)
@@ -58,7 +62,7 @@ class VAEConfig:
         f"{len(self.down_block_types)}, up_block_types {len(self.up_block_types)}; make them equal"
       )
     if self.act_fn not in ("silu", "swish"):
-      raise ValueError(f"vae config: expected act_fn 'silu', found {self.act_fn!r}")
+      raise ValueError(f"vae config: expected act_fn 'silu', found {checks.shown(self.act_fn)}")
     uneven = [width for width in self.block_out_channels if width % self.norm_num_groups]
     if uneven:
       raise ValueError(
@@ -123,6 +127,14 @@ class AutoencoderKL(nn.Module):
     if self.config.use_post_quant_conv:
       latents = self.post_quant_conv(latents)
     return self.decoder(latents)
+
+  def normalize(self, latents: Array) -> Array:
+    """What a denoiser sees of latents `[B, h, w, C]`: `(latents - shift) * scaling_factor`."""
+    return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+  def denormalize(self, x_0: Array) -> Array:
+    """The inverse of `normalize`."""
+    return x_0 / self.config.scaling_factor + (self.config.shift_factor or 0.0)
 
   def __call__(self, images: Array) -> Array:
     """Images `[B, H, W, 3]` to their reconstruction from the mean; touches every parameter."""

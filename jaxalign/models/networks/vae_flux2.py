@@ -7,8 +7,8 @@ variance that a batch norm (arXiv:1502.03167) has stored for it. No scaling fact
   images [B, 16 h, 16 w, 3]  encode, patchify      packed [B, h, w, 4 C]  normalize    x_0
   x_0    [B, h, w, 4 C]      denormalize           packed [B, h, w, 4 C]  unpatchify, decode
 
-`x_0` may be kept as a map `[B, 2 h, 2 w, C]` as well, `unpatchify(x_0)`: the same numbers in
-another order. FLUX.2's transformer takes one packed pixel as a token.
+FLUX.2's transformer takes one packed pixel as a token. The autoencoder's own `normalize` keeps
+`x_0` as a map `[B, 2 h, 2 w, C]`: the same numbers in another order.
 """
 
 import dataclasses
@@ -77,8 +77,8 @@ class Flux2VAEConfig:
 
   @property
   def downscale(self) -> int:
-    """Image pixels per packed pixel, along each side."""
-    return _PATCH * self.encoder.downscale
+    """Image pixels per latent pixel, along each side; a packed one is twice as wide."""
+    return self.encoder.downscale
 
   @property
   def packed_channels(self) -> int:
@@ -95,13 +95,13 @@ class Flux2VAEConfig:
     return vae.VAEConfig(**{**shared, "block_out_channels": widths})
 
 
-class AutoencoderKLFlux2(nn.Module):
-  """The autoencoder; `encode` and `decode` are those of `vae.AutoencoderKL`.
+class AutoencoderKLFlux2(vae.AutoencoderKL):
+  """The autoencoder; FLUX.2 takes the mean of what it encodes, and never a sample.
 
-  The statistics are parameters, at `params["bn"]`, for `normalize` and `denormalize`.
+  The statistics are parameters, at `params["bn"]`.
   """
 
-  config: Flux2VAEConfig
+  config: Flux2VAEConfig  # type: ignore[assignment]
 
   def setup(self):
     config = self.config
@@ -113,33 +113,18 @@ class AutoencoderKLFlux2(nn.Module):
       self.post_quant_conv = layers.Conv(config.latent_channels, kernel_size=1, padding=0)
     self.bn = Statistics(config.packed_channels)
 
-  def encode(self, images: Array) -> tuple[Array, Array]:
-    """`q(z | image) = N(mean, exp(log_var))`; FLUX.2 takes the mean, and never a sample.
+  def normalize(self, latents: Array) -> Array:
+    """What a denoiser sees of latents, both `[B, 2 h, 2 w, C]`."""
+    return unpatchify(normalize(patchify(latents), self.bn(), self.config.batch_norm_eps))
 
-    Args:
-      images: `[B, H, W, 3]` in [-1, 1]; H and W multiples of `config.downscale`.
-
-    Returns:
-      `(mean, log_var)`, each `[B, 2 h, 2 w, C]`, not normalised; `log_var` in [-30, 20].
-    """
-    moments = self.encoder(images)
-    if self.config.use_quant_conv:
-      moments = self.quant_conv(moments)
-    mean, log_var = jnp.split(moments, 2, axis=-1)
-    return mean, jnp.clip(log_var, *vae.LOG_VAR_RANGE)
-
-  def decode(self, latents: Array) -> Array:
-    """Latents `[B, 2 h, 2 w, C]`, as `encode` has them, to images `[B, H, W, 3]`, not clipped."""
-    if self.config.use_post_quant_conv:
-      latents = self.post_quant_conv(latents)
-    return self.decoder(latents)
+  def denormalize(self, x_0: Array) -> Array:
+    """The inverse of `normalize`."""
+    return unpatchify(denormalize(patchify(x_0), self.bn(), self.config.batch_norm_eps))
 
   def __call__(self, images: Array) -> Array:
     """Images `[B, H, W, 3]` to their reconstruction from `x_0`; touches every parameter."""
     mean, _ = self.encode(images)
-    statistics, epsilon = self.bn(), self.config.batch_norm_eps
-    x_0 = normalize(patchify(mean), statistics, epsilon)
-    return self.decode(unpatchify(denormalize(x_0, statistics, epsilon)))
+    return self.decode(self.denormalize(self.normalize(mean)))
 
 
 class Statistics(nn.Module):

@@ -11,6 +11,7 @@ Like `vae`, the network speaks of latents as it makes them; a denoiser takes `no
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from jaxalign import checks
 from jaxalign.models.networks import config_fields, layers, vae
 from jaxalign.types import Array
 
+# Fields of what happens in time, or in training.
+FIXED = {"temperal_downsample": ((False, True, True),), "dropout": (0.0,)}
 _SMALLEST_NORM = 1e-12
 _MEAN = (
   *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -81,6 +84,16 @@ class QwenVAEConfig:
     """Image pixels per latent pixel, along each side."""
     return 2 ** (len(self.dim_mult) - 1)
 
+  @property
+  def latent_channels(self) -> int:
+    """`z_dim`, as other autoencoders call it."""
+    return self.z_dim
+
+  @property
+  def in_channels(self) -> int:
+    """`input_channels`, as other autoencoders call it."""
+    return self.input_channels
+
 
 def normalize(latents: Array, config: QwenVAEConfig) -> Array:
   """`x_0 = (latents - latents_mean) / latents_std` by channel, `[B, h, w, C]`; in float32."""
@@ -107,6 +120,16 @@ def from_file(name: str, tensor: Any) -> np.ndarray | None:
   if leaf == "gamma":
     return tensor.reshape(-1)
   return tensor[:, :, -1] if tensor.ndim == 5 else tensor
+
+
+def shape_from_file(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+  """The shape of `from_file`'s result for a tensor of this shape, which is not read."""
+  *_, module, leaf = name.split(".")
+  if module == "time_conv":
+    return None
+  if leaf == "gamma":
+    return (math.prod(shape),)
+  return (*shape[:2], *shape[3:]) if len(shape) == 5 and shape[2] else shape
 
 
 def to_file(name: str, tensor: np.ndarray | None, read: Any) -> np.ndarray:
@@ -154,6 +177,14 @@ class AutoencoderKLQwenImage(nn.Module):
   def decode(self, latents: Array) -> Array:
     """Latents `[B, h, w, C]`, as `encode` has them, to images `[B, H, W, 3]` in [-1, 1]."""
     return jnp.clip(self.decoder(self.post_quant_conv(latents)), -1.0, 1.0)
+
+  def normalize(self, latents: Array) -> Array:
+    """What a denoiser sees of latents, both `[B, h, w, C]`."""
+    return normalize(latents, self.config)
+
+  def denormalize(self, x_0: Array) -> Array:
+    """The inverse of `normalize`."""
+    return denormalize(x_0, self.config)
 
   def __call__(self, images: Array) -> Array:
     """Images `[B, H, W, 3]` to their reconstruction from the mean; touches every parameter."""

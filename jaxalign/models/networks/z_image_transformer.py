@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxalign import checks
 from jaxalign.models.networks import (
+  config_fields,
   embeddings,
   feed_forward,
   joint_attention,
@@ -31,6 +32,8 @@ _SINUSOIDS = 256  # of the time
 _TIME_HIDDEN, _TIME_WIDTH = 1024, 256  # of its embedding; the latter at most
 _HEAD_EPSILON = 1e-5  # of the norms of queries and keys, whatever norm_eps is
 _SUPPORTED = {"all_f_patch_size": (1,), "siglip_feat_dim": None}  # of fields that we do not have
+# With the one that diffusers' network takes and does not use.
+FIXED = {**{name: (value,) for name, value in _SUPPORTED.items()}, "n_kv_heads": (30,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +83,13 @@ class ZImageConfig:
 
     Raises ValueError where one of those would change the network.
     """
-    read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     for name, value in _SUPPORTED.items():
-      if read.get(name, value) != value:
+      found = config.get(name, value)
+      if (tuple(found) if isinstance(found, list) else found) != value:
         raise ValueError(
-          f"transformer config: expected {name} to be {value}, found {checks.shown(read[name])}"
+          f"transformer config: expected {name} to be {value}, found {checks.shown(found)}"
         )
-    return cls(**{f.name: read[f.name] for f in dataclasses.fields(cls) if f.name in read})
+    return cls(**config_fields.of(cls, config))
 
 
 class ZImageTransformer2DModel(nn.Module):

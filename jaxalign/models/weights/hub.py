@@ -18,7 +18,10 @@ _COMPONENTS = (
 # Repositories also hold pickles, other frameworks' weights and single-file copies of everything.
 _SMALL_FILES = ["model_index.json", "*/config.json", "scheduler/*.json"]
 _ADAPTERS = [tensor_files.LORA_WEIGHTS, tensor_files.PEFT_WEIGHTS, tensor_files.PEFT_CONFIG]
-_TOKENIZER_FILES = ["vocab.json", "merges.txt", "spiece.model", "*token*.json"]
+_TOKENIZER_FILES = [
+  *("vocab.json", "merges.txt", "spiece.model", "*token*.json", "chat_template*"),
+  *("processor_config.json", "preprocessor_config.json"),
+]
 _TOKENIZERS = [f"{folder}*" for folder in ("tokenizer/", "tokenizer_2/", "tokenizer_3/")]
 _WEIGHTS = ("{}/*model{}.safetensors", "{}/*model{}-*-of-*.safetensors", "{}/*.index{}.json")
 _VARIANTS = ("", ".fp16", ".bf16")

@@ -60,7 +60,8 @@ _WRAPPERS = re.compile(
 _TEXT_PREFIX = "text_model."
 # Of a T5, whose encoder and decoder share a table, files hold it under one name or under both.
 _TIED = {"encoder.embed_tokens.weight": "shared.weight"}
-_BUFFERS = ("position_ids",)  # constants that older transformers stored with the weights
+# Constants that older transformers stored with the weights, and a count of training steps.
+_BUFFERS = ("position_ids", "num_batches_tracked")
 
 
 def torch_name(path: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ the caller decides on which devices, and how sharded, they are read; or read as 
 import os
 import pathlib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,9 @@ from flax import traverse_util
 from jaxalign import checks, files
 from jaxalign.models.weights import lazy, names, tensor_files
 from jaxalign.types import Params
+
+Tensors = Mapping[str, lazy.LazyArray]  # of a file, by name
+OwnTensors = Callable[[Tensors, Collection[str]], Tensors]
 
 WEIGHTS, TEXT_WEIGHTS = tensor_files.WEIGHTS, tensor_files.TEXT_WEIGHTS
 
@@ -30,7 +33,11 @@ def read_component(folder: str | os.PathLike, expected: Params) -> dict:
 
 
 def open_component(
-  folder: str | os.PathLike, expected: Params, *, others: bool = False
+  folder: str | os.PathLike,
+  expected: Params,
+  *,
+  others: bool = False,
+  own: OwnTensors | None = None,
 ) -> dict:
   """Opens the weights of one component, in one file or in several that an index lists.
 
@@ -40,6 +47,8 @@ def open_component(
     expected: the tree to fill; leaves are anything with a shape.
     others: whether other networks may be in the file (a head, an image encoder); they are left out
       with a warning.
+    own: what the file's tensors are here, where they are not ours as they stand; it is given the
+      names that are expected too.
 
   Returns:
     A nested dict like `expected`, of `LazyArray`s.
@@ -51,7 +60,8 @@ def open_component(
   file = tensor_files.open_folder(folder)
   tensor_files.check_unscaled(file)
   shapes = torch_shapes(expected)
-  tensors = names.canonical(str(file.path), file.tensors, shapes)
+  found = file.tensors if own is None else own(file.tensors, shapes)
+  tensors = names.canonical(str(file.path), found, shapes)
   if others:
     tensors = _without_others(file.path, tensors, shapes)
   return to_tree(f"{file.path} does not fit its config.json", tensors, expected)

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -183,6 +184,29 @@ def find_weights(folder: str | os.PathLike) -> pathlib.Path:
     f"no weights: expected {folder / WEIGHTS} (or {TEXT_WEIGHTS}), found "
     f"{'neither' if folder.is_dir() else 'no such folder'}; check the path or download it again"
   )
+
+
+def copy_component(source: str | os.PathLike, target: str | os.PathLike) -> None:
+  """Copies the config and the weights of a component, these under the names of no variant.
+
+  What lies there is replaced file by file; copying a folder onto itself does nothing.
+  Raises ValueError if there are no weights.
+  """
+  source, target = pathlib.Path(source), pathlib.Path(target)
+  path = find_weights(source)
+  target.mkdir(parents=True, exist_ok=True)
+  if source.resolve() == target.resolve():
+    return
+  stem = next(name for name in (WEIGHTS, TEXT_WEIGHTS) if path.name.startswith(name.split(".")[0]))
+  copies = {"config.json": "config.json"}
+  if path.suffix == ".json":
+    copies |= {name: name for name in sorted(set(files.read_json(path)["weight_map"].values()))}
+    copies[path.name] = f"{stem.removesuffix('.safetensors')}{INDEX_SUFFIX}"
+  else:
+    copies[path.name] = stem
+  for name, plain in copies.items():
+    with files.replacing(target / plain) as temporary:
+      shutil.copyfile(source / name, temporary)
 
 
 def find_other_variant(folder: str | os.PathLike) -> str:

@@ -134,17 +134,6 @@ def test_the_autoencoder_of_sd3_and_flux1_has_the_old_names():
   assert_converts(file, config, tensors)
 
 
-def test_the_autoencoder_of_flux2_has_two_other_names():
-  config = {k: v for k, v in VAE.items() if k != "scaling_factor"}
-  tensors, file = original_vae(config, "AutoencoderKLFlux2", original_flux.vae_flux2)
-  for half, module in (("encoder", "quant_conv"), ("decoder", "post_quant_conv")):
-    for leaf in ("weight", "bias"):
-      file[f"{module}.{leaf}"] = file.pop(f"{half}.{module}.{leaf}")
-  for name in ("bn.running_mean", "bn.running_var"):
-    np.testing.assert_array_equal(file.pop(name), tensors.pop(name))
-  assert_converts(file, config, tensors)
-
-
 def test_concatenated_arrays_read_no_more_than_they_are_asked_for():
   whole, read = np.arange(28, dtype=np.float32).reshape(7, 4), []
 

@@ -169,6 +169,13 @@ FLOWS = [
     ("models/test_encoding.py",),
   ),
   Mutant(
+    "scale and shift of a single file's last norm the other way round",
+    "models/weights/original_flow.py",
+    "    if self.swapped:",
+    "    if not self.swapped and self.name.startswith('final_layer.ada'):",
+    ("models/test_flow_file.py",),
+  ),
+  Mutant(
     "a tower that is saved without what was not read of it",
     "models/families/flux2.py",
     '      "transformers",\n      own=language_model.own_tensors,\n      copied=True,',

@@ -50,7 +50,7 @@ def _open(path: str | os.PathLike, options: dict[str, Any]) -> Model:
   name = os.fspath(path)
   if _is_function(name):
     return _call_foreign(name, options)
-  module = EMBEDDED.get(name) or CLASSES.get(_class_name(name))
+  module = EMBEDDED.get(name) or _of_file(name) or CLASSES.get(_class_name(name))
   if module is not None:
     return _call(importlib.import_module(module).open_model, path, options)
   from jaxalign.models.families import stable_diffusion
@@ -71,7 +71,7 @@ def check_options(
   if _is_function(name):
     checks.check_call(f'model "{name}"', checks.load_function("config.model.path", name), **options)
     return
-  module = EMBEDDED.get(name)
+  module = EMBEDDED.get(name) or _of_file(name)
   here = pathlib.Path(name).expanduser()
   if module is None and here.is_dir():
     module = CLASSES.get(_class_name(name))
@@ -125,6 +125,15 @@ def _call_foreign(name: str, options: dict[str, Any]) -> Model:
       f"{type(model).__name__}"
     )
   return model
+
+
+def _of_file(name: str) -> str:
+  """The family of flow transformers whose file it is; "" for anything else."""
+  from jaxalign.models.weights import flow_file
+
+  path = pathlib.Path(name).expanduser()
+  kind = flow_file.find_kind(path) if path.is_file() and path.suffix == ".safetensors" else ""
+  return kind and f"{_FAMILIES}.{kind}"
 
 
 def _class_name(name: str) -> str:

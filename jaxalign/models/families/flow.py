@@ -21,7 +21,7 @@ from jaxalign.models.families import autoencoding, compute, parts_folder
 from jaxalign.models.identity import identity
 from jaxalign.models.identity.parts import LENGTH, Kind, read
 from jaxalign.models.model import Model, ModelFiles
-from jaxalign.models.weights import hub
+from jaxalign.models.weights import flow_file, hub
 from jaxalign.types import Array, Params, at_least_float32
 
 Cond = Mapping[str, Array]  # what a transformer is told of prompts, by name; leaves [B, ...]
@@ -158,6 +158,7 @@ def open_model(
   family: Family,
   path: str | os.PathLike,
   *,
+  configs: str | os.PathLike = "",
   image_size: tuple[int, int] | None = None,
   text_length: int | None = None,
   decode_batch: int | None = None,
@@ -172,7 +173,9 @@ def open_model(
 
   Args:
     family: given by the family's own module.
-    path: a folder in the diffusers layout, or a hub id.
+    path: a folder in the diffusers layout, a hub id, or a single .safetensors file under the
+      original names.
+    configs: folder or hub id of the model that has what a single file has not.
     image_size: `(H, W)` in pixels; by default what the model was trained on.
     text_length: tokens that are read of a prompt, diffusers' `max_sequence_length`; by default as
       many as its pipeline reads. Where padding is attended to another length gives another image.
@@ -187,9 +190,11 @@ def open_model(
   """
   compute.check(dtype=dtype, param_dtype=param_dtype, remat=remat)
   checks.check_choice("model.vae_dtype", vae_dtype, compute.DTYPES)
-  folder = hub.find_model(path, weights=not shapes_only)
-  found = read(folder, family.kind, weights=not shapes_only)
-  identity.tell(folder, found.notes)
+  folder, file = _find(family, path, configs, weights=not shapes_only)
+  found = read(folder, family.kind, weights=not shapes_only and file is None)
+  if file is not None:
+    found = _with_file(family, found, file)
+  identity.tell(path if file else folder, found.notes)
   if text_length is None:
     text_length = found.configs["pipeline"].get(LENGTH, family.text_length)
   checks.check_range("model.text_length", text_length, 1, checks.MOST)
@@ -208,9 +213,39 @@ def open_model(
   )
   shapes = networks.param_shapes()
   params = shapes if shapes_only else parts_folder.open_params(
-    family.kind, folder, shapes, found.configs
+    family.kind, folder, shapes, found.configs, file
   )
   return as_model(family, networks, params, found, folder, param_dtype)
+
+
+def _find(
+  family: Family, path: str | os.PathLike, configs: str | os.PathLike, *, weights: bool
+) -> tuple[pathlib.Path, flow_file.FlowFile | None]:
+  """The folder of a model, and the file that has some of its components instead."""
+  found = hub.find_model(path, weights=weights)
+  if not found.is_file():
+    if configs:
+      raise ValueError(f"configs: expected none with the folder {found}, which has its own")
+    return found, None
+  file = flow_file.open_file(found)
+  if not configs:
+    absent = [name for name in family.kind.parts if name not in file.components()]
+    raise ValueError(
+      f"{found} holds no {checks.first(absent)}\nset config.model.configs (--configs) to a folder "
+      f"or hub id of {family.kind.name} that has them"
+    )
+  return hub.find_model(configs, weights=weights, besides=file.components()), file
+
+
+def _with_file(
+  family: Family, found: identity.Identity, file: flow_file.FlowFile
+) -> identity.Identity:
+  """A folder's configs, but for what the shapes in a file say of its transformer."""
+  fields = family.kind.parts[flow_file.TRANSFORMER].fields
+  assert fields is not None
+  config, notes = file.configure(found.configs[flow_file.TRANSFORMER], fields.known)
+  configs = {**found.configs, flow_file.TRANSFORMER: config}
+  return identity.Identity(configs, (*notes, *found.notes))
 
 
 def as_model(

@@ -9,7 +9,7 @@ from typing import Any
 from jaxalign import files
 from jaxalign.models import tokenization
 from jaxalign.models.identity import classes, folders, parts
-from jaxalign.models.weights import safetensors_io, tensor_files
+from jaxalign.models.weights import flow_file, safetensors_io, tensor_files
 from jaxalign.types import Params
 
 _DENOISER = "transformer"
@@ -25,10 +25,17 @@ def open_params(
   folder: str | os.PathLike,
   shapes: Mapping[str, Params],
   configs: Mapping[str, Mapping[str, Any]],
+  file: flow_file.FlowFile | None = None,
 ) -> dict[str, Params]:
-  """The parameters of each component, by its name in the folder; lazy until they are placed."""
+  """The parameters of each component, by its name in the folder; lazy until they are placed.
+
+  Those that a `file` has are taken from there.
+  """
   found = {}
   for name, tree in shapes.items():
+    if file is not None and name in file.components():
+      found[name] = file.component(name, tree)
+      continue
     own = kind.parts[name].own
     own = own and functools.partial(own, config=configs[name])
     options = {"others": name.startswith("text_encoder"), "own": own}

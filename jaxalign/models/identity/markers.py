@@ -46,10 +46,10 @@ _ARCHITECTURES: dict[str, tuple[str, Mapping[Field, Any]]] = {
 # Beginnings of tensors' names that tell a model of another kind, which no kind of ours has.
 _OTHER_KINDS = {
   "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
-  "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3",
-  "joint_blocks.": "a Stable Diffusion 3",
-  "model.diffusion_model.double_blocks.": "a FLUX",
-  "double_blocks.": "a FLUX",
+  "model.diffusion_model.joint_blocks.": "a part of a Stable Diffusion 3",
+  "joint_blocks.": "a part of a Stable Diffusion 3",
+  "model.diffusion_model.double_blocks.": "a FLUX of another kind",
+  "double_blocks.": "a FLUX of another kind",
 }
 # Beginnings of tensors' names that mean another process than we sample.
 _OTHER_MODELS = {

@@ -6,6 +6,7 @@ from HF_TOKEN, HF_HUB_OFFLINE and its own files.
 
 import os
 import pathlib
+from collections.abc import Collection
 
 from jaxalign.models.weights import tensor_files
 
@@ -27,16 +28,21 @@ _WEIGHTS = ("{}/*model{}.safetensors", "{}/*model{}-*-of-*.safetensors", "{}/*.i
 _VARIANTS = ("", ".fp16", ".bf16")
 
 
-def find_model(path_or_name: str | os.PathLike, *, weights: bool = True) -> pathlib.Path:
+def find_model(
+  path_or_name: str | os.PathLike, *, weights: bool = True, besides: Collection[str] = ()
+) -> pathlib.Path:
   """Where a model is: a folder in the diffusers layout, or a single file of safetensors.
 
   Args:
     path_or_name: an embedded model ("shapes"), an existing path, or a hub id, which is downloaded.
     weights: whether they are downloaded too.
+    besides: components whose weights are not.
   """
   found = _find_here(path_or_name)
   if found is None:
-    return _download(os.fspath(path_or_name)) if weights else find_folder(path_or_name)
+    if not weights:
+      return find_folder(path_or_name)
+    return _download(os.fspath(path_or_name), [n for n in _COMPONENTS if n not in besides])
   if found.is_file() and found.suffix in tensor_files.PICKLES:
     raise tensor_files.pickle_error(os.fspath(found))
   if found.is_file() and found.suffix != ".safetensors":
@@ -127,27 +133,27 @@ def _find_here(path_or_name: str | os.PathLike) -> pathlib.Path | None:
   return None
 
 
-def _download(repo_id: str) -> pathlib.Path:
+def _download(repo_id: str, components: Collection[str]) -> pathlib.Path:
   """The snapshot of a model: configurations, tokenizers and one variant of the weights."""
-  folder = _request(repo_id, [*_SMALL_FILES, *_TOKENIZERS, *_weights("")])
+  folder = _request(repo_id, [*_SMALL_FILES, *_TOKENIZERS, *_weights(components, "")])
   for variant in _VARIANTS[1:]:
-    if not _without_weights(folder):
+    if not _without_weights(folder, components):
       break
-    folder = _request(repo_id, _weights(variant))
-  if _without_weights(folder):
-    folder = _request(repo_id, _weights(".*"))  # whatever other variant there is
+    folder = _request(repo_id, _weights(components, variant))
+  if _without_weights(folder, components):
+    folder = _request(repo_id, _weights(components, ".*"))  # whatever other variant there is
   return folder
 
 
-def _weights(variant: str) -> list[str]:
-  return [pattern.format(name, variant) for name in _COMPONENTS for pattern in _WEIGHTS]
+def _weights(components: Collection[str], variant: str) -> list[str]:
+  return [pattern.format(name, variant) for name in components for pattern in _WEIGHTS]
 
 
-def _without_weights(folder: pathlib.Path) -> list[str]:
+def _without_weights(folder: pathlib.Path, components: Collection[str]) -> list[str]:
   """The components that have a configuration but no weights."""
   return [
     name
-    for name in _COMPONENTS
+    for name in components
     if (folder / name / "config.json").is_file() and not any((folder / name).glob("*.safetensors"))
   ]
 

@@ -12,7 +12,7 @@ The numbering follows from the names: how many residual blocks a level has, and 
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from jaxalign.models.weights import lazy
@@ -39,6 +39,28 @@ class Original(NamedTuple):
 
 
 Names = Callable[[Collection[str]], dict[str, Original]]
+
+
+def renamed(
+  sources: Mapping[str, Original],
+  stored: Mapping[str, lazy.LazyArray],
+  shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, lazy.LazyArray]:
+  """Those of our tensors that are stored, by our names; `stored` has the names of `sources`.
+
+  A matrix may be stored as a 1 x 1 convolution; `shapes` are ours.
+  """
+  return {
+    name: _like(source.view(stored[source.name]), shapes[name])
+    for name, source in sources.items()
+    if source.name in stored
+  }
+
+
+def _like(array: lazy.LazyArray, shape: tuple[int, ...]) -> lazy.LazyArray:
+  is_window = array.ndim > 2 and set(array.shape[2:]) == {1}
+  return array.reshape_units(array.shape[:2]) if is_window and len(shape) == 2 else array
+
 
 _UNET_ENDS = {
   "conv_in": "input_blocks.0.0",

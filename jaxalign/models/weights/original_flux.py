@@ -1,13 +1,13 @@
 """Original names of FLUX.1 and FLUX.2: the transformers', and the configs that they tell.
 
-Labs et al. 2025, arXiv:2506.15742. A file holds the transformer alone, and another the autoencoder;
-that of FLUX.1 has the names of `original.vae`.
+Labs et al. 2025, arXiv:2506.15742. A file holds the transformer alone, or that of FLUX.1 with it an
+autoencoder under the names of `original.vae`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.models.weights import original, original_flow
+from jaxalign.models.weights import original_flow
 from jaxalign.models.weights.original_flow import Modules, Shapes, Source
 
 
@@ -97,15 +97,6 @@ def _names(
     "single_transformer_blocks": ("single_blocks", single),
   }
   return original_flow.sources(expected, lists, [original_flow.NORM_OUT])
-
-
-def vae_flux2(expected: Collection[str]) -> dict[str, original.Original]:
-  """Of FLUX.2's autoencoder: `original.vae`, but two convolutions are the halves' own."""
-  owners = {"quant_conv": "encoder.", "post_quant_conv": "decoder."}
-  return {
-    name: source._replace(name=owners.get(name.split(".")[0], "") + source.name)
-    for name, source in original.vae(expected).items()
-  }
 
 
 def flux1_config(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxalign import checks
 from jaxalign.models.identity import markers
 from jaxalign.models.identity.identity import Configs, Identity
-from jaxalign.models.weights import lazy, names, original, published, safetensors_io, tensor_files
+from jaxalign.models.weights import names, original, published, safetensors_io, tensor_files
 from jaxalign.types import Params
 
 
@@ -90,11 +90,8 @@ class Checkpoint(NamedTuple):
     shapes = safetensors_io.torch_shapes(expected)
     if part.names is original.clip:
       stored = names.canonical(str(self.file.path), stored, shapes)
-    found: dict[str, lazy.LazyArray] = {}
     sources = part.names(shapes)
-    for tensor, source in sources.items():
-      if source.name in stored:
-        found[tensor] = _like(source.view(stored[source.name]), shapes[tensor])
+    found = original.renamed(sources, stored, shapes)
     used = {source.name for source in sources.values()}
     extra = {tensor for tensor in stored if not _is_no_weight(tensor, used)} - used
     found |= {part.prefix + tensor: stored[tensor] for tensor in extra}
@@ -126,13 +123,6 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 def _has(tensors: Iterable[str], prefix: str) -> bool:
   return any(tensor.startswith(prefix) for tensor in tensors)
-
-
-def _like(array: lazy.LazyArray, shape: tuple[int, ...]) -> lazy.LazyArray:
-  """The array as a matrix if it is one that is stored as a 1 x 1 convolution."""
-  matrix = array.shape[:2]
-  is_window = array.ndim > 2 and set(array.shape[2:]) == {1}
-  return array.reshape_units(matrix) if is_window and len(shape) == 2 else array
 
 
 def _is_no_weight(tensor: str, used: set[str]) -> bool:

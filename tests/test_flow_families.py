@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 import small_flows
+from device_jobs import without_the_last_iteration
 
 from jaxalign import export, system, train
 from jaxalign.cli import command, source
 from jaxalign.models import families
 from jaxalign.models.families import flux2
-from jaxalign.training import metrics
+from jaxalign.training import checkpoint, metrics
 
 PROMPTS = ["a cat", "dog a"]
 LENGTH, NUM_STEPS, SCALE, SIZE = 20, 3, 2.5, (16, 16)
@@ -64,6 +65,7 @@ def make_config(folder, kind, load_config, pairs_file):
     config.optim.update({"learning_rate": 0.03, "warmup_steps": 0})
     config.evaluation.rewards = ("jpeg_compressibility",)
     config.guard.gold = ""
+    config.checkpoint.every = 1
     if name == "ddpo":
       config.reward.names = ("jpeg_compressibility",)
     else:
@@ -74,10 +76,15 @@ def make_config(folder, kind, load_config, pairs_file):
 
 
 @pytest.fixture(scope="module", params=["ddpo", pytest.param("dpo", marks=pytest.mark.slow)])
-def trained(request, make_config, tmp_path_factory):
+def method(request):
+  return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(method, make_config, tmp_path_factory):
   """The workdir of two iterations on adapters, with steps that show."""
   workdir = tmp_path_factory.mktemp("run")
-  train.train(make_config(request.param), workdir)
+  train.train(make_config(method), workdir)
   return workdir
 
 
@@ -145,6 +152,13 @@ def test_what_was_trained_makes_the_same_images_in_diffusers(
   assert np.abs(ours - base).max() > 0.02  # the training has done something
   np.testing.assert_allclose(ours, adapted, atol=2e-3)
   np.testing.assert_allclose(ours, merged, atol=2e-3)
+
+
+def test_one_iteration_and_one_more_equal_two(trained, method, make_config, tmp_path):
+  parts = without_the_last_iteration(trained, tmp_path / "parts")
+  train.train(make_config(method), parts)
+  whole, parts = (checkpoint.read_latest(folder) for folder in (trained, parts))
+  jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
 
 
 def test_an_adapter_of_peft_is_read(folder, kind, noise, tmp_path):

@@ -79,23 +79,27 @@ def test_xl_on_eight_devices_agrees_with_one(
 
 
 # Wide enough that its arrays are cut.
-SD3 = {
-  "attention_head_dim": 16,
-  "num_attention_heads": 8,
-  "caption_projection_dim": 128,
-  "sample_size": 8,
+HEADS = {"attention_head_dim": 16, "num_attention_heads": 8}
+WIDE_FLOWS = {
+  "sd3": {**HEADS, "caption_projection_dim": 128},
+  "flux1": {**HEADS, "axes_dims_rope": [8, 4, 4]},
+  "flux2": {**HEADS, "axes_dims_rope": [4, 4, 4, 4]},
+  "z_image": {"dim": 128, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 4, 4]},
+  "qwen_image": {**HEADS, "axes_dims_rope": [8, 4, 4]},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype, tolerance", [("float32", TOLERANCE), ("bfloat16", 0.05)])
 @pytest.mark.parametrize("name", ["full weights", "an adapter"])
+@pytest.mark.parametrize("kind", WIDE_FLOWS)
 def test_a_flow_transformer_on_eight_devices_agrees_with_one(
-  name, dtype, tolerance, tmp_path, compilation_cache
+  kind, name, dtype, tolerance, tmp_path, compilation_cache
 ):
-  folder = small_flows.write("sd3", tmp_path / "model", transformer=SD3)
+  folder = small_flows.write(kind, tmp_path / "model", transformer=WIDE_FLOWS[kind])
   more = ("--config.num_iterations=2", f"--config.model.dtype={dtype}")
-  more += ("--config.model.text_length=8", "--config.evaluation.num_samples=8")
+  more += ("--config.model.text_length=20", "--config.model.image_size=(16, 16)")
+  more += ("--config.evaluation.num_samples=8",)
   for mesh, (devices, flags_of_mesh) in MESHES.items():
     flags = case_flags(name, tmp_path / mesh, folder, *flags_of_mesh, *more)
     finish(start(flags, compilation_cache, devices=devices))

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxalign.aot import flops
 from jaxalign.benchmarks import models, workload
+from jaxalign.diffusion import guidance
 from jaxalign.models.families import stable_diffusion
 from jaxalign.training import least_work
 from jaxalign.training.batching import Selection
@@ -48,12 +49,19 @@ def rows(model_name: str = "small") -> list[Row]:
 
 def ddpo(model_name: str, variant: str) -> list[Row]:
   """The rollout, and one slice of the update, both with guidance."""
-  work = _workload("ddpo", variant, model_name)
+  return of_ddpo(_workload("ddpo", variant, model_name), f"DDPO {variant}")
+
+
+def of_ddpo(work: workload.Workload, name: str) -> list[Row]:
+  """`ddpo` of any model and config, under a guidance of ours."""
   sys, networks = work.system, _networks(work)
+  branches = guidance.count_branches(**sys.guidance)
+  assert branches is not None
   args = workload.rollout_args(sys, workload.tokens(sys, BATCH))
   sampled = jax.eval_shape(sys.sample_fn, *args)
-  forward = networks.denoiser(2 * BATCH).forward
-  least = forward + networks.decode(BATCH).forward + networks.condition(BATCH + 1).forward
+  denoiser = networks.denoiser(branches * BATCH)
+  texts = BATCH + (sys.model.empty is not None)
+  least = denoiser.forward + networks.decode(BATCH).forward + networks.condition(texts).forward
   slices = np.zeros((1, BATCH), np.int32)
   trajectories = jax.eval_shape(online.collect, [sampled])
   labels = {"advantages": jax.ShapeDtypeStruct((BATCH,), jnp.float32)}
@@ -61,10 +69,9 @@ def ddpo(model_name: str, variant: str) -> list[Row]:
   data = (trajectories, sys.pipeline.table, samples, labels)
   selection = Selection(slices, slices, slices == 0)
   update = (work.state, work.frozen, data, selection, 0, 0, 0)
-  gradient = networks.denoiser(2 * BATCH).gradient
   return [
-    _row(f"DDPO {variant}: rollout", sys.sample_fn, args, least),
-    _row(f"DDPO {variant}: update", work.update_fn, update, gradient),
+    _row(f"{name}: rollout", sys.sample_fn, args, least),
+    _row(f"{name}: update", work.update_fn, update, denoiser.gradient),
   ]
 
 

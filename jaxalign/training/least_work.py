@@ -126,6 +126,7 @@ class Networks:
 
   def __init__(self, sys: system.System, rank: int, tokens: Tokens):
     self._model, self._rank, self._example = sys.model, rank, tokens
+    self._denoise_fn = sys.pipeline.conditional.denoise_fn  # one that is told its scale is told it
     params = sys.policy.params
     paths = tree_flatten_with_path(params.get("lora", params.get("params")))[0]
     self._changed = {"/".join(key.key for key in path[:-1]) for path, _ in paths}
@@ -147,7 +148,7 @@ class Networks:
     t = jax.ShapeDtypeStruct((batch,), jnp.float32)
 
     def denoise(params, x_t, t, cond):
-      return model.denoise({"params": params}, x_t, t, cond)
+      return self._denoise_fn({"params": params}, x_t, t, cond)
 
     return flops.minimum(denoise, self._params["denoiser"], x_t, t, cond, **chosen)
 

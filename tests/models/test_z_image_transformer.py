@@ -187,7 +187,7 @@ def test_config_defaults_are_those_of_diffusers():
     ({"axes_dims": [8, 8]}, r"axes_dims to be 3 even .* \(8, 8\)"),
     ({"axes_lens": [64, 9, 0]}, "axes_lens: expected length 3 and entries from 1 on"),
     ({"all_patch_size": [2, 4]}, r"all_patch_size: expected length 1 .* found \(2, 4\)"),
-    ({"all_f_patch_size": [2]}, r"all_f_patch_size to be \(1,\), found \(2,\)"),
+    ({"all_f_patch_size": [2]}, r"all_f_patch_size to be \(1,\), found \[2\]"),
     ({"siglip_feat_dim": 1152}, "siglip_feat_dim to be None, found 1152"),
     ({"norm_eps": 1.0}, "norm_eps: expected at least 0.0 and below 1.0"),
     ({"rope_theta": 0.5}, "rope_theta: expected at least 1.0"),

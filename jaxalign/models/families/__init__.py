@@ -127,13 +127,13 @@ def _call_foreign(name: str, options: dict[str, Any]) -> Model:
   return model
 
 
-def _of_file(name: str) -> str:
-  """The family of flow transformers whose file it is; "" for anything else."""
+def _of_file(name: str) -> str | None:
+  """The family of flow transformers whose file it is; None for anything else."""
   from jaxalign.models.weights import flow_file
 
   path = pathlib.Path(name).expanduser()
   kind = flow_file.find_kind(path) if path.is_file() and path.suffix == ".safetensors" else ""
-  return kind and f"{_FAMILIES}.{kind}"
+  return f"{_FAMILIES}.{kind}" if kind else None
 
 
 def _class_name(name: str) -> str:

@@ -21,7 +21,13 @@ from configs import common
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = common.flow(common.SD35, num_iterations=2000, learning_rate=1e-4)
+  config = of_model(common.SD35)
+  return common.with_variants(config, "configs/dpo_sd35.py", variant, VARIANTS)
+
+
+def of_model(model: common.Flow) -> config_dict.ConfigDict:
+  """Diffusion-DPO of any flow transformer, without variants."""
+  config = common.flow(model, num_iterations=2000, learning_rate=1e-4)
   config.process = {"transition": "euler", "num_steps": 28}
   common.stored_pairs(config, "pairs.parquet", num_examples=128, microbatch=8)
   config.data.resize = "crop"
@@ -34,7 +40,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.evaluation.update({"rewards": ("clip",), "kwargs": common.PICKSCORE, "every": 250})
   config.samples.every = 250
   config.checkpoint.every = 50
-  return common.with_variants(config, "configs/dpo_sd35.py", variant, VARIANTS)
+  return config
 
 
 VARIANTS = {"quicktest": common.quicktest_sd15(num_examples=4, microbatch=2)}

@@ -20,22 +20,18 @@ Variants, `--config=flow_grpo_sd35:NAME[,NAME]`:
   quicktest  two iterations in little time, to see that everything works
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from ml_collections import config_dict
 
 from configs import common
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  return of_model(common.SD35, "configs/flow_grpo_sd35.py", variant, VARIANTS)
+  config = of_model(common.SD35)
+  return common.with_variants(config, "configs/flow_grpo_sd35.py", variant, VARIANTS)
 
 
-def of_model(
-  model: common.Flow, file: str, variant: str, variants: Mapping[str, Any]
-) -> config_dict.ConfigDict:
-  """Flow-GRPO of any flow transformer."""
+def of_model(model: common.Flow) -> config_dict.ConfigDict:
+  """Flow-GRPO of any flow transformer, without variants."""
   config = common.flow(model, num_iterations=1000, learning_rate=3e-4)
   config.lora.form = "merged"
   config.process = {"transition": "flow_sde", "num_steps": 10, "noise_level": 0.7}
@@ -55,15 +51,16 @@ def of_model(
   config.ema_decay = 0.9
   config.evaluation.update({"rewards": ("clip",), "kwargs": common.PICKSCORE, "every": 30})
   config.samples.every = 30
-  return common.with_variants(config, file, variant, variants)
+  return config
 
 
+QUICKTEST = common.quicktest_sd15(
+  num_records=2, group_size=2, microbatch=2, updates_per_epoch=2
+)
 VARIANTS = {
   "cps": {
     "process": {"transition": "cps", "num_steps": 10, "noise_level": 0.8},
     "guidance.scale": 1.0,
   },
-  "quicktest": common.quicktest_sd15(
-    num_records=2, group_size=2, microbatch=2, updates_per_epoch=2
-  ),
+  "quicktest": QUICKTEST,
 }

@@ -9,6 +9,7 @@ import pathlib
 import re
 
 import pytest
+import small_flows
 from ml_collections import config_dict
 
 from configs import common
@@ -138,8 +139,18 @@ PUBLISHED = {
   "draft_sd15": "small_model",
   "ddpo_sdxl": "small_xl",
   "dpo_sdxl": "small_xl",
-  "flow_grpo_sd35": "small_sd3",
-  "dpo_sd35": "small_sd3",
+}
+# Configs of flow transformers, by what of `small_flows` stands in for the model.
+FLOWS = {
+  "flow_grpo_sd35": "sd3",
+  "nft_sd35": "sd3",
+  "dpo_sd35": "sd3",
+  "flow_grpo_klein": "flux2",
+  "dpo_klein": "flux2",
+  "flow_grpo_zimage": "z_image",
+  "dpo_zimage": "z_image",
+  "flow_grpo_qwen_image": "qwen_image",
+  "dpo_qwen_image": "qwen_image",
 }
 
 
@@ -154,19 +165,22 @@ def quick_published(name, load_config, model, folder):
   learned = ({"path": "shapes"},)  # in the place of PickScore's folder
   if "kwargs" in config.evaluation:
     config.evaluation.kwargs = learned
-  if "sd35" in name:
-    config.model.update({"image_size": (16, 16), "text_length": 8})
+  if name in FLOWS:
+    config.model.update({"image_size": (16, 16), "text_length": 20})
     config.process.num_steps = 3
-  if config.method.name == "draft" or name == "flow_grpo_sd35":
+  if config.get("reward", {}).get("names") == ("clip",):
     config.reward.kwargs = learned
   return config
 
 
 # The default suite trains an XL by DDPO (tests/test_export.py), and other files each method.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *FLOWS])
 def test_a_config_of_a_published_model_runs(name, load_config, pairs_file, tmp_path, request):
-  model = request.getfixturevalue(PUBLISHED[name])
+  if name in FLOWS:
+    model = small_flows.write(FLOWS[name], tmp_path / "model")
+  else:
+    model = request.getfixturevalue(PUBLISHED[name])
   config = quick_published(name, load_config, model, tmp_path)
   if config.method.name == "dpo":
     config.data.update({"source": str(pairs_file), "max_bad_fraction": 0.2})

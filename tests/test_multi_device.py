@@ -100,20 +100,25 @@ def test_a_flow_transformer_on_eight_devices_agrees_with_one(
   more = ("--config.num_iterations=2", f"--config.model.dtype={dtype}")
   more += ("--config.model.text_length=20", "--config.model.image_size=(16, 16)")
   more += ("--config.evaluation.num_samples=8",)
+  if kind == "flux1":  # is told a scale
+    more += ("--config.guidance.scale=3.5",)
+  if dtype == "bfloat16":  # rollout and update may round unlike
+    more += ("--config.exactness.max_log_prob_gap=1e-3", "--config.exactness.max_share=1.0")
   for mesh, (devices, flags_of_mesh) in MESHES.items():
     flags = case_flags(name, tmp_path / mesh, folder, *flags_of_mesh, *more)
     finish(start(flags, compilation_cache, devices=devices))
-  expected = without_floors(records(tmp_path / "one device"))
+  expected = without_roundings(records(tmp_path / "one device"), dtype)
   assert len(expected) == 2 and all(record["grad/norm"] > 0.0 for record in expected)
   for mesh in ("data 8", "data 2 x fsdp 4"):
-    found = without_floors(records(tmp_path / mesh))
+    found = without_roundings(records(tmp_path / mesh), dtype)
     assert_close(found, expected, tolerance)
     assert_ratio_is_one_at_first(found)
 
 
-def without_floors(found):
-  """Rounding errors as they were measured are another mesh's own."""
-  return [{k: v for k, v in record.items() if not k.startswith("floor/")} for record in found]
+def without_roundings(found, dtype):
+  """Rounding errors as measured are another mesh's own, and in bfloat16 so is what they clip."""
+  own = ("floor/", *(("policy/clip_frac", "policy/log_prob_gap") if dtype == "bfloat16" else ()))
+  return [{k: v for k, v in record.items() if not k.startswith(own)} for record in found]
 
 
 def test_a_checkpoint_of_eight_devices_continues_on_one(

@@ -118,7 +118,10 @@ def told(denoise_fn: DenoiseFn, *, name: str, scale: Any = None, **kwargs: Any) 
     return denoise_fn
 
   def told_fn(params: Params, x_t: Array, t: Array, cond: Any) -> Array:
-    return denoise_fn(params, x_t, t, {**cond, "guidance": jnp.full(1, scale, jnp.float32)})
+    # One for each: of a single row a CPU may take products in another order of sums, in the rollout
+    # and not in the update.
+    told_scale = jnp.full(x_t.shape[0], scale, jnp.float32)
+    return denoise_fn(params, x_t, t, {**cond, "guidance": told_scale})
 
   return told_fn
 

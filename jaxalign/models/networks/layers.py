@@ -187,7 +187,8 @@ class RMSNorm(nn.Module):
     scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
     x_32 = x.astype(jnp.float32)
     square = jnp.mean(jnp.square(x_32), axis=-1, keepdims=True)
-    return (x_32 * jax.lax.rsqrt(square + self.epsilon) * scale).astype(x.dtype)
+    # A CPU would leave this rounding out in a rollout, where it goes on in float32.
+    return products.rounded(x_32 * jax.lax.rsqrt(square + self.epsilon) * scale, x.dtype)
 
 
 class Embed(nn.Module):

@@ -116,9 +116,13 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:  # [N, D], [D, F] ->
   """
   if placement.platform() != "cpu" or x.dtype == _wide(x):
     return x @ kernel
-  info = jnp.finfo(x.dtype)
-  y = jnp.matmul(x, kernel, preferred_element_type=_wide(x))
-  return jax.lax.reduce_precision(y, info.nexp, info.nmant).astype(x.dtype)
+  return rounded(jnp.matmul(x, kernel, preferred_element_type=_wide(x)), x.dtype)
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+  """`x` in a dtype that may be narrower, with a rounding that no compiler leaves out."""
+  info = jnp.finfo(dtype)
+  return jax.lax.reduce_precision(x, info.nexp, info.nmant).astype(dtype)
 
 
 def _times_transposed(grad: jax.Array, kernel: jax.Array) -> jax.Array:  # [N, F], [D, F] -> [N, D]

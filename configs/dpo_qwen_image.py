@@ -1,0 +1,28 @@
+"""Diffusion-DPO on Qwen-Image (Wallace et al. 2023, arXiv:2311.12908).
+
+  python -m jaxalign.main --config=dpo_qwen_image --workdir=runs/dpo_qwen_image \\
+    --config.model.path=FOLDER --config.data.source=pairs.parquet \\
+    --config.evaluation.source=held_out.txt \\
+    --config.evaluation.kwargs="({'path': 'PICKSCORE_FOLDER'},)"
+
+`dpo_sd35` with adapters on the attention and the feed-forward networks of both streams. 20 billion
+parameters want to be shared: `--config.mesh.fsdp=4`.
+
+Not yet run on the real weights.
+
+Variants, `--config=dpo_qwen_image:NAME[,NAME]`:
+  quicktest  two iterations in little time, to see that everything works
+"""
+
+from ml_collections import config_dict
+
+from configs import common, dpo_sd35
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+  config = dpo_sd35.of_model(common.QWEN_IMAGE)
+  config.process.num_steps = 50
+  return common.with_variants(config, "configs/dpo_qwen_image.py", variant, VARIANTS)
+
+
+VARIANTS = dpo_sd35.VARIANTS

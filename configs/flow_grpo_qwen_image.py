@@ -1,0 +1,29 @@
+"""Flow-GRPO on Qwen-Image (Liu et al. 2025, arXiv:2505.05470).
+
+  python -m jaxalign.main --config=flow_grpo_qwen_image --workdir=runs/flow_grpo_qwen_image \\
+    --config.model.path=FOLDER --config.data.source=prompts.txt \\
+    --config.evaluation.source=held_out.txt \\
+    --config.reward.kwargs="({'path': 'PICKSCORE_FOLDER'},)" \\
+    --config.evaluation.kwargs="({'path': 'PICKSCORE_FOLDER'},)"
+
+`flow_grpo_sd35` with this model's guidance 4 (`true_cfg_scale`) and adapters on the attention and
+the feed-forward networks of both streams, as reimplementations have it (verl-omni, Flow-Factory).
+20 billion parameters want to be shared: `--config.mesh.fsdp=4`.
+
+Not yet run on the real weights.
+
+Variants, `--config=flow_grpo_qwen_image:NAME[,NAME]`:
+  quicktest  two iterations in little time, to see that everything works
+"""
+
+from ml_collections import config_dict
+
+from configs import common, flow_grpo_sd35
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+  config = flow_grpo_sd35.of_model(common.QWEN_IMAGE)
+  return common.with_variants(config, "configs/flow_grpo_qwen_image.py", variant, VARIANTS)
+
+
+VARIANTS = {"quicktest": flow_grpo_sd35.QUICKTEST}

@@ -16,6 +16,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import odd_flows
 import optax
 import programs
 import pytest
@@ -147,10 +148,16 @@ def test_every_program_of_every_family(kind, model_of, gpu):
   assert_fused(found["kl_fn"], backward=False)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  with odd_flows.written(tmp_path_factory) as write:
+    yield write
+
+
 @pytest.mark.parametrize("kind", small_flows.KINDS)
-def test_every_program_of_a_flow_transformer(kind, gpu, tmp_path):
+def test_every_program_of_a_flow_transformer(kind, gpu, written):
   """15 tokens of an image, 8 of each CLIP's and T5's text: together an odd number."""
-  folder = small_flows.write(kind, tmp_path / "model")
+  folder = written(kind)
   options = {"image_size": (20, 12), "text_length": 8, "dtype": "bfloat16", "shapes_only": True}
   with warnings.catch_warnings(action="ignore"):
     model = families.open_model(folder, **options)

@@ -195,14 +195,7 @@ def open_model(
   if file is not None:
     found = _with_file(family, found, file)
   identity.tell(path if file else folder, found.notes)
-  if text_length is None:
-    text_length = found.configs["pipeline"].get(LENGTH, family.text_length)
-  checks.check_range("model.text_length", text_length, 1, checks.MOST)
-  try:
-    networks = family.make(found.configs, text_length)
-    networks = networks.sized(*(image_size or networks.image_size))
-  except ValueError as error:  # networks do not know whose configs they are of
-    raise ValueError(f"{folder}: {error}") from error
+  networks = _make(family, folder, found, text_length, image_size)
   networks = dataclasses.replace(
     networks,
     transformer=networks.transformer.clone(remat=remat),
@@ -235,6 +228,24 @@ def _find(
       f"or hub id of {family.kind.name} that has them"
     )
   return hub.find_model(configs, weights=weights, besides=file.components()), file
+
+
+def _make(
+  family: Family,
+  folder: pathlib.Path,
+  found: identity.Identity,
+  text_length: int | None,
+  image_size: tuple[int, int] | None,
+) -> Networks:
+  """The networks of a folder's configs, for texts and images of these sizes or of its own."""
+  if text_length is None:
+    text_length = found.configs["pipeline"].get(LENGTH, family.text_length)
+  checks.check_range("model.text_length", text_length, 1, checks.MOST)
+  try:
+    networks = family.make(found.configs, text_length)
+    return networks.sized(*(image_size or networks.image_size))
+  except ValueError as error:  # networks do not know whose configs they are of
+    raise ValueError(f"{folder}: {error}") from error
 
 
 def _with_file(

@@ -68,14 +68,14 @@ FLOWS = [
     f"{NETWORKS}/sd3_conditioning.py",
     "[first.penultimate, second.penultimate]",
     "[first.hidden, second.hidden]",
-    (FAMILY,),
+    (PIPELINES,),
   ),
   Mutant(
     "one tokenizer for both CLIPs",
     f"{NETWORKS}/sd3_conditioning.py",
     'zip(("tokenizer", "tokenizer_2"), clips, strict=True)',
     'zip(("tokenizer", "tokenizer"), clips, strict=True)',
-    (FAMILY,),
+    (PIPELINES,),
   ),
   Mutant(
     "latents without their shift",

@@ -1,12 +1,12 @@
 """What configs share: every field explained once, the models, the kinds of data, and the variants.
 
-A config starts from a model, `shapes`, `sd15`, a `flow` or another `world`, adds the fields of its
-data, `online`, `stored` or `direct`, and says what is its own. Any field can also be set by a flag,
-`--config.optim.learning_rate=1e-4`.
+A config starts from a model, `shapes`, `sd15`, another `world` or one of `flows`, adds the fields
+of its data, `online`, `stored` or `direct`, and says what is its own. Any field can also be set by
+a flag, `--config.optim.learning_rate=1e-4`.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -68,49 +68,6 @@ def sd15(*, num_iterations: int, learning_rate: float) -> Config:
   })
   config.guard.gold = ""
   config.samples.num_samples = 8
-  return config
-
-
-class Flow(NamedTuple):
-  """A flow transformer that runs start from: where it is, and what its makers and peers take.
-
-  text_length: tokens that are read of a prompt.
-  guidance: the scale, as the model's own pipeline means it.
-  targets: of adapters.
-  """
-
-  path: str
-  text_length: int
-  guidance: float
-  targets: str
-
-
-_ATTENTION = r"attn/(to_[qkv]|to_out_0|add_[qkv]_proj|to_add_out)$"  # of both streams
-SD35 = Flow("stabilityai/stable-diffusion-3.5-medium", 256, 4.5, _ATTENTION)
-KLEIN = Flow(
-  "black-forest-labs/FLUX.2-klein-base-4B",
-  512,
-  4.0,
-  rf"{_ATTENTION}|ff(_context)?/linear_(in|out)$|attn/(to_qkv_mlp_proj|to_out)$",
-)
-Z_IMAGE = Flow("Tongyi-MAI/Z-Image", 512, 5.0, r"/(to_[qkv]|to_out_0)$")
-QWEN_IMAGE = Flow("Qwen/Qwen-Image", 512, 4.0, rf"{_ATTENTION}|(img|txt)_mlp/net_[02]")
-
-
-def flow(model: Flow, *, num_iterations: int, learning_rate: float) -> Config:
-  """A run that aligns adapters of a flow transformer on GPUs, without its process."""
-  config = sd15(num_iterations=num_iterations, learning_rate=learning_rate)
-  config.model.update({
-    "path": model.path,
-    "image_size": (512, 512),  # pixels
-    "text_length": model.text_length,
-    # Prompts are encoded before anything else, and the text encoders freed; False keeps them in
-    # the programs, in float32.
-    "encode_once": True,
-  })
-  config.lora.update({"rank": 32, "alpha": 64.0, "targets": model.targets})
-  config.optim.weight_decay = 1e-4
-  config.guidance.scale = model.guidance
   return config
 
 

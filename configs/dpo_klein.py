@@ -16,14 +16,14 @@ Variants, `--config=dpo_klein:NAME[,NAME]`:
 
 from ml_collections import config_dict
 
-from configs import common, dpo_sd35
+from configs import common, flows
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = dpo_sd35.of_model(common.KLEIN)
+  config = flows.dpo(flows.KLEIN)
   config.process.num_steps = 50
   config.method.beta = 100.0
   return common.with_variants(config, "configs/dpo_klein.py", variant, VARIANTS)
 
 
-VARIANTS = dpo_sd35.VARIANTS
+VARIANTS = {"quicktest": flows.QUICKTEST_DPO}

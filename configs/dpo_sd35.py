@@ -17,30 +17,12 @@ Variants, `--config=dpo_sd35:NAME[,NAME]`:
 
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, flows
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = of_model(common.SD35)
+  config = flows.dpo(flows.SD35)
   return common.with_variants(config, "configs/dpo_sd35.py", variant, VARIANTS)
 
 
-def of_model(model: common.Flow) -> config_dict.ConfigDict:
-  """Diffusion-DPO of any flow transformer, without variants."""
-  config = common.flow(model, num_iterations=2000, learning_rate=1e-4)
-  config.process = {"transition": "euler", "num_steps": 28}
-  common.stored_pairs(config, "pairs.parquet", num_examples=128, microbatch=8)
-  config.data.resize = "crop"
-  config.method = {
-    "name": "dpo",
-    "beta": 2000.0,
-    "time_weight": "half",  # or "elbo", log-ratios in nats
-    "num_draws": 1,  # noise levels that the log-ratio of a pair is averaged over
-  }
-  config.evaluation.update({"rewards": ("clip",), "kwargs": common.PICKSCORE, "every": 250})
-  config.samples.every = 250
-  config.checkpoint.every = 50
-  return config
-
-
-VARIANTS = {"quicktest": common.quicktest_sd15(num_examples=4, microbatch=2)}
+VARIANTS = {"quicktest": flows.QUICKTEST_DPO}

@@ -15,13 +15,13 @@ Variants, `--config=dpo_zimage:NAME[,NAME]`:
 
 from ml_collections import config_dict
 
-from configs import common, dpo_sd35
+from configs import common, flows
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = dpo_sd35.of_model(common.Z_IMAGE)
+  config = flows.dpo(flows.Z_IMAGE)
   config.process.num_steps = 50
   return common.with_variants(config, "configs/dpo_zimage.py", variant, VARIANTS)
 
 
-VARIANTS = dpo_sd35.VARIANTS
+VARIANTS = {"quicktest": flows.QUICKTEST_DPO}

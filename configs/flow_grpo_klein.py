@@ -19,14 +19,14 @@ Variants, `--config=flow_grpo_klein:NAME[,NAME]`:
 
 from ml_collections import config_dict
 
-from configs import common, flow_grpo_sd35
+from configs import common, flows
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = flow_grpo_sd35.of_model(common.KLEIN)
+  config = flows.flow_grpo(flows.KLEIN)
   config.method.clip_range = 1e-5
   config.exactness.max_log_prob_gap = 1e-5  # no more than the clip range
   return common.with_variants(config, "configs/flow_grpo_klein.py", variant, VARIANTS)
 
 
-VARIANTS = {"quicktest": flow_grpo_sd35.QUICKTEST}
+VARIANTS = {"quicktest": flows.QUICKTEST_GRPO}

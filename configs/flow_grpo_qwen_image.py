@@ -18,12 +18,12 @@ Variants, `--config=flow_grpo_qwen_image:NAME[,NAME]`:
 
 from ml_collections import config_dict
 
-from configs import common, flow_grpo_sd35
+from configs import common, flows
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = flow_grpo_sd35.of_model(common.QWEN_IMAGE)
+  config = flows.flow_grpo(flows.QWEN_IMAGE)
   return common.with_variants(config, "configs/flow_grpo_qwen_image.py", variant, VARIANTS)
 
 
-VARIANTS = {"quicktest": flow_grpo_sd35.QUICKTEST}
+VARIANTS = {"quicktest": flows.QUICKTEST_GRPO}

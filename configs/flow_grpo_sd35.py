@@ -22,45 +22,18 @@ Variants, `--config=flow_grpo_sd35:NAME[,NAME]`:
 
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, flows
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = of_model(common.SD35)
+  config = flows.flow_grpo(flows.SD35)
   return common.with_variants(config, "configs/flow_grpo_sd35.py", variant, VARIANTS)
 
 
-def of_model(model: common.Flow) -> config_dict.ConfigDict:
-  """Flow-GRPO of any flow transformer, without variants."""
-  config = common.flow(model, num_iterations=1000, learning_rate=3e-4)
-  config.lora.form = "merged"
-  config.process = {"transition": "flow_sde", "num_steps": 10, "noise_level": 0.7}
-  sizes = {"num_records": 48, "group_size": 24, "microbatch": 24}
-  common.online(config, "prompts.txt", **sizes, reward="clip")
-  config.reward.kwargs = common.PICKSCORE
-  config.batch.updates_per_epoch = 2
-  config.batch.timestep_range = (0.0, 0.99)
-  config.advantage = {"name": "group_global_std", "epsilon": 1e-4, "limit": 5.0}
-  config.method = {
-    "name": "ddpo",
-    "clip_range": 1e-4,  # of the ratio of log-probabilities averaged over D = 65536 latents
-    "kl_weight": 0.0,
-  }
-  # The bounds of bfloat16: the first is the clip range, as no gap may decide what is clipped.
-  config.exactness.update({"max_log_prob_gap": 1e-4, "max_share": 0.05})
-  config.ema_decay = 0.9
-  config.evaluation.update({"rewards": ("clip",), "kwargs": common.PICKSCORE, "every": 30})
-  config.samples.every = 30
-  return config
-
-
-QUICKTEST = common.quicktest_sd15(
-  num_records=2, group_size=2, microbatch=2, updates_per_epoch=2
-)
 VARIANTS = {
   "cps": {
     "process": {"transition": "cps", "num_steps": 10, "noise_level": 0.8},
     "guidance.scale": 1.0,
   },
-  "quicktest": QUICKTEST,
+  "quicktest": flows.QUICKTEST_GRPO,
 }

@@ -19,11 +19,11 @@ Variants, `--config=nft_sd35:NAME[,NAME]`:
 
 from ml_collections import config_dict
 
-from configs import common
+from configs import common, flows
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  config = common.flow(common.SD35, num_iterations=1000, learning_rate=3e-4)
+  config = flows.adapters(flows.SD35, num_iterations=1000, learning_rate=3e-4)
   config.process = {"transition": "euler", "num_steps": 10}
   config.guidance.scale = 1.0
   sizes = {"num_records": 48, "group_size": 24, "microbatch": 24}

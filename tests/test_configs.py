@@ -15,10 +15,11 @@ from ml_collections import config_dict
 from configs import common
 from jaxalign import train
 from jaxalign.benchmarks import models
+from jaxalign.cli.configs import SHARED
 from jaxalign.training import metrics
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
-CONFIGS = sorted({path.stem for path in FOLDER.glob("*.py")} - {"common"})
+CONFIGS = sorted({path.stem for path in FOLDER.glob("*.py")} - set(SHARED))
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs.json"
 # Variants that change the same sections, so that their order counts.
 COMBINED = {

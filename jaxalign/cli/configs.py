@@ -30,7 +30,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # Inside an installed package; beside the package in a clone.
 _PLACES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 FOLDER = _PLACES[0] if _PLACES[0].is_dir() else _PLACES[1]
-SHARED = "common"  # what the others import; no config
+SHARED = ("common", "flows")  # what the others import; no configs
 
 CHANGES = "config."  # the flag that holds what `--config.KEY=VALUE` says, in order
 
@@ -86,7 +86,7 @@ def load(
 
 def names() -> list[str]:
   """Of the configs that come with jaxalign."""
-  return sorted({path.stem for path in FOLDER.glob("*.py")} - {SHARED, "__init__"})
+  return sorted({path.stem for path in FOLDER.glob("*.py")} - {*SHARED, "__init__"})
 
 
 def find(name: str) -> pathlib.Path:

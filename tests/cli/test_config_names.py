@@ -30,7 +30,7 @@ def refused(name):
 
 def test_a_name_is_found_from_any_folder(here):
   assert {"ddpo", "dpo", "kto_planner"} <= set(configs.names())
-  assert "common" not in configs.names()
+  assert "common" not in configs.names() and "flows" not in configs.names()
   assert configs.load("ddpo").num_iterations == 18
   assert configs.load("ddpo:lora,quicktest").lora.rank == 16
   assert configs.load("ddpo").is_locked

@@ -177,9 +177,9 @@ FLOWS = [
   ),
   Mutant(
     "a tower that is saved without what was not read of it",
-    "models/families/flux2.py",
-    '      "transformers",\n      own=language_model.own_tensors,\n      copied=True,',
-    '      "transformers",\n      own=language_model.own_tensors,',
+    "models/families/flow.py",
+    '"transformers", own=own, copied=True)',
+    '"transformers", own=own)',
     (PIPELINES,),
   ),
 ]

@@ -18,9 +18,10 @@ from jaxalign.diffusion import schedulers, transitions
 from jaxalign.modalities.image import IMAGES
 from jaxalign.models import tokenization
 from jaxalign.models.families import autoencoding, compute, parts_folder
-from jaxalign.models.identity import identity
-from jaxalign.models.identity.parts import LENGTH, Kind, read
+from jaxalign.models.identity import fields, identity
+from jaxalign.models.identity.parts import LENGTH, TOKENIZER, Kind, Part, read
 from jaxalign.models.model import Model, ModelFiles
+from jaxalign.models.networks import decoder, language_model
 from jaxalign.models.weights import flow_file, hub
 from jaxalign.types import Array, Params, at_least_float32
 
@@ -140,6 +141,23 @@ def distilled(embedded: bool, scale: float) -> dict[str, Any]:
   return {"guidance": {"name": guidance_lib.DEFAULT, "scale": 1.0}, "guided": False}
 
 
+SCHEDULER = Part(("FlowMatchEulerDiscreteScheduler",), fields.SCHEDULER)
+
+
+def told_by(*encoders: str) -> dict[str, Part]:
+  """The parts beside transformer and autoencoder of a model that a language model tells prompts.
+
+  `encoders` are the classes that the language model may have.
+  """
+  known = fields.of(decoder.DecoderConfig, complete=False)
+  own = language_model.own_tensors
+  return {
+    "text_encoder": Part(encoders, known, "transformers", own=own, copied=True),
+    "tokenizer": Part(language_model.TOKENIZERS, TOKENIZER, "transformers"),
+    "scheduler": SCHEDULER,
+  }
+
+
 class Family(NamedTuple):
   """What a family of flow transformers is.
 
@@ -252,9 +270,9 @@ def _with_file(
   family: Family, found: identity.Identity, file: flow_file.FlowFile
 ) -> identity.Identity:
   """A folder's configs, but for what the shapes in a file say of its transformer."""
-  fields = family.kind.parts[flow_file.TRANSFORMER].fields
-  assert fields is not None
-  config, notes = file.configure(found.configs[flow_file.TRANSFORMER], fields.known)
+  part = family.kind.parts[flow_file.TRANSFORMER]
+  assert part.fields is not None
+  config, notes = file.configure(found.configs[flow_file.TRANSFORMER], part.fields.known)
   configs = {**found.configs, flow_file.TRANSFORMER: config}
   return identity.Identity(configs, (*notes, *found.notes))
 

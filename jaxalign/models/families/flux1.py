@@ -37,7 +37,7 @@ KIND = Kind(
     ),
     "tokenizer": Part(("CLIPTokenizer", "CLIPTokenizerFast"), TOKENIZER, "transformers"),
     "tokenizer_2": Part(("T5TokenizerFast", "T5Tokenizer"), TOKENIZER, "transformers"),
-    "scheduler": Part(("FlowMatchEulerDiscreteScheduler",), fields.SCHEDULER),
+    "scheduler": flow.SCHEDULER,
   },
   ("feature_extractor", "image_encoder"),
 )

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jaxalign.models import tokenization
 from jaxalign.models.families import flow
 from jaxalign.models.identity import classes, fields
-from jaxalign.models.identity.parts import TOKENIZER, Kind, Part
+from jaxalign.models.identity.parts import Kind, Part
 from jaxalign.models.networks import (
-  decoder,
   flux2_transformer,
   language_model,
   packing,
@@ -47,15 +46,7 @@ KIND = Kind(
       ),
       copied=True,
     ),
-    "text_encoder": Part(
-      ("Qwen3ForCausalLM", "Mistral3ForConditionalGeneration"),
-      fields.of(decoder.DecoderConfig, complete=False),
-      "transformers",
-      own=language_model.own_tensors,
-      copied=True,
-    ),
-    "tokenizer": Part(language_model.TOKENIZERS, TOKENIZER, "transformers"),
-    "scheduler": Part(("FlowMatchEulerDiscreteScheduler",), fields.SCHEDULER),
+    **flow.told_by("Qwen3ForCausalLM", "Mistral3ForConditionalGeneration"),
   },
 )
 

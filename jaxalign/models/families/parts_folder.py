@@ -31,9 +31,9 @@ def open_params(
 
   Those that a `file` has are taken from there.
   """
-  found = {}
+  found, held = {}, file.components() if file else ()
   for name, tree in shapes.items():
-    if file is not None and name in file.components():
+    if file is not None and name in held:
       found[name] = file.component(name, tree)
       continue
     own = kind.parts[name].own

@@ -15,9 +15,8 @@ import numpy as np
 
 from jaxalign.models.families import flow
 from jaxalign.models.identity import classes, fields
-from jaxalign.models.identity.parts import TOKENIZER, Kind, Part
+from jaxalign.models.identity.parts import Kind, Part
 from jaxalign.models.networks import (
-  decoder,
   language_model,
   packing,
   qwen_image_transformer,
@@ -71,15 +70,7 @@ KIND = Kind(
       own=_own_vae,
       copied=True,
     ),
-    "text_encoder": Part(
-      ("Qwen2_5_VLForConditionalGeneration",),
-      fields.of(decoder.DecoderConfig, complete=False),
-      "transformers",
-      own=language_model.own_tensors,
-      copied=True,
-    ),
-    "tokenizer": Part(language_model.TOKENIZERS, TOKENIZER, "transformers"),
-    "scheduler": Part(("FlowMatchEulerDiscreteScheduler",), fields.SCHEDULER),
+    **flow.told_by("Qwen2_5_VLForConditionalGeneration"),
   },
 )
 

@@ -35,7 +35,7 @@ KIND = Kind(
     "tokenizer_3": Part(
       ("T5TokenizerFast", "T5Tokenizer"), TOKENIZER, "transformers", optional=True
     ),
-    "scheduler": Part(("FlowMatchEulerDiscreteScheduler",), fields.SCHEDULER),
+    "scheduler": flow.SCHEDULER,
   },
   ("feature_extractor", "image_encoder"),
 )

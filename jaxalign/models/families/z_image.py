@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxalign.models import tokenization
 from jaxalign.models.families import flow
 from jaxalign.models.identity import classes, fields
-from jaxalign.models.identity.parts import TOKENIZER, Kind, Part
-from jaxalign.models.networks import decoder, language_model, vae, z_image_transformer
+from jaxalign.models.identity.parts import Kind, Part
+from jaxalign.models.networks import language_model, vae, z_image_transformer
 from jaxalign.types import Array, Params
 
 _IMAGE_SIZE = (1024, 1024)  # where the pipeline is told nothing
@@ -31,15 +31,7 @@ KIND = Kind(
       fields.of(z_image_transformer.ZImageConfig, z_image_transformer.FIXED),
     ),
     "vae": Part(("AutoencoderKL",), fields.VAE),
-    "text_encoder": Part(
-      ("Qwen3Model", "Qwen3ForCausalLM"),
-      fields.of(decoder.DecoderConfig, complete=False),
-      "transformers",
-      own=language_model.own_tensors,
-      copied=True,
-    ),
-    "tokenizer": Part(language_model.TOKENIZERS, TOKENIZER, "transformers"),
-    "scheduler": Part(("FlowMatchEulerDiscreteScheduler",), fields.SCHEDULER),
+    **flow.told_by("Qwen3Model", "Qwen3ForCausalLM"),
   },
 )
 
